@@ -1,0 +1,46 @@
+# Everything a person types. `make` alone lists it.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-full serve test test-long check lock clean
+
+DEVICE ?= cpu
+EXTRA ?=
+MODELS ?= smollm2-135m qwen2.5-0.5b
+PY := .venv/bin/python
+TYPED := cgd_ray serving jobs
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Variables: PYTHON=/path/to/python3.11  DEVICE=cpu|gpu  EXTRA=eval (with setup)  ARGS=... (more for pytest)"
+
+setup: ## Make .venv from the lock and fetch the demo models (once: about 5 minutes, 7 GB)
+	@requirements/install.sh $(DEVICE) $(EXTRA)
+	@$(PY) -m cgd_ray.storage.demo_models $(MODELS)
+
+demo: setup ## Run all phases with real small models on this machine's CPU (minutes)
+	$(PY) jobs/pipeline.py jobs/recipes/demo.yaml
+
+demo-full: setup ## The same at a size where the student gets measurably better (longer)
+	$(PY) jobs/pipeline.py jobs/recipes/demo-full.yaml
+
+serve: setup ## Serve the demo's student behind an OpenAI-compatible endpoint
+	.venv/bin/cgd serve jobs/recipes/demo.yaml
+
+test: setup ## Unit and integration tests (with CI=true, an unexpected skip is a failure)
+	$(PY) -m pytest tests/unit tests/integration $(ARGS)
+
+test-long: setup ## Chaos, soak and sweeps
+	$(PY) -m pytest tests/long $(ARGS)
+
+check: setup ## Lint, formatting, types, ceilings of type escapes, freshness of the locks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy $(TYPED)
+	$(PY) .ci/type_debt.py $(TYPED)
+	$(PY) requirements/lock.py check
+
+lock: setup ## Compile requirements/*.txt anew after a change of pyproject.toml (ARGS=--upgrade: newest versions)
+	$(PY) requirements/lock.py compile $(ARGS)
+
+clean: ## Remove .venv and the tools' caches (runs and fetched models stay)
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

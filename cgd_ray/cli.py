@@ -1,0 +1,180 @@
+"""The `cgd` command, and what the entry points in `jobs/` call."""
+
+import json
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from cgd_ray.config.recipe import Recipe, load_recipe
+from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.runtime.logs import configure_logging
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
+
+RecipePath = Annotated[Path, typer.Argument(help="YAML recipe; jobs/recipes/ has examples.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them.")]
+
+_INTERRUPTED = 130
+
+
+@app.command()
+def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Run all phases: generate, curate, train, evaluate, report. Run it again and it continues."""
+    raise typer.Exit(run_phases(recipe, overrides or []))
+
+
+@app.command()
+def validate(
+    recipe: Annotated[Path | None, typer.Argument()] = None,
+    overrides: Overrides = None,
+    *,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of all keys instead.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Check the keys only: no files, models, endpoints.")
+    ] = False,
+) -> None:
+    """Check a recipe, and that what it points to is there, without starting anything."""
+    if schema:
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=1))
+        return
+    if recipe is None:
+        raise typer.BadParameter("give a recipe, or --schema")
+    raise typer.Exit(_guarded(lambda: _validate(recipe, overrides or [], offline=offline)))
+
+
+@app.command()
+def status(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Rows done, failed and pending per stage, and whether the run is complete."""
+    raise typer.Exit(_guarded(lambda: _status(recipe, overrides or [])))
+
+
+@app.command()
+def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """What a run would do: rows to generate per stage, which tables it would reuse."""
+    raise typer.Exit(_guarded(lambda: _status(recipe, overrides or [])))
+
+
+@app.command()
+def inspect(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    rows: Annotated[int, typer.Option(help="Number of rows.")] = 3,
+    dropped: Annotated[bool, typer.Option("--dropped", help="Only rows that curation dropped.")] = False,
+) -> None:
+    """Show generated rows: prompt, draft, critique, verdict, refinement, and why a row was dropped."""
+    raise typer.Exit(_guarded(lambda: _inspect(recipe, overrides or [], rows, dropped=dropped)))
+
+
+@app.command()
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Demo models; none lists them.")] = None,
+) -> None:
+    """List the demo models, or fetch and convert the named ones."""
+    raise typer.Exit(_guarded(lambda: _models(names or [])))
+
+
+@app.command()
+def serve(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Serve the run's trained student behind an OpenAI-compatible endpoint until Ctrl-C."""
+    raise typer.Exit(_guarded(lambda: _serve(recipe, overrides or [])))
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def run_phases(path: Path, overrides: list[str], phases: Collection[str] | None = None) -> int:
+    """Run phases of a recipe from start to report; returns the exit code. What `jobs/*.py` call."""
+    return _guarded(lambda: _run(path, overrides, phases))
+
+
+def job_main(phases: Collection[str] | None = None) -> None:
+    """`python jobs/NAME.py RECIPE [section.key=value ...]`."""
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        sys.stderr.write(f"usage: python {sys.argv[0]} RECIPE [section.key=value ...]\n")
+        sys.exit(2)
+    sys.exit(run_phases(Path(sys.argv[1]), sys.argv[2:], phases))
+
+
+def _guarded(command: Callable[[], None]) -> int:
+    """Run a command; its errors become one line on standard error and an exit code."""
+    configure_logging()
+    try:
+        command()
+    except CgdError as error:
+        sys.stderr.write(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped: interrupted; the same command continues\n")
+        return _INTERRUPTED
+    return 0
+
+
+def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> None:
+    recipe = load_recipe(path, overrides)
+    from cgd_ray.pipeline import PHASES, run_pipeline
+    from cgd_ray.preflight import preflight
+    from cgd_ray.report.summary import print_report
+    from cgd_ray.runtime.session import ray_session
+    from cgd_ray.serving_trial import ask_served_student
+
+    store = preflight(recipe)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    chosen = [phase for phase in PHASES if phases is None or phase in phases]
+    with ray_session():
+        outcome = asdict(run_pipeline(recipe, store, chosen))
+        print_report(outcome, console)
+        if recipe.serving.trial and phases is None and outcome["training"]:
+            ask_served_student(recipe, store, outcome["training"]["student_name"], console)
+
+
+def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:
+    recipe = load_recipe(path, overrides)
+    if not offline:
+        from cgd_ray.preflight import preflight
+
+        preflight(recipe)
+    typer.echo(f"{path}: valid")
+
+
+def _status(path: Path, overrides: list[str]) -> None:
+    recipe = load_recipe(path, overrides)
+    from cgd_ray.preflight import preflight
+    from cgd_ray.report.status import print_status
+
+    print_status(recipe, preflight(recipe), Console())
+
+
+def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> None:
+    recipe = load_recipe(path, overrides)
+    from cgd_ray.preflight import preflight
+    from cgd_ray.report.status import print_rows
+
+    print_rows(recipe, preflight(recipe), Console(), rows, dropped=dropped)
+
+
+def _models(names: list[str]) -> None:
+    from cgd_ray.storage.demo_models import MODELS, fetch
+
+    if not names:
+        for name in MODELS:
+            typer.echo(f"demo:{name}")
+    for name in names:
+        typer.echo(fetch(name.removeprefix("demo:")))
+
+
+def _serve(path: Path, overrides: list[str]) -> None:
+    recipe = load_recipe(path, overrides)
+    from cgd_ray.preflight import open_store
+    from cgd_ray.runtime.session import ray_session
+    from cgd_ray.serving_trial import serve_until_interrupted
+
+    with ray_session():
+        serve_until_interrupted(recipe, open_store(recipe))

@@ -1,0 +1,1 @@
+"""The recipe: pydantic models of every section, and the loader. Imports neither ray nor torch."""

@@ -1,0 +1,94 @@
+"""Prompt sources: where x and, if there is one, its reference answer come from."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cgd_ray.config.base import Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Holdout(Section):
+    """The part that is never trained on. A prompt's membership is a hash of its id, so growing `limit` moves none."""
+
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of all prompts whose hash falls below it."""
+
+    count: PositiveInt | None = None
+    """Exactly this many: the smallest hashes of the whole source."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.fraction is None) == (self.count is None):
+            raise ValueError("give either fraction or count")
+        return self
+
+
+class DataCommon(Section):
+    """What all sources share."""
+
+    prompt_template: Annotated[str, Field(min_length=1)] = "{{ prompt }}"
+    """Jinja text that renders the user's turn x once from the row's columns (`prompt` is the prompt column). The same
+    text is drafted on, trained on, evaluated and served."""
+
+    limit: PositiveInt | None = None
+    """At most this many prompts to generate and train on, in source order (held-out prompts are counted apart)."""
+
+    holdout: Holdout = Holdout(fraction=0.1)
+    """The held-out part, used by evaluation only."""
+
+
+class DemoData(DataCommon):
+    """A seeded generator of multi-step word problems with gold answers; needs no file and no network."""
+
+    type: Literal["demo"]
+
+    limit: PositiveInt = 64
+    """Number of training problems."""
+
+    holdout: Holdout = Holdout(count=32)
+    """Held-out problems; a third of them are of kinds that training never sees."""
+
+    seed: int | None = None
+    """Seed of the problems; none takes `run.seed`."""
+
+    max_steps: Annotated[int, Field(ge=1, le=5)] = 3
+    """Reasoning steps of the hardest problem."""
+
+
+class ColumnData(DataCommon):
+    """What the sources with columns share."""
+
+    prompt_column: str = "prompt"
+    """Column with the question; text in every row."""
+
+    reference_column: str | None = None
+    """Column with the data set's own answer; needed for `sft`, grading and accuracy."""
+
+
+class JsonlData(ColumnData):
+    """One JSON object per line, local or S3; `path` may be a file, a glob or a directory."""
+
+    type: Literal["jsonl"]
+    path: str
+
+
+class ParquetData(ColumnData):
+    """Parquet, local or S3; `path` may be a file, a glob or a directory."""
+
+    type: Literal["parquet"]
+    path: str
+
+
+class HfData(ColumnData):
+    """A Hugging Face data set (hub name or a directory that `datasets` can load)."""
+
+    type: Literal["hf"]
+    dataset: str
+    subset: str | None = None
+    split: str = "train"
+    revision: str | None = None
+
+
+DataSection = Annotated[DemoData | JsonlData | ParquetData | HfData, Field(discriminator="type")]

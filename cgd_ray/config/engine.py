@@ -1,0 +1,119 @@
+"""Engines that complete prompts: vLLM on our own devices, an OpenAI-compatible endpoint, a scripted one for tests."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cgd_ray.config.base import Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class VllmOptions(Section):
+    """A Ray Data pool of actors, each around one vLLM AsyncLLM."""
+
+    type: Literal["vllm"] = "vllm"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    quantization: str | None = None
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus completion in tokens; none takes the model's own."""
+    reasoning_parser: str | None = None
+    """vLLM's reasoning parser: thinking is cut off the text, and a completion that never left it counts as truncated."""
+
+    replicas: PositiveInt = 1
+    """Number of engines."""
+    tensor_parallel_size: PositiveInt = 1
+    pipeline_parallel_size: PositiveInt = 1
+    accelerator_type: str | None = None
+    """Ray accelerator type, for instance `H100`; none takes any node."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """GPUs of each TP x PP worker; none means 1 where Ray has GPUs and 0 elsewhere."""
+    cpus: PositiveInt | None = None
+    """CPU cores of one engine; on CPU they are its threads. None: all of the node's, or an equal share when
+    both engines run at once."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 2.0
+    """Key-value cache of an engine on CPU, in GiB (on GPU, vLLM fills the memory that is left)."""
+    enforce_eager: bool | None = None
+    """Skip compilation; none means eager on CPU (saves 75 s at the start) and compiled on GPU."""
+    max_in_flight: PositiveInt = 64
+    """Rows that one engine works on at a time."""
+    start_timeout_s: PositiveInt = 1800
+    """Longest wait for the model to load."""
+    engine_args: dict[str, Any] = {}
+    """Any other argument of vLLM's AsyncEngineArgs. They count as result-changing: another value, another table."""
+
+
+class TeacherVllm(VllmOptions):
+    """The teacher on our own devices."""
+
+    model: str
+    """Hub id, directory or `s3://` prefix."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id; a branch is resolved to its commit."""
+
+
+class TeacherOpenAI(Section):
+    """A teacher behind any OpenAI-compatible endpoint."""
+
+    type: Literal["openai"]
+    model: str
+    revision: str | None = None
+    """What to call this version of the model in fingerprints, where the name alone does not say."""
+    base_url: str = "https://api.openai.com/v1"
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Name of the environment variable with the key; none sends no key."""
+    concurrency: PositiveInt = 32
+    """Requests in flight."""
+    requests_per_minute: PositiveInt | None = None
+    max_retries: Annotated[int, Field(ge=0)] = 6
+    """Tries after the first, with exponential backoff, honouring Retry-After."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    spend_ceiling: Annotated[float, Field(gt=0)] | None = None
+    """Money, in the currency of the prices: when this invocation has spent it, the run stops resumably."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of each request's body."""
+
+    @model_validator(mode="after")
+    def _ceiling_needs_prices(self) -> Self:
+        prices = self.price_per_million_prompt_tokens + self.price_per_million_completion_tokens
+        if self.spend_ceiling is not None and prices == 0:
+            raise ValueError("spend_ceiling needs price_per_million_prompt_tokens and ..._completion_tokens")
+        return self
+
+
+class ScriptedOptions(Section):
+    """A deterministic function in place of a model, for fault injection and scale tests; never a proof of quality."""
+
+    type: Literal["scripted"]
+    model: str = "scripted"
+    revision: str | None = None
+    latency_ms: Annotated[float, Field(ge=0)] = 0.0
+    replicas: PositiveInt = 1
+    max_in_flight: PositiveInt = 64
+    fail_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of rows, by hash, whose first attempt fails."""
+    truncate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of rows, by hash, that end with finish reason `length`."""
+    verdict: Literal["right", "wrong"] = "wrong"
+
+
+StudentEngine = Annotated[VllmOptions | ScriptedOptions, Field(discriminator="type")]
+TeacherEngine = Annotated[TeacherVllm | TeacherOpenAI | ScriptedOptions, Field(discriminator="type")]
+
+
+class StudentSection(Section):
+    """The model that drafts and is then trained: the very same checkpoint."""
+
+    model: str
+    """Hub id, directory or `s3://` prefix."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id; a branch is resolved to its commit."""
+    engine: StudentEngine = VllmOptions()
+
+
+class TeacherSection(Section):
+    """The model that criticises and refines."""
+
+    engine: TeacherEngine

@@ -1,0 +1,86 @@
+"""Generation: drafts, direct answers, critiques, refinements; and what curation keeps of them."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cgd_ray.config.base import Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class Sampling(Section):
+    """How a stage decodes. Everything is said explicitly: a model's own generation defaults never apply."""
+
+    max_tokens: PositiveInt = 1024
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy, the paper's setting."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    seed: int | None = None
+    """Mixed with the row's id and sample into a seed of its own for each completion; none takes `run.seed`."""
+    chat_template_kwargs: dict[str, Any] = {}
+    """Arguments of the model's chat template, for instance `{enable_thinking: false}`."""
+
+
+class DraftStage(Sampling):
+    """y': what the untrained student answers to the bare prompt."""
+
+    samples: PositiveInt = 1
+    """Drafts per prompt; each gets its own critique and refinement."""
+
+    @model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError("samples > 1 needs temperature > 0: greedy drafts would all be the same")
+        return self
+
+
+class CritiqueStage(Sampling):
+    """c: the teacher's explanation of what is right and wrong in the draft, with a verdict."""
+
+    reference: Literal["none", "teacher", "dataset"] = "none"
+    """What the critic is shown beside the draft: nothing (the paper's setting), its own direct answer (helps small
+    teachers), or the data set's reference (leaks it into the training target)."""
+
+
+class AnswerStage(Sampling):
+    """y_T: the teacher's direct answer, needed by `critique.reference: teacher` and the method `distill`."""
+
+    enabled: bool = False
+
+
+class GenerationSection(Section):
+    """The two chains: the student's [draft] and the teacher's [answer?, critique, refine]."""
+
+    execution: Literal["auto", "streaming", "staged"] = "auto"
+    """`streaming` runs both engines at once, `staged` one after the other; `auto` streams where both fit."""
+    prompts: str = "default"
+    """`default`, or a directory with `critique.jinja`, `refine.jinja` and `context.jinja`."""
+    draft: DraftStage = DraftStage()
+    answer: AnswerStage = AnswerStage()
+    critique: CritiqueStage = CritiqueStage()
+    refine: Sampling = Sampling()
+    max_total_tokens: PositiveInt | None = None
+    """Prompt plus completion tokens that one invocation may spend on generation; then the run stops resumably."""
+    max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """A stage that has seen 20 rows and failed on more than this share of them stops the run."""
+
+    @property
+    def needs_answer(self) -> bool:
+        """Whether the teacher's direct answer is generated."""
+        return self.answer.enabled or self.critique.reference == "teacher"
+
+
+class CurationSection(Section):
+    """Which generated rows become training examples. Truncated and failed rows never do."""
+
+    require_verdict: bool = True
+    """Drop critiques without a parseable verdict."""
+    drop_mentions: bool = True
+    """Drop refinements that talk about the critique or the draft: the student would learn to speak of what no user
+    wrote."""
+    require_correct: bool = False
+    """Drop refinements that the grader finds wrong against the reference (needs `data.reference_column` or demo
+    data)."""
+    max_refinement_tokens: PositiveInt | None = None
+    """Drop refinements longer than this, in the teacher's tokens."""

@@ -1,0 +1,122 @@
+"""The whole recipe: one YAML file, with dotted overrides, to one frozen object."""
+
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import ValidationError, model_validator
+
+from cgd_ray.config.base import Section
+from cgd_ray.config.data import DataSection, DemoData
+from cgd_ray.config.engine import StudentSection, TeacherSection
+from cgd_ray.config.generation import CurationSection, GenerationSection
+from cgd_ray.config.run import RunSection, StorageSection
+from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
+from cgd_ray.errors import ConfigError
+
+
+class Recipe(Section):
+    """Everything that one run needs to know."""
+
+    run: RunSection
+    storage: StorageSection = StorageSection()
+    data: DataSection
+    student: StudentSection
+    teacher: TeacherSection
+    generation: GenerationSection = GenerationSection()
+    curation: CurationSection = CurationSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    serving: ServingSection = ServingSection()
+
+    @property
+    def has_references(self) -> bool:
+        """Whether rows can carry the data set's own answer."""
+        return isinstance(self.data, DemoData) or self.data.reference_column is not None
+
+    @model_validator(mode="after")
+    def _references_where_needed(self) -> Self:
+        views = set(self.training.mix) if self.training.method == "mix" else {self.training.method}
+        wants = {
+            "training.method sft": self.training.enabled and "sft" in views,
+            "curation.require_correct": self.curation.require_correct,
+            "generation.critique.reference dataset": self.generation.critique.reference == "dataset",
+        }
+        for key, wanted in wants.items():
+            if wanted and not self.has_references:
+                raise ValueError(f"{key} needs data.reference_column")
+        if self.training.enabled and "distill" in views and not self.generation.needs_answer:
+            raise ValueError("training.method distill needs generation.answer.enabled=true")
+        return self
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a YAML recipe and apply `section.key=value` overrides, whose values are YAML too.
+
+    Raises:
+        ConfigError: one line that names the file or the key, and the mend.
+    """
+    tree = _read_yaml(Path(path))
+    for override in overrides or []:
+        _apply(tree, override)
+    return parse_recipe(tree, source=str(path))
+
+
+def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
+    """Validate a recipe given as nested mappings; `source` names it in the error."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of sections (run, data, student, teacher, ...)")
+    return tree
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(f"override {override!r}: write section.key=value")
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {parent} is not a section")
+        node = child
+    try:
+        node[leaf] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+
+
+def _explain(error: ValidationError) -> str:
+    """The first mistake in one line, with the number of the others."""
+    errors = error.errors(include_url=False, include_context=False)
+    first = errors[0]
+    # pydantic puts the tag of a discriminated union into the location; the user's key has no such part.
+    tags = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
+    where = ".".join(str(part) for part in first["loc"] if str(part) not in tags) or "recipe"
+    if first["type"] == "extra_forbidden":
+        message = "unknown key; `cgd validate --schema` lists the known ones"
+    else:
+        message = (
+            f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
+            if _is_scalar(first["input"])
+            else first["msg"].removeprefix("Value error, ")
+        )
+    others = f" ({len(errors) - 1} more after this one)" if len(errors) > 1 else ""
+    return f"{where}: {message}{others}"
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, str | int | float | bool)

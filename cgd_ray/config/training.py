@@ -1,0 +1,102 @@
+"""Training, evaluation and serving of the student."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from cgd_ray.config.base import Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+ViewName = Literal["cgd", "sft", "distill", "refsft"]
+MethodName = Literal["cgd", "sft", "distill", "refsft", "mix"]
+
+
+class TrainingResources(Section):
+    """What one training worker asks of Ray."""
+
+    cpus_per_worker: PositiveInt | None = None
+    """None: an equal share of the node's cores on CPU, 8 beside a GPU."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    """None: 1 where the cluster has GPUs, 0 elsewhere."""
+    accelerator_type: str | None = None
+
+
+class TrainingSection(Section):
+    """Ray Train with DeepSpeed ZeRO over the curated examples."""
+
+    enabled: bool = True
+    method: MethodName = "cgd"
+    """Which view of the rows is trained on (docs/methods.md)."""
+    mix: dict[ViewName, Annotated[float, Field(gt=0)]] = {"cgd": 1.0, "refsft": 1.0}
+    """Weights of the views of method `mix`: each row takes one view, drawn by the seed."""
+    epochs: PositiveInt = 1
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-6
+    batch_size: PositiveInt = 64
+    """Rows of one optimiser step, over all workers; packing happens inside it."""
+    micro_batch_tokens: PositiveInt = 4096
+    """Tokens of one packed forward pass on one worker (a longer single row is its own pass)."""
+    max_length: PositiveInt = 4096
+    """Rows with more tokens are dropped and counted, never cut."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_fraction: Fraction = 0.03
+    """Share of the steps in which the learning rate rises from 0."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Compute type; master weights and optimiser states are fp32 in either case."""
+    gradient_checkpointing: bool = False
+    workers: PositiveInt = 1
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    offload: Literal["none", "cpu"] = "none"
+    """Where ZeRO keeps optimiser states (and, in stage 3, parameters)."""
+    seed: int | None = None
+    """None takes `run.seed`."""
+    checkpoint_every: PositiveInt = 100
+    """Optimiser steps between checkpoints; the last step always writes one."""
+    keep_checkpoints: PositiveInt = 2
+    max_failures: Annotated[int, Field(ge=0)] = 3
+    """Times that Ray Train restarts dead workers from the last checkpoint."""
+    resources: TrainingResources = TrainingResources()
+
+    @model_validator(mode="after")
+    def _batch_is_shared_out(self) -> Self:
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
+        return self
+
+
+class EvaluationSection(Section):
+    """Base and trained student on the held-out prompts, with the bare prompt, through the same engine."""
+
+    enabled: bool = True
+    limit: PositiveInt | None = None
+    """At most this many held-out prompts, smallest hash first."""
+    max_tokens: PositiveInt = 1024
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    resamples: PositiveInt = 10_000
+    """Bootstrap resamples of the paired difference."""
+
+
+class ServingSection(Section):
+    """The trained student behind an OpenAI-compatible HTTP endpoint (Ray Serve LLM)."""
+
+    model_id: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "student"
+    """Name in `/v1/models`; no colon, which Ray Serve LLM does not take."""
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveInt = 16
+    max_ongoing_requests: PositiveInt = 64
+    max_model_len: PositiveInt | None = None
+    trial: bool = False
+    """After a run, serve the student for a moment and ask it one held-out question over HTTP (the demo does)."""
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is smaller than min_replicas {self.min_replicas}")
+        return self

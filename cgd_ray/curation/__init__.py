@@ -1,0 +1,1 @@
+"""Which generated rows become training examples."""

@@ -1,0 +1,158 @@
+"""The curation phase: generated rows in, training examples and the dropped rows with their reasons out."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import structlog
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.curation.filters import Filter, build_filters
+from cgd_ray.errors import CgdError
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.schemas import DROPPED, EXAMPLES
+from cgd_ray.storage.tables import Table
+
+log = structlog.get_logger(__name__)
+_PART_ROWS = 10_000
+Key = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class CurationResult:
+    """The examples, and what became of the rows that are none."""
+
+    examples: Table
+    kept: int
+    dropped: dict[str, int]
+    reused: bool
+
+
+def run_curation(
+    recipe: Recipe, store: Store, prompts: Table, results: dict[str, Table], rows: pa.Table
+) -> CurationResult:
+    """Make examples of the rows (`train` prompts, PROMPTS schema) whose stages all succeeded and that pass the filters.
+
+    `results` are the stages' tables by name. The examples' fingerprint covers the prompts, the stages' fingerprints
+    and results, and the filters, so that a grown or repaired table is curated anew.
+
+    Raises:
+        CgdError: nothing is left to train on.
+    """
+    tables = {name: table.read() for name, table in results.items()}
+    content = _content(recipe, prompts.fingerprint, results, tables)
+    examples, dropped = _tables(store, content)
+    described = examples.description()
+    if described is None:
+        kept, counts = _curate(recipe, tables, rows, examples, dropped)
+        described = {**content, "kept": kept, "dropped": counts}
+        examples.describe(described)
+        reused = False
+    else:
+        reused = True
+    result = CurationResult(examples, described["kept"], described["dropped"], reused)
+    log.info("curation", kept=result.kept, dropped=result.dropped or "none", reused=reused)
+    if result.kept == 0:
+        raise CgdError(f"curation kept no row (dropped: {result.dropped}); loosen curation.* or look at `cgd inspect`")
+    return result
+
+
+def dropped_reasons(recipe: Recipe, store: Store, prompts: Table, results: dict[str, Table]) -> dict[Key, str]:
+    """Why curation dropped rows, by key; empty where these very results were not curated yet."""
+    tables = {name: table.read() for name, table in results.items()}
+    _, dropped = _tables(store, _content(recipe, prompts.fingerprint, results, tables))
+    return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in dropped.read().to_pylist()}
+
+
+def _content(recipe: Recipe, prompts: str, results: dict[str, Table], tables: dict[str, pa.Table]) -> dict[str, Any]:
+    """What the examples depend on."""
+    return {
+        "prompts": prompts,
+        "stages": {name: table.fingerprint for name, table in results.items()},
+        "results": {name: _digest(table) for name, table in tables.items()},
+        "filters": recipe.curation.model_dump(),
+    }
+
+
+def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
+    digest = fingerprint(content)
+    return Table(store, "examples", digest, EXAMPLES), Table(store, "dropped", digest, DROPPED)
+
+
+def _curate(
+    recipe: Recipe, tables: dict[str, pa.Table], rows: pa.Table, examples: Table, dropped: Table
+) -> tuple[int, dict[str, int]]:
+    filters, counts = build_filters(recipe.curation), Counter[str]()
+    kept: list[dict[str, Any]] = []
+    out: list[dict[str, Any]] = []
+    for row in _joined(tables, rows, recipe.generation.draft.samples):
+        fault = row.pop("fault") or _first_fault(row, filters)
+        if fault is None:
+            kept.append(_example(row))
+        else:
+            counts[f"{fault[0]}: {fault[1]}"] += 1
+            out.append(
+                {
+                    "prompt_id": row["prompt_id"],
+                    "sample": row["sample"],
+                    "stage": fault[0],
+                    "reason": fault[1],
+                }
+            )
+    _write(examples, kept)
+    _write(dropped, out)
+    return len(kept), dict(counts)
+
+
+def _joined(tables: dict[str, pa.Table], rows: pa.Table, samples: int) -> Iterator[dict[str, Any]]:
+    """Every (prompt, sample) with its texts, or with the first stage that has none for it."""
+    by_key = {
+        name: {(row["prompt_id"], row["sample"]): row for row in table.to_pylist()} for name, table in tables.items()
+    }
+    for prompt in rows.select(["prompt_id", "prompt", "reference"]).to_pylist():
+        for sample in range(samples):
+            row: dict[str, Any] = {**prompt, "sample": sample, "answer": None, "fault": None}
+            for name, found in by_key.items():
+                _add(row, name, found.get((prompt["prompt_id"], sample)))
+            yield row
+
+
+def _add(row: dict[str, Any], name: str, result: dict[str, Any] | None) -> None:
+    status = result["status"] if result else "missing"
+    if status != "ok" or result is None:
+        # A row without a direct answer still serves every method but `distill`.
+        if name != "answer":
+            row["fault"] = row["fault"] or (name, status)
+        return
+    row[name] = result["text"]
+    if name == "critique":
+        row["verdict"] = result["verdict"]
+    if name == "refine":
+        row["refine_tokens"] = result["completion_tokens"]
+
+
+def _first_fault(row: dict[str, Any], filters: list[tuple[str, Filter]]) -> tuple[str, str] | None:
+    for stage, judge in filters:
+        reason = judge(row)
+        if reason is not None:
+            return stage, reason
+    return None
+
+
+def _example(row: dict[str, Any]) -> dict[str, Any]:
+    names = ("prompt_id", "sample", "prompt", "draft", "critique", "verdict", "answer", "reference")
+    return {name: row[name] for name in names} | {"refinement": row["refine"]}
+
+
+def _write(table: Table, rows: list[dict[str, Any]]) -> None:
+    for start in range(0, len(rows), _PART_ROWS):
+        table.write_part(f"part-{start // _PART_ROWS:06d}", rows[start : start + _PART_ROWS])
+
+
+def _digest(table: pa.Table) -> str:
+    """What of a stage's results the examples depend on: keys, parents, states."""
+    columns = zip(*(table[name].to_pylist() for name in ("prompt_id", "sample", "parent", "status")), strict=True)
+    return fingerprint({"rows": [list(row) for row in columns]})

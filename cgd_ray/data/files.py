@@ -1,0 +1,96 @@
+"""The files behind `data.path`: which they are, and what identifies their content."""
+
+import glob
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from botocore.exceptions import BotoCoreError, ClientError
+
+from cgd_ray.config.run import StorageSection
+from cgd_ray.errors import ConfigError
+from cgd_ray.storage.filesystem import open_filesystem
+
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class SourceFiles:
+    """Files of one source, in the order in which they are read."""
+
+    fs: Any
+    paths: list[str]
+
+    def name(self, path: str) -> str:
+        """The path as a person writes it."""
+        return f"s3://{path}" if self.is_s3 else path
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the files lie in a bucket."""
+        return "s3" in self.fs.protocol
+
+    def identity(self) -> list[list[str | int]]:
+        """Name and content of each file, for fingerprints: SHA-256 of local bytes, entity tag and size on S3.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        with reporting("data.path"):
+            return [[self.name(path), *self._content(path)] for path in self.paths]
+
+    def _content(self, path: str) -> list[str | int]:
+        if self.is_s3:
+            info = self.fs.info(path)
+            return [str(info["ETag"]).strip('"'), int(info["size"])]
+        digest = hashlib.sha256()
+        with self.fs.open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+        return [digest.hexdigest()]
+
+
+def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) -> SourceFiles:
+    """The file, the files that match a glob, or those below a directory that end in one of the suffixes, sorted.
+
+    In a directory, names that begin with a dot or an underscore are left out: writers put their own files
+    there.
+
+    Raises:
+        ConfigError: there is none, or the place cannot be reached.
+    """
+    fs = open_filesystem(path, storage)
+    with reporting(f"data.path {path}"):
+        fs.invalidate_cache()  # s3fs remembers listings
+        if fs.isfile(path):
+            return SourceFiles(fs, [fs._strip_protocol(path)])  # noqa: SLF001  fsspec's only way to its own spelling
+        if glob.has_magic(path):
+            found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
+        elif fs.isdir(path):
+            base = fs._strip_protocol(path)  # noqa: SLF001
+            found = [name for name in fs.find(path) if name.endswith(suffixes) and not _is_private(name, base)]
+        else:
+            raise ConfigError(f"data.path {path}: no such file or directory")
+    if not found:
+        raise ConfigError(f"data.path {path}: no file there that ends in {' or '.join(suffixes)}")
+    return SourceFiles(fs, sorted(found))
+
+
+@contextmanager
+def reporting(what: str) -> Iterator[None]:
+    """Turn what file systems raise into one line for the user.
+
+    Raises:
+        ConfigError: the block raised an error of the file system or of the S3 client.
+    """
+    try:
+        yield
+    except (OSError, EOFError, BotoCoreError, ClientError) as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{what}: cannot be read: {detail}") from error
+
+
+def _is_private(name: str, base: str) -> bool:
+    return any(part.startswith((".", "_")) for part in name.removeprefix(base).split("/"))

@@ -1,0 +1,75 @@
+"""Rows of Hugging Face data sets: from the hub, or from a directory that `datasets` can load."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from cgd_ray.config.data import HfData
+from cgd_ray.config.run import StorageSection
+from cgd_ray.data.files import find_files
+from cgd_ray.data.rows import require_columns
+from cgd_ray.errors import ConfigError
+
+
+def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
+    """DATASET/SPLIT:ROW and the columns of each row.
+
+    A local directory is read as it is, without the copy that `datasets` would keep in its cache and not renew
+    when the directory changes within the same second; a hub data set comes from that cache.
+
+    Raises:
+        ConfigError: the data set cannot be loaded, or lacks a column.
+    """
+    with _reporting(data):
+        rows = _load(data)
+        if rows.column_names is not None:
+            require_columns(list(rows.column_names), data, data.dataset)
+        for number, values in enumerate(rows, start=1):
+            yield f"{data.dataset}/{data.split}:{number}", dict(values)
+
+
+def hub_identity(data: HfData) -> object:
+    """Content digests of a local directory's files, or the hub's commit.
+
+    Raises:
+        ConfigError: the data set cannot be found.
+    """
+    if Path(data.dataset).is_dir():
+        return find_files(data.dataset, ("",), StorageSection()).identity()
+    with _reporting(data):
+        return str(_builder(data).hash)
+
+
+def _load(data: HfData) -> Any:
+    folder = Path(data.dataset)
+    if (folder / "state.json").is_file():
+        return datasets.load_from_disk(data.dataset)
+    if (folder / "dataset_dict.json").is_file():
+        parts = datasets.load_from_disk(data.dataset)
+        if data.split not in parts:
+            raise ValueError(f"there is no split {data.split!r}; the splits are {', '.join(parts)}")
+        return parts[data.split]
+    builder = _builder(data)
+    if folder.is_dir():
+        return builder.as_streaming_dataset(split=data.split)
+    builder.download_and_prepare()
+    return builder.as_dataset(split=data.split)
+
+
+def _builder(data: HfData) -> Any:
+    return datasets.load_dataset_builder(data.dataset, name=data.subset, revision=data.revision)
+
+
+@contextmanager
+def _reporting(data: HfData) -> Iterator[None]:
+    try:
+        yield
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(
+            f"data.dataset {data.dataset} ({data.split}): cannot be loaded: {detail}; check data.dataset, "
+            "data.subset, data.split and data.revision"
+        ) from error

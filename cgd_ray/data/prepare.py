@@ -1,0 +1,125 @@
+"""The prompts table: every prompt once, rendered, with its part and its reference."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import structlog
+
+from cgd_ray.config.data import DemoData
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.data.demo import DEMO_VERSION
+from cgd_ray.data.sources import describe_source, source_identity
+from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_source
+from cgd_ray.errors import ConfigError
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table
+
+PART_ROWS = 50_000
+"""Prompts held in memory at a time, and rows of a part file."""
+
+
+@dataclass(frozen=True)
+class PreparedPrompts:
+    """The complete prompts table of a recipe."""
+
+    table: Table
+    train: int
+    heldout: int
+    duplicates: int
+    """Rows that were merged into an earlier one with the same prompt."""
+
+    reused: bool
+    """Whether the table was complete before."""
+
+
+@dataclass
+class _Counts:
+    train: int = 0
+    heldout: int = 0
+    duplicates: int = 0
+
+
+def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
+    """Write the prompts table of a recipe, unless it is there.
+
+    Its fingerprint covers the data section, the seed of demo problems and the content of the source.
+    `table.json` with the counts comes last: a table that has it is complete. What an interrupted call left is
+    written again, to the same parts.
+
+    Raises:
+        ConfigError: the source or the template is wrong, there is nothing to train on, or evaluation is
+            enabled and nothing is held out.
+    """
+    content = _content(recipe)
+    table = Table(store, "prompts", fingerprint(content), PROMPTS)
+    description = table.description()
+    reused = description is not None
+    if description is None:
+        description = {"content": content, "counts": asdict(_write(recipe, table))}
+        table.describe(description)
+    prepared = PreparedPrompts(table, **description["counts"], reused=reused)
+    _require_prompts(recipe, prepared)
+    log = structlog.get_logger(__name__)
+    log.info("prompts_ready", **description["counts"], reused=reused, table=table.folder)
+    return prepared
+
+
+def _content(recipe: Recipe) -> dict[str, Any]:
+    data = recipe.data.model_dump(mode="json")
+    if isinstance(recipe.data, DemoData):
+        return {"data": data | {"seed": _demo_seed(recipe, recipe.data)}, "source": {"demo": DEMO_VERSION}}
+    return {"data": data, "source": source_identity(recipe.data, recipe.storage)}
+
+
+def _demo_seed(recipe: Recipe, data: DemoData) -> int:
+    return recipe.run.seed if data.seed is None else data.seed
+
+
+def _write(recipe: Recipe, table: Table) -> _Counts:
+    merger, counts = Merger(recipe.data.prompt_template), _Counts()
+    prompts = _split(recipe, merger)
+    number = 0
+    while rows := [_row(prompt, split) for prompt, split in islice(prompts, PART_ROWS)]:
+        table.write_part(f"part-{number:06d}", rows)
+        number += 1
+        heldout = sum(row["split"] == "heldout" for row in rows)
+        counts.heldout += heldout
+        counts.train += len(rows) - heldout
+    counts.duplicates = merger.duplicates
+    return counts
+
+
+def _split(recipe: Recipe, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
+    if isinstance(recipe.data, DemoData):
+        return split_demo(recipe.data, _demo_seed(recipe, recipe.data), merger)
+    return split_source(recipe.data, recipe.storage, merger)
+
+
+def _row(prompt: Prompt, split: SplitName) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt.identity,
+        "split": split,
+        "prompt": prompt.text,
+        "reference": prompt.row.reference,
+        "kind": prompt.row.kind,
+        "novel": prompt.row.novel,
+        "source": prompt.row.source,
+    }
+
+
+def _require_prompts(recipe: Recipe, prepared: PreparedPrompts) -> None:
+    where = "the demo" if isinstance(recipe.data, DemoData) else describe_source(recipe.data)
+    if prepared.train == 0:
+        raise ConfigError(
+            f"data.holdout: all {prepared.heldout} distinct prompts of {where} are held out and none is left to "
+            "train on; lower data.holdout.fraction, use data.holdout.count, or give more prompts"
+        )
+    if recipe.evaluation.enabled and prepared.heldout == 0:
+        raise ConfigError(
+            f"data.holdout: none of the {prepared.train} distinct prompts of {where} is held out and evaluation "
+            "needs some; raise data.holdout.fraction, use data.holdout.count, or set evaluation.enabled=false"
+        )

@@ -1,0 +1,85 @@
+"""One row of a prompt source, checked."""
+
+import math
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
+
+from cgd_ray.config.data import ColumnData
+from cgd_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """A row as its source gives it, before the prompt template."""
+
+    values: dict[str, Any]
+    """The columns that were read: all with text, and whatever the prompt and reference columns hold."""
+
+    prompt: str
+    reference: str | None
+    """The reference column's text whole; what the gold answer in it is, grading decides."""
+
+    kind: str | None
+    novel: bool
+    source: str
+    """FILE:ROW, counted from 1."""
+
+
+def checked_row(values: dict[str, Any], source: str, data: ColumnData) -> SourceRow:
+    """Take prompt and reference from a row's columns.
+
+    Raises:
+        ConfigError: a column is missing, the prompt is blank or not text, or the reference is neither text nor
+            a number.
+    """
+    prompt = _column(values, data.prompt_column, "data.prompt_column", source)
+    if not isinstance(prompt, str) or not prompt.strip():
+        found = "empty" if isinstance(prompt, str) else _type_name(prompt)
+        raise ConfigError(
+            f"{source}: the prompt is {found}, not text; mend the row or name another data.prompt_column "
+            f"than {data.prompt_column!r}"
+        )
+    reference = None
+    if data.reference_column is not None:
+        value = _column(values, data.reference_column, "data.reference_column", source)
+        reference = _reference(value, data.reference_column, source)
+    return SourceRow(values, prompt, reference, kind=None, novel=False, source=source)
+
+
+def require_columns(present: list[str], data: ColumnData, where: str) -> None:
+    """Check the columns of a whole file before its rows.
+
+    Raises:
+        ConfigError: the prompt or reference column is missing; the text lists those that are there.
+    """
+    for key, name in (("data.prompt_column", data.prompt_column), ("data.reference_column", data.reference_column)):
+        if name is not None and name not in present:
+            raise _missing(key, name, where, present)
+
+
+def _column(values: dict[str, Any], name: str, key: str, source: str) -> Any:
+    if name not in values:
+        raise _missing(key, name, source, list(values))
+    return values[name]
+
+
+def _missing(key: str, name: str, where: str, present: list[str]) -> ConfigError:
+    columns = ", ".join(present) or "none"
+    return ConfigError(f"{key} {name!r}: there is no such column in {where}; the columns are {columns}")
+
+
+def _reference(value: object, name: str, source: str) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
+        return str(value)
+    raise ConfigError(
+        f"{source}: the reference is {_type_name(value)}, not text or a number; mend the row or name another "
+        f"data.reference_column than {name!r}"
+    )
+
+
+def _type_name(value: object) -> str:
+    names = {"NoneType": "null", "dict": "an object", "list": "a list", "bool": "a truth value"}
+    return names.get(type(value).__name__, f"{type(value).__name__} {value!r:.40}")

@@ -1,0 +1,116 @@
+"""Rows of the sources that have columns, read lazily: JSON lines, Parquet, Hugging Face data sets."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
+from cgd_ray.config.run import StorageSection
+from cgd_ray.data.files import SourceFiles, find_files, reporting
+from cgd_ray.data.rows import SourceRow, checked_row, require_columns
+from cgd_ray.errors import ConfigError
+
+_BATCH_ROWS = 1024
+
+Located = tuple[str, dict[str, Any]]
+"""FILE:ROW and the row's columns."""
+
+
+def iterate_rows(data: ColumnData, storage: StorageSection) -> Iterator[SourceRow]:
+    """The rows in source order: files by name, rows as they stand.
+
+    Raises:
+        ConfigError: the source is missing, unreadable or empty, or a row is not as the recipe says; one line
+            that names the key, or file and row.
+    """
+    found = False
+    for source, values in _located_rows(data, storage):
+        found = True
+        yield checked_row(values, source, data)
+    if not found:
+        raise ConfigError(f"{describe_source(data)}: there are no rows")
+
+
+def source_identity(data: ColumnData, storage: StorageSection) -> object:
+    """What identifies the source's content, as JSON: another content, another value.
+
+    Raises:
+        ConfigError: the source is missing or unreadable.
+    """
+    if isinstance(data, HfData):
+        # Here and below: `datasets` is a second of imports that the other sources spare.
+        from cgd_ray.data.hub import hub_identity
+
+        return hub_identity(data)
+    return _files(data, storage).identity()
+
+
+def describe_source(data: ColumnData) -> str:
+    """The source's key and value, for messages."""
+    if isinstance(data, HfData):
+        return f"data.dataset {data.dataset} ({data.split})"
+    if isinstance(data, JsonlData | ParquetData):
+        return f"data.path {data.path}"
+    raise TypeError(f"unknown source {type(data).__name__}")
+
+
+def _located_rows(data: ColumnData, storage: StorageSection) -> Iterator[Located]:
+    if isinstance(data, HfData):
+        from cgd_ray.data.hub import hub_rows
+
+        yield from hub_rows(data)
+        return
+    files = _files(data, storage)
+    for path in files.paths:
+        with reporting(f"data.path {files.name(path)}"):
+            is_parquet = isinstance(data, ParquetData)
+            yield from _parquet_rows(files, path, data) if is_parquet else _json_rows(files, path)
+
+
+def _files(data: ColumnData, storage: StorageSection) -> SourceFiles:
+    if isinstance(data, JsonlData):
+        return find_files(data.path, (".jsonl", ".jsonl.gz"), storage)
+    if isinstance(data, ParquetData):
+        return find_files(data.path, (".parquet",), storage)
+    raise TypeError(f"{type(data).__name__} has no files")
+
+
+def _json_rows(files: SourceFiles, path: str) -> Iterator[Located]:
+    with files.fs.open(path, "rb", compression="infer") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            source = f"{files.name(path)}:{number}"
+            try:
+                values = json.loads(line)
+            except ValueError as error:  # not JSON, or not UTF-8
+                raise ConfigError(f"{source}: not valid JSON: {error}") from error
+            if not isinstance(values, dict):
+                raise ConfigError(f"{source}: not a JSON object; write one object a line")
+            yield source, values
+
+
+def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[Located]:
+    name, number = files.name(path), 0
+    try:
+        with files.fs.open(path, "rb") as handle:
+            file = pq.ParquetFile(handle)
+            require_columns(file.schema_arrow.names, data, name)
+            columns = [field.name for field in file.schema_arrow if _is_wanted(field, data)]
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
+                for values in batch.to_pylist():
+                    number += 1
+                    yield f"{name}:{number}", values
+    except pa.ArrowException as error:
+        detail = " ".join(str(error).split())
+        raise ConfigError(f"data.path {name}: not a readable Parquet file: {detail}") from error
+
+
+def _is_wanted(field: pa.Field, data: ColumnData) -> bool:
+    """Text may stand in the prompt template; embeddings, images and the like are not worth reading."""
+    of = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+    is_text = pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of)
+    return is_text or field.name in (data.prompt_column, data.reference_column)

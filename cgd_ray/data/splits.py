@@ -1,0 +1,159 @@
+"""Which prompts are trained on and which are held out. A prompt's hash decides, never its place or the run's size."""
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from cgd_ray.config.data import ColumnData, DemoData
+from cgd_ray.config.run import StorageSection
+from cgd_ray.data.demo import demo_rows
+from cgd_ray.data.identity import holdout_position, prompt_id
+from cgd_ray.data.rows import SourceRow
+from cgd_ray.data.sources import describe_source, iterate_rows
+from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.templates import render
+
+SplitName = Literal["train", "heldout"]
+
+# A template that leaves the problem out renders the same few texts for ever; the demo repeats one in thirty.
+_MOST_REPEATS = 1000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt with the row that it comes from."""
+
+    identity: str
+    text: str
+    row: SourceRow
+
+    @property
+    def position(self) -> float:
+        """Where it falls in [0, 1)."""
+        return holdout_position(self.identity)
+
+
+class Merger:
+    """Passes each distinct prompt on once, the first of its kind, and counts the others."""
+
+    def __init__(self, template: str) -> None:
+        self.duplicates = 0
+        self._template = template
+        self._seen: set[bytes] = set()
+
+    def distinct(self, rows: Iterable[SourceRow]) -> Iterator[Prompt]:
+        """The rows' rendered prompts without duplicates.
+
+        Raises:
+            ConfigError: a prompt cannot be rendered, or a row's text is not valid Unicode.
+        """
+        for row in rows:
+            prompt = rendered(row, self._template)
+            identity = bytes.fromhex(prompt.identity)  # 16 bytes in memory instead of 32 characters
+            if identity in self._seen:
+                self.duplicates += 1
+                continue
+            self._seen.add(identity)
+            yield prompt
+
+
+def rendered(row: SourceRow, template: str) -> Prompt:
+    """Fill the prompt template from a row's text columns.
+
+    Raises:
+        ConfigError: the template is wrong or renders nothing, or the row's text is not valid Unicode.
+    """
+    columns = {name: value for name, value in row.values.items() if value is None or isinstance(value, str)}
+    text = render(template, "data.prompt_template", **columns | {"prompt": row.prompt})
+    if not text.strip():
+        raise ConfigError(f"data.prompt_template: renders an empty prompt for {row.source}")
+    try:
+        f"{text}{row.reference}".encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{row.source}: the text is not valid Unicode: {error.reason}") from error
+    return Prompt(prompt_id(text), text, row)
+
+
+def split_source(data: ColumnData, storage: StorageSection, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
+    """Distinct prompts of a source with columns, in source order, each with its part.
+
+    A fraction holds out what falls below it, and reading stops at the last prompt that may be trained on. A
+    count holds out the smallest positions of the whole source, which is read once more for that.
+
+    Raises:
+        ConfigError: the source or the template is wrong, or the count is not smaller than the number of
+            distinct prompts.
+    """
+    count = data.holdout.count
+    boundary = data.holdout.fraction if count is None else _boundary(data, storage, count)
+    train = heldout = 0
+    for prompt in merger.distinct(iterate_rows(data, storage)):
+        if boundary is not None and prompt.position < boundary:
+            heldout += 1
+            yield prompt, "heldout"
+        elif data.limit is None or train < data.limit:
+            train += 1
+            yield prompt, "train"
+        if train == data.limit and (count is None or heldout == count):
+            return
+
+
+def split_demo(data: DemoData, seed: int, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
+    """Problems for training and for the held-out part, a third of which is of novel kinds.
+
+    Problems of seen kinds belong to the held-out part by position, half of them, whether they are asked for
+    or not: so no size of the one part ever takes from the other.
+
+    Raises:
+        ConfigError: the template is wrong, or renders too few distinct prompts.
+    """
+    wanted = _demo_heldout(data)
+    novel = wanted // 3
+    missing: dict[SplitName, int] = {"train": data.limit, "heldout": wanted - novel}
+    for prompt in _endless(demo_rows(seed, data.max_steps, novel=False), merger):
+        split: SplitName = "heldout" if prompt.position < 0.5 else "train"
+        if missing[split]:
+            missing[split] -= 1
+            yield prompt, split
+        if not any(missing.values()):
+            break
+    for prompt in itertools.islice(_endless(demo_rows(seed, data.max_steps, novel=True), merger), novel):
+        yield prompt, "heldout"
+
+
+def _demo_heldout(data: DemoData) -> int:
+    """Held-out problems to make; a fraction is of both parts together, as for other sources."""
+    if data.holdout.fraction is None:
+        return data.holdout.count or 0
+    return round(data.limit * data.holdout.fraction / (1 - data.holdout.fraction))
+
+
+def _endless(rows: Iterator[SourceRow], merger: Merger) -> Iterator[Prompt]:
+    while True:
+        prompt = next(merger.distinct(itertools.islice(rows, _MOST_REPEATS)), None)
+        if prompt is None:
+            raise ConfigError("data.prompt_template: renders the same texts again and again; use {{ prompt }} in it")
+        yield prompt
+
+
+def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
+    """The position below which `count` distinct prompts of the whole source fall."""
+    smallest: list[float] = []  # negated: a heap whose top is the largest of the count + 1 smallest
+    members: set[float] = set()
+    for row in iterate_rows(data, storage):
+        position = rendered(row, data.prompt_template).position
+        if position in members or (len(smallest) > count and position > -smallest[0]):
+            continue
+        members.add(position)
+        if len(smallest) <= count:
+            heapq.heappush(smallest, -position)
+        else:
+            members.discard(-heapq.heappushpop(smallest, -position))
+    if len(smallest) <= count:
+        raise ConfigError(
+            f"data.holdout.count {count} is not smaller than the {len(smallest)} distinct prompts of "
+            f"{describe_source(data)}: lower it or use data.holdout.fraction"
+        )
+    return -smallest[0]

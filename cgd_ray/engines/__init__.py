@@ -1,0 +1,1 @@
+"""Ways to complete prompts."""

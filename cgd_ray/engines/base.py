@@ -1,0 +1,80 @@
+"""What an engine is: something that completes a conversation."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message of a conversation."""
+
+    role: Role
+    content: str
+
+    def as_message(self) -> dict[str, str]:
+        """The form that chat templates and HTTP endpoints take."""
+        return {"role": self.role, "content": self.content}
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How one completion is decoded, with nothing left to a model's own defaults."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to be made. `key` names it in logs and is the same in every attempt."""
+
+    key: str
+    turns: tuple[Turn, ...]
+    decoding: Decoding
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back; token counts as the engine counted them."""
+
+    text: str
+    truncated: bool  # ended by a length limit, or before the thinking was over
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int | None = None
+
+
+class CompletionError(Exception):
+    """This one row cannot be completed now; it is kept as failed, with this text, and tried again by the next run."""
+
+
+class CeilingError(Exception):
+    """The engine's spend ceiling is reached: the row stays undone and the run stops resumably."""
+
+
+class Engine(Protocol):
+    """A model that completes conversations, many at a time, on one event loop."""
+
+    async def start(self) -> None:
+        """Load whatever is needed.
+
+        Raises:
+            CgdError: it cannot work at all (no such model, wrong key, ...).
+        """
+
+    async def complete(self, request: Request) -> Completion:
+        """Complete one conversation.
+
+        Raises:
+            CompletionError: this row failed.
+            CeilingError: nothing more may be spent.
+        """
+
+    async def close(self) -> None:
+        """Give everything back, child processes included."""

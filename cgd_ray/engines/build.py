@@ -1,0 +1,75 @@
+"""From the recipe's engine options to a chain that can be run."""
+
+from collections.abc import Callable
+from functools import partial
+
+from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
+from cgd_ray.config.run import StorageSection
+from cgd_ray.engines.base import Engine
+from cgd_ray.engines.chain import Stage
+from cgd_ray.engines.openai import OpenAIEngine
+from cgd_ray.engines.placement import Cluster, EngineOptions, engine_demand
+from cgd_ray.engines.pool import Chain
+from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.engines.vllm import VllmEngine
+
+
+def build_chain(
+    role: str,
+    options: EngineOptions,
+    model: tuple[str, str | None],
+    stages: list[Stage],
+    *,
+    cluster: Cluster,
+    sharing: int,
+    storage: StorageSection,
+) -> Chain:
+    """A chain of stages on the engine that the recipe asks for; `model` is name and revision.
+
+    `sharing` is the number of pools that run at the same time.
+    """
+    demand = engine_demand(options, cluster, sharing=sharing)
+    replicas, in_flight, accelerator = 1, 0, None
+    make: Callable[[], Engine]
+    match options:
+        case VllmOptions():
+            name, revision = model
+            make = partial(VllmEngine, options, name, revision, storage, cpus=int(demand.cpus), gpus=demand.gpus)
+            replicas, in_flight, accelerator = (
+                options.replicas,
+                options.max_in_flight,
+                options.accelerator_type,
+            )
+        case TeacherOpenAI():
+            make, in_flight = partial(OpenAIEngine, options), options.concurrency
+        case ScriptedOptions():
+            make, replicas, in_flight = (
+                partial(ScriptedEngine, options),
+                options.replicas,
+                options.max_in_flight,
+            )
+    return Chain(
+        role=role,
+        make_engine=make,
+        stages=stages,
+        replicas=replicas,
+        max_in_flight=in_flight,
+        cpus=demand.cpus,
+        gpus=demand.gpus,
+        accelerator_type=accelerator,
+        flush_rows=storage.flush_rows,
+        flush_seconds=storage.flush_seconds,
+    )
+
+
+def engine_identity(options: EngineOptions) -> dict[str, object]:
+    """The engine options that change results; all else (replicas, parallelism, URL, ...) does not count."""
+    keys: tuple[str, ...]
+    match options:
+        case VllmOptions():
+            keys = ("dtype", "quantization", "max_model_len", "reasoning_parser", "engine_args")
+        case TeacherOpenAI():
+            keys = ("extra_body",)
+        case ScriptedOptions():
+            keys = ("fail_fraction", "truncate_fraction", "verdict")
+    return {key: getattr(options, key) for key in keys}

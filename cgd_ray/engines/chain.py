@@ -1,0 +1,193 @@
+"""A row walks a chain of stages on one engine; every finished stage is committed at once."""
+
+import asyncio
+import datetime as dt
+import re
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_ray.config.generation import Sampling
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Decoding, Engine, Request, Turn
+from cgd_ray.storage.commit import Committer
+from cgd_ray.storage.fingerprint import derived_seed, parent_digest
+from cgd_ray.storage.tables import Table
+
+TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
+"""Stages whose texts a row can carry."""
+
+WORK = pa.schema(
+    [
+        pa.field("prompt_id", pa.string()),
+        pa.field("sample", pa.int32()),
+        pa.field("prompt", pa.string()),
+        pa.field("reference", pa.string()),
+        *(pa.field(name, pa.string()) for name in TEXTS),
+        pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
+        pa.field(
+            "outcomes",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("stage", pa.string()),
+                        ("status", pa.string()),
+                        ("error", pa.string()),
+                        ("prompt_tokens", pa.int64()),
+                        ("completion_tokens", pa.int64()),
+                        ("cached_tokens", pa.int64()),
+                        ("seconds", pa.float64()),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+"""Rows between operators: the key, the texts so far, what is still to be done, and what was done on the way."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One completion per row: what it is made from, how it is asked, and where the result goes."""
+
+    name: str
+    results: Table
+    telemetry: Table
+    model: str
+    sampling: Sampling
+    seed: int
+    inputs: tuple[str, ...]  # columns of the row that it is made from, in the order of the parent digest
+    conversation: Callable[[Row], tuple[Turn, ...]]
+    attempt: int = 0
+    has_verdict: bool = False
+    description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
+
+    def parent(self, row: Row) -> str:
+        """Digest of exactly the texts that the row's result is made from."""
+        return parent_digest(*(row[name] or "" for name in self.inputs))
+
+    def request(self, row: Row) -> Request:
+        """What the engine is asked for this row; the seed is the row's own."""
+        decoding = Decoding(
+            max_tokens=self.sampling.max_tokens,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            seed=derived_seed(self.seed, self.name, row["prompt_id"], row["sample"]),
+            chat_template_kwargs=self.sampling.chat_template_kwargs,
+        )
+        return Request(f"{self.name}-{row['prompt_id']}-{row['sample']}", self.conversation(row), decoding)
+
+
+_VERDICT = re.compile(r"^\W*verdict\W+(right|wrong)\W*$", re.IGNORECASE | re.MULTILINE)
+
+
+def parse_verdict(text: str) -> str | None:
+    """The last line of a critique that is "Verdict: right" or "Verdict: wrong", decoration aside."""
+    found = _VERDICT.findall(text)
+    return found[-1].lower() if found else None
+
+
+class ChainRunner:
+    """Runs rows through stages on one engine and one event loop, as many at a time as are given to it."""
+
+    def __init__(self, engine: Engine, stages: list[Stage], *, flush_rows: int, flush_seconds: float) -> None:
+        self._engine = engine
+        self._stages = stages
+        self._generating = 0
+        self._committers = {
+            table.folder: Committer(table, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds)
+            for stage in stages
+            for table in (stage.results, stage.telemetry)
+        }
+
+    async def run(self, row: Row) -> Row:
+        """Take the row through the stages that it lacks; return it when all its results are on storage."""
+        row = {**row, "outcomes": list(row["outcomes"] or [])}
+        commits: list[asyncio.Future[None]] = []
+        self._generating += 1
+        try:
+            for stage in self._stages:
+                if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
+                    commits += await self._one(stage, row)
+        except CeilingError as error:
+            row["outcomes"].append(_outcome(stage.name, "stopped", error=str(error)))
+        finally:
+            self._generating -= 1
+            if self._generating == 0:  # nobody will add to the open parts for now: write them
+                for committer in self._committers.values():
+                    committer.flush()
+        await asyncio.gather(*commits)
+        return row
+
+    async def close(self) -> None:
+        """Write what waits, then end the engine."""
+        await asyncio.gather(*(committer.close() for committer in self._committers.values()))
+        await self._engine.close()
+
+    async def _one(self, stage: Stage, row: Row) -> "list[asyncio.Future[None]]":
+        started, clock = dt.datetime.now(dt.UTC), time.monotonic()
+        error, completion = None, None
+        try:
+            completion = await self._engine.complete(stage.request(row))
+        except CompletionError as failure:
+            error = " ".join(str(failure).split())[:1000]
+        seconds = time.monotonic() - clock
+        result = _result(stage, row, completion, error)
+        if result["status"] == "ok":
+            row[stage.name] = result["text"]
+        cached = completion.cached_tokens if completion else None
+        row["outcomes"].append(
+            _outcome(
+                stage.name,
+                result["status"],
+                error=error,
+                prompt_tokens=result["prompt_tokens"] or 0,
+                completion_tokens=result["completion_tokens"] or 0,
+                cached_tokens=cached or 0,
+                seconds=seconds,
+            )
+        )
+        telemetry = {
+            "prompt_id": row["prompt_id"],
+            "sample": row["sample"],
+            "started": started,
+            "seconds": seconds,
+            "cached_tokens": cached,
+            "host": socket.gethostname(),
+        }
+        # Telemetry may be lost by a kill; the row does not wait for it.
+        self._committers[stage.telemetry.folder].add(telemetry)
+        return [self._committers[stage.results.folder].add(result)]
+
+
+def _texts(stage: Stage) -> list[str]:
+    """Inputs that an earlier stage makes; without them this stage cannot run."""
+    return [name for name in stage.inputs if name in TEXTS]
+
+
+def _result(stage: Stage, row: Row, completion: Completion | None, error: str | None) -> dict[str, Any]:
+    status = "failed" if completion is None else "truncated" if completion.truncated else "ok"
+    return {
+        "prompt_id": row["prompt_id"],
+        "sample": row["sample"],
+        "parent": stage.parent(row),
+        "status": status,
+        "text": completion.text if completion else None,
+        "finish_reason": completion.finish_reason if completion else None,
+        "verdict": parse_verdict(completion.text) if completion and stage.has_verdict else None,
+        "error": error,
+        "prompt_tokens": completion.prompt_tokens if completion else None,
+        "completion_tokens": completion.completion_tokens if completion else None,
+        "model": stage.model,
+        "attempt": stage.attempt,
+    }
+
+
+def _outcome(stage: str, status: str, **values: Any) -> dict[str, Any]:
+    blank = {"error": None, "prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
+    return {"stage": stage, "status": status, **blank, **values}

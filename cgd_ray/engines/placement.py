@@ -1,0 +1,65 @@
+"""What an engine asks of Ray, given what the cluster has."""
+
+import math
+from dataclasses import dataclass
+
+import ray
+
+from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
+
+EngineOptions = VllmOptions | TeacherOpenAI | ScriptedOptions
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What placement needs to know of a Ray cluster."""
+
+    cpus: float
+    gpus: float
+    largest_node_cpus: float
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Resources of one engine."""
+
+    cpus: float
+    gpus: float
+
+
+def read_cluster() -> Cluster:
+    """The connected cluster."""
+    resources = ray.cluster_resources()
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), max(nodes, default=0.0))
+
+
+def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> Demand:
+    """CPUs and GPUs of one engine when `sharing` engines run at once.
+
+    A vLLM engine holds its GPUs in one actor (tensor and pipeline parallel on one node); without GPUs it gets an equal
+    share of a node's cores. An HTTP client needs next to nothing.
+    """
+    if not isinstance(options, VllmOptions):
+        return Demand(cpus=0.01, gpus=0)
+    per_worker = options.gpus_per_worker if options.gpus_per_worker is not None else float(cluster.gpus > 0)
+    gpus = per_worker * options.tensor_parallel_size * options.pipeline_parallel_size
+    if gpus:
+        return Demand(cpus=options.cpus or 1, gpus=gpus)
+    return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)
+
+
+def fits(options: list[EngineOptions], cluster: Cluster) -> bool:
+    """Whether all replicas of these engines can run at once without starving each other.
+
+    On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many
+    they want.
+    """
+    demands = [(engine_demand(entry, cluster, sharing=1), _replicas(entry)) for entry in options]
+    cpus = sum(demand.cpus * replicas for demand, replicas in demands)
+    gpus = sum(demand.gpus * replicas for demand, replicas in demands)
+    return cpus <= cluster.cpus and gpus <= cluster.gpus
+
+
+def _replicas(options: EngineOptions) -> int:
+    return 1 if isinstance(options, TeacherOpenAI) else options.replicas

@@ -1,0 +1,110 @@
+"""Chains as Ray Data operators: a pool of actors, each with one engine on a thread of its own."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext
+
+from cgd_ray.engines.base import Engine
+from cgd_ray.engines.chain import WORK, ChainRunner, Row, Stage
+from cgd_ray.errors import CgdError
+
+# A block is one task of an actor and leaves the operator when its slowest row is done, so it is small; each task costs
+# the driver about a millisecond, so it is not smaller.
+_BLOCK_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Stages that share one engine, and what a pool of such engines asks of Ray."""
+
+    role: str
+    make_engine: Callable[[], Engine]
+    stages: list[Stage]
+    replicas: int
+    max_in_flight: int
+    cpus: float
+    gpus: float
+    accelerator_type: str | None = None
+    flush_rows: int = 256
+    flush_seconds: float = 5.0
+
+
+class ChainActor:
+    """One engine of the pool. Rows are coroutines on the engine's loop; Ray's own loop only waits for them."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
+        self._engine = chain.make_engine()
+        asyncio.run_coroutine_threadsafe(self._engine.start(), self._loop).result()
+        self._runner = ChainRunner(
+            self._engine, chain.stages, flush_rows=chain.flush_rows, flush_seconds=chain.flush_seconds
+        )
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """Run the rows of one block; it leaves when they are all done and on storage."""
+        rows = [
+            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._runner.run(row), self._loop))
+            for row in batch.to_pylist()
+        ]
+        return pa.Table.from_pylist(await asyncio.gather(*rows), schema=WORK)
+
+    def __del__(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.close(), self._loop).result(timeout=30)
+
+
+def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
+    """Stream work rows through the chains, all pools at once; yields each row at the end of its way.
+
+    Closing the iterator stops the pools. Every result is on storage before its row is yielded.
+
+    Raises:
+        CgdError: an engine could not start or died; the text is the engine's own, with the tail of its log.
+    """
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    blocks = [work.slice(start, _BLOCK_ROWS) for start in range(0, len(work), _BLOCK_ROWS)]
+    dataset = ray.data.from_arrow(blocks)
+    for chain in chains:
+        tasks = max(1, chain.max_in_flight // _BLOCK_ROWS)
+        dataset = dataset.map_batches(
+            ChainActor,
+            fn_constructor_args=[chain],
+            batch_format="pyarrow",
+            batch_size=None,
+            compute=ActorPoolStrategy(size=chain.replicas, max_tasks_in_flight_per_actor=2 * tasks),
+            max_concurrency=tasks,
+            max_restarts=3,
+            max_task_retries=3,
+            **_resources(chain),
+        )
+    try:
+        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
+    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
+        raise _explained(error) from error
+
+
+def _resources(chain: Chain) -> dict[str, Any]:
+    resources: dict[str, Any] = {"num_cpus": chain.cpus, "num_gpus": chain.gpus}
+    if chain.accelerator_type:
+        resources["accelerator_type"] = chain.accelerator_type
+    return resources
+
+
+def _explained(error: BaseException) -> CgdError:
+    """The innermost CgdError of a chain of Ray's wrappers, else the last line of what Ray says."""
+    text = str(error)
+    marker = "cgd_ray.errors."
+    if marker in text:
+        named = text.rsplit(marker, 1)[1]
+        return CgdError(named.partition(": ")[2].strip() or named)
+    lines = [line for line in text.splitlines() if line.strip()]
+    return CgdError(f"generation stopped: {lines[-1] if lines else type(error).__name__}")

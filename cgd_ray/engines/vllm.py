@@ -1,0 +1,171 @@
+"""vLLM on our own devices: one AsyncLLM, greedy or sampled, token ids in."""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.run import StorageSection
+from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.errors import CgdError
+from cgd_ray.prompts.chat import encode_chat
+from cgd_ray.runtime import processes
+from cgd_ray.runtime.cores import CoreLease, lease_cores
+from cgd_ray.runtime.logs import own_log_tail
+from cgd_ray.storage.models import local_model
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+class VllmEngine:
+    """A model in this process's charge; its engine core is a child process that is recorded and ended with it."""
+
+    def __init__(
+        self,
+        options: VllmOptions,
+        model: str,
+        revision: str | None,
+        storage: StorageSection,
+        *,
+        cpus: int,
+        gpus: float,
+    ) -> None:
+        self._options = options
+        self._model = model
+        self._revision = revision
+        self._storage = storage
+        self._cpus = cpus
+        self._gpus = gpus
+        self._lease: CoreLease | None = None
+        self._engine: AsyncLLM | None = None
+        self._tokenizer: Any = None
+        self._parser: Any = None
+        self._children: list[processes.Record] = []
+        self._count = 0
+
+    async def start(self) -> None:
+        """Bring the model to this node and load it; see `Engine`."""
+        path = await asyncio.to_thread(local_model, self._model, self._revision, self._storage)
+        if self._gpus == 0:
+            self._lease = lease_cores(self._cpus)
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._lease.cores))
+            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._options.kv_cache_gib)))
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the model is here; look-ups would only hang where there is no network
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        before = processes.children()
+        try:
+            async with asyncio.timeout(self._options.start_timeout_s):
+                await asyncio.to_thread(self._load, path)
+        except TimeoutError as error:
+            raise CgdError(f"vLLM did not load {self._model} within {self._options.start_timeout_s} s") from error
+        except (RuntimeError, ValueError, OSError) as error:
+            tail = own_log_tail()
+            raise CgdError(f"vLLM cannot load {self._model}: {_one_line(error)}\n{tail}".rstrip()) from error
+        finally:
+            self._children = [processes.record(pid, "vllm") for pid in processes.children() - before]
+
+    def _load(self, path: Path) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options = self._options
+        eager = options.enforce_eager if options.enforce_eager is not None else self._gpus == 0
+        arguments: dict[str, Any] = {
+            "model": str(path),
+            "dtype": options.dtype,
+            "quantization": options.quantization,
+            "max_model_len": options.max_model_len,
+            "tensor_parallel_size": options.tensor_parallel_size,
+            "pipeline_parallel_size": options.pipeline_parallel_size,
+            "distributed_executor_backend": "mp",
+            "enforce_eager": eager,
+            "enable_prefix_caching": True,
+            "max_num_seqs": options.max_in_flight,
+            "generation_config": "vllm",  # the model's own sampling defaults never apply
+            "disable_log_stats": True,
+            **options.engine_args,
+        }
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._tokenizer = self._engine.get_tokenizer()
+        if options.reasoning_parser:
+            from vllm.reasoning import ReasoningParserManager
+
+            parser = ReasoningParserManager.get_reasoning_parser(options.reasoning_parser)
+            self._parser = parser(self._tokenizer)
+
+    async def complete(self, request: Request) -> Completion:
+        """One completion; see `Engine`. A prompt without room for `max_tokens` never reaches the engine."""
+        engine = self._engine
+        if engine is None:
+            raise CgdError("the vLLM engine was not started")
+        tokens = encode_chat(
+            self._tokenizer,
+            [turn.as_message() for turn in request.turns],
+            add_generation_prompt=True,
+            **request.decoding.chat_template_kwargs,
+        )
+        room = engine.model_config.max_model_len - len(tokens)
+        if room < request.decoding.max_tokens:
+            raise CompletionError(
+                f"the prompt has {len(tokens)} tokens, which leaves {room} of max_tokens {request.decoding.max_tokens} "
+                f"(max_model_len {engine.model_config.max_model_len})"
+            )
+        return self._completion(await self._generate(engine, tokens, request))
+
+    async def _generate(self, engine: "AsyncLLM", tokens: list[int], request: Request) -> "RequestOutput":
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        decoding = request.decoding
+        params = SamplingParams(
+            max_tokens=decoding.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=decoding.seed if decoding.temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._count += 1
+        final = None
+        try:
+            async for output in engine.generate({"prompt_token_ids": tokens}, params, f"{request.key}-{self._count}"):
+                final = output
+        except EngineDeadError as error:
+            raise CgdError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
+        except ValueError as error:
+            raise CompletionError(f"vLLM refused the request: {_one_line(error)}") from error
+        if final is None:
+            raise CompletionError("vLLM ended the request without an output")
+        return final
+
+    def _completion(self, output: "RequestOutput") -> Completion:
+        answer = output.outputs[0]
+        text, truncated = answer.text, answer.finish_reason != "stop"
+        if self._parser is not None:
+            truncated = truncated or not self._parser.is_reasoning_end(list(answer.token_ids))
+            text = self._tokenizer.decode(
+                self._parser.extract_content_ids(list(answer.token_ids)), skip_special_tokens=True
+            )
+        return Completion(
+            text=text.strip() if self._parser is not None else text,
+            truncated=truncated,
+            finish_reason=answer.finish_reason or "unknown",
+            prompt_tokens=len(output.prompt_token_ids or []),
+            completion_tokens=len(answer.token_ids),
+            cached_tokens=output.num_cached_tokens,
+        )
+
+    async def close(self) -> None:
+        """End the engine core and make sure of it."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+        await asyncio.to_thread(processes.end, self._children)
+        if self._lease is not None:
+            self._lease.release()
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

@@ -1,0 +1,1 @@
+"""Base against trained student, and the quality of the generated rows."""

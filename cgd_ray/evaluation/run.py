@@ -1,0 +1,122 @@
+"""The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+
+from cgd_ray.config.generation import Sampling
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.data.identity import holdout_position
+from cgd_ray.engines.base import Turn
+from cgd_ray.engines.build import build_chain, engine_identity
+from cgd_ray.engines.chain import TEXTS, WORK, Row, Stage
+from cgd_ray.engines.placement import read_cluster
+from cgd_ray.engines.pool import run_chains
+from cgd_ray.engines.progress import Progress
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.schemas import RESULTS, TELEMETRY
+from cgd_ray.storage.tables import Table
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Bare:
+    """x and nothing else, as at inference."""
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        return (Turn("user", row["prompt"]),)
+
+
+def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
+    """The held-out prompts with a reference, smallest hash first, at most `evaluation.limit`."""
+    table = prompts.read()
+    table = table.filter(pc.and_(pc.equal(table["split"], "heldout"), pc.is_valid(table["reference"])))
+    order = sorted(range(len(table)), key=lambda i: holdout_position(table["prompt_id"][i].as_py()))
+    return table.take(pa.array(order[: recipe.evaluation.limit], pa.int64()))
+
+
+def run_evaluation(
+    recipe: Recipe, store: Store, rows: pa.Table, name: str, model: str, identity: str
+) -> tuple[pa.Table, dict[str, Any]]:
+    """Answers of one model to the held-out rows, generated where they are not there yet.
+
+    Returns the results (RESULTS schema, one per row) and what this invocation spent (empty where all was there).
+    """
+    stage = _stage(recipe, store, identity)
+    done = {row["prompt_id"]: row for row in stage.results.read().to_pylist() if row["status"] != "failed"}
+    work = [_work(row) for row in rows.to_pylist() if _lacks(row, stage, done)]
+    spent: dict[str, Any] = {}
+    if work:
+        log.info(f"evaluating the {name} student", prompts=len(work))
+        stage.results.describe(stage.description)
+        spent = _generate(recipe, stage, model, pa.Table.from_pylist(work, schema=WORK))
+    else:
+        log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
+    table = stage.results.read()
+    return table.filter(pc.is_in(table["prompt_id"], rows["prompt_id"].combine_chunks())), spent
+
+
+def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
+    section = recipe.evaluation
+    sampling = Sampling(max_tokens=section.max_tokens, temperature=section.temperature, top_p=section.top_p)
+    seeded = {"top_p": section.top_p, "seed": recipe.run.seed} if section.temperature > 0 else {}
+    content = {
+        "stage": "evaluation",
+        "model": identity,
+        "engine": engine_identity(recipe.student.engine),
+        "sampling": {"max_tokens": section.max_tokens, "temperature": section.temperature, **seeded},
+    }
+    digest = fingerprint(content)
+    results = Table(store, "evaluation", digest, RESULTS)
+    return Stage(
+        name="evaluation",
+        results=results,
+        telemetry=Table(store, "evaluation-telemetry", digest, TELEMETRY),
+        model=identity,
+        sampling=sampling,
+        seed=recipe.run.seed,
+        inputs=("prompt",),
+        conversation=Bare(),
+        attempt=1 + len(results.parts()),
+        description=content,
+    )
+
+
+def _lacks(row: Row, stage: Stage, done: dict[str, Row]) -> bool:
+    found = done.get(row["prompt_id"])
+    return found is None or found["parent"] != stage.parent(row)
+
+
+def _work(row: Row) -> Row:
+    return {
+        **dict.fromkeys(TEXTS),
+        "prompt_id": row["prompt_id"],
+        "sample": 0,
+        "prompt": row["prompt"],
+        "reference": row["reference"],
+        "todo": ["evaluation"],
+        "outcomes": [],
+    }
+
+
+def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[str, Any]:
+    chain = build_chain(
+        "student",
+        recipe.student.engine,
+        (model, recipe.student.revision if model == recipe.student.model else None),
+        [stage],
+        cluster=read_cluster(),
+        sharing=1,
+        storage=recipe.storage,
+    )
+    with Progress({"evaluation": len(work)}) as progress:
+        for row in run_chains([chain], work):
+            for outcome in row["outcomes"]:
+                progress.add(outcome)
+    return progress.summary()["evaluation"]

@@ -1,0 +1,1 @@
+"""Drafts, answers, critiques and refinements."""

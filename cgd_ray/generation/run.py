@@ -1,0 +1,168 @@
+"""The generation phase: plan what is missing, build only the engines that have work, stream the rows through."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import structlog
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.build import build_chain
+from cgd_ray.engines.chain import Stage
+from cgd_ray.engines.placement import Cluster, fits, read_cluster
+from cgd_ray.engines.pool import Chain, run_chains
+from cgd_ray.engines.progress import Progress, StageTally
+from cgd_ray.errors import StoppedError
+from cgd_ray.generation.planning import Plan, plan, with_attempts
+from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.tables import Table
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """What generation did in this invocation, and how its tables stand."""
+
+    stages: Stages
+    counts: dict[str, dict[str, int]]
+    tallies: dict[str, dict[str, float]] = field(default_factory=dict)
+    seconds: float = 0.0
+    execution: str = "none"
+
+    @property
+    def reused(self) -> bool:
+        """Whether nothing had to be generated."""
+        return not self.tallies
+
+
+def train_rows(prompts: Table) -> pa.Table:
+    """The prompts that are drafted on and trained on."""
+    table = prompts.read()
+    return table.filter(pc.equal(table["split"], "train"))
+
+
+def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationResult:
+    """Give every training prompt its draft, critique and refinement (and direct answer, where asked for).
+
+    Raises:
+        StoppedError: a ceiling or too many failures stopped it; the same command continues.
+        CgdError: an engine could not start or died.
+    """
+    stages, rows = build_stages(recipe, store), train_rows(prompts)
+    samples = recipe.generation.draft.samples
+    current = plan(rows, samples, stages.all)
+    if current.is_done:
+        log.info("generation: nothing to do, no engine is loaded", rows=len(rows) * samples)
+        return GenerationResult(stages, _counts(current))
+    for stage in stages.all:
+        stage.results.describe(stage.description)
+    started = time.monotonic()
+    execution = _execution(recipe, current, stages)
+    guard = _Guard(recipe, Progress(current.todo))
+    with guard.progress:
+        if execution == "streaming":
+            _run(recipe, guard, current.work, _needed(current, stages))
+        else:
+            for part in (stages.student, stages.teacher):
+                current = plan(rows, samples, stages.all)
+                _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
+    done = plan(rows, samples, stages.all)
+    return GenerationResult(stages, _counts(done), guard.progress.summary(), time.monotonic() - started, execution)
+
+
+def _counts(current: Plan) -> dict[str, dict[str, int]]:
+    return {name: dict(vars(count)) for name, count in current.counts.items()}
+
+
+def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
+    """How the two engines share the cluster; one engine alone is `staged`."""
+    needed = _needed(current, stages)
+    if len({_role(stage) for stage in needed}) < 2:
+        return "staged"
+    wanted = recipe.generation.execution
+    if wanted != "auto":
+        return wanted
+    both = [recipe.student.engine, recipe.teacher.engine]
+    return "streaming" if fits(both, read_cluster()) else "staged"
+
+
+def _role(stage: Stage) -> str:
+    return "student" if stage.name == "draft" else "teacher"
+
+
+def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> list[Stage]:
+    """Stages with rows to do: an operator without work would still load its engine."""
+    return [stage for stage in (among or stages.all) if current.todo[stage.name]]
+
+
+def _for_role(work: pa.Table, stages: list[Stage]) -> pa.Table:
+    names = {stage.name for stage in stages}
+    mask = [bool(names & set(todo)) for todo in work["todo"].to_pylist()]
+    return work.filter(pa.array(mask, pa.bool_()))
+
+
+def _run(recipe: Recipe, guard: "_Guard", work: pa.Table, needed: list[Stage]) -> None:
+    if not needed or len(work) == 0:
+        return
+    by_role: dict[str, list[Stage]] = {}
+    for stage in with_attempts(needed):
+        by_role.setdefault(_role(stage), []).append(stage)
+    cluster = read_cluster()
+    chains = [_chain(recipe, role, stages, cluster, len(by_role)) for role, stages in by_role.items()]
+    for chain in chains:
+        names = ", ".join(stage.name for stage in chain.stages)
+        log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
+    rows = run_chains(chains, work)
+    try:
+        for row in rows:
+            guard.check(row["outcomes"])
+    finally:
+        rows.close()
+
+
+def _chain(recipe: Recipe, role: str, stages: list[Stage], cluster: Cluster, sharing: int) -> Chain:
+    engine = recipe.student.engine if role == "student" else recipe.teacher.engine
+    named = recipe.student if role == "student" else recipe.teacher.engine
+    return build_chain(
+        role,
+        engine,
+        (named.model, named.revision),
+        stages,
+        cluster=cluster,
+        sharing=sharing,
+        storage=recipe.storage,
+    )
+
+
+class _Guard:
+    """Counts what comes back and stops the run when it spends too much or fails too often."""
+
+    # Below this many rows a stage's share of failures says little.
+    _ENOUGH_ROWS = 20
+
+    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+        self._ceiling = recipe.generation.max_total_tokens
+        self._max_failed = recipe.generation.max_failed_fraction
+        self.progress = progress
+
+    def check(self, outcomes: list[dict[str, Any]]) -> None:
+        for outcome in outcomes:
+            if outcome["status"] == "stopped":
+                raise StoppedError(f"{outcome['error']}; the same command continues where this one stopped")
+            self._check_failures(outcome["stage"], self.progress.add(outcome), outcome["error"])
+        if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
+            raise StoppedError(
+                f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
+            )
+
+    def _check_failures(self, stage: str, tally: StageTally, error: str | None) -> None:
+        done = tally.rows
+        if done >= self._ENOUGH_ROWS and tally.failed > self._max_failed * done:
+            raise StoppedError(
+                f"{stage}: {tally.failed} of {done} rows failed, more than generation.max_failed_fraction "
+                f"{self._max_failed}; the last error: {error}"
+            )

@@ -1,0 +1,187 @@
+"""The four stages as data, and the fingerprints that say which of their tables is whose."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from cgd_ray.config.engine import TeacherOpenAI, VllmOptions
+from cgd_ray.config.generation import Sampling
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.base import Turn
+from cgd_ray.engines.build import engine_identity
+from cgd_ray.engines.chain import Row, Stage
+from cgd_ray.prompts.templates import PromptSet, load_prompts
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.models import model_identity
+from cgd_ray.storage.schemas import RESULTS, TELEMETRY
+from cgd_ray.storage.tables import Table
+
+
+@dataclass(frozen=True)
+class BarePrompt:
+    """x and nothing else: drafts and the teacher's direct answers."""
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        return (Turn("user", row["prompt"]),)
+
+
+@dataclass(frozen=True)
+class CritiquePrompt:
+    """x and y' in one turn, with a reference answer beside them where `reference` names a column."""
+
+    prompts: PromptSet
+    reference: str | None
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        shown = row[self.reference] if self.reference else None
+        return (Turn("user", self.prompts.critique(row["prompt"], row["draft"], shown)),)
+
+
+@dataclass(frozen=True)
+class RefinePrompt:
+    """The next turn of the critique's conversation, so that the engine has all before it in its prefix cache."""
+
+    critique: CritiquePrompt
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        turn = self.critique.prompts.refine(row["prompt"], row["draft"], row["critique"])
+        return (*self.critique(row), Turn("assistant", row["critique"]), Turn("user", turn))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a recipe, in the order in which rows walk them."""
+
+    draft: Stage
+    answer: Stage | None
+    critique: Stage
+    refine: Stage
+
+    @property
+    def student(self) -> list[Stage]:
+        """What the student's engine does."""
+        return [self.draft]
+
+    @property
+    def teacher(self) -> list[Stage]:
+        """What the teacher's engine does."""
+        return [*([self.answer] if self.answer else []), self.critique, self.refine]
+
+    @property
+    def all(self) -> list[Stage]:
+        """Every stage, upstream first."""
+        return [*self.student, *self.teacher]
+
+
+def build_stages(recipe: Recipe, store: Store) -> Stages:
+    """Resolve models and templates into stages with their tables.
+
+    Raises:
+        ConfigError: a model or a template is not there.
+    """
+    generation, prompts = recipe.generation, load_prompts(recipe.generation.prompts)
+    student = _Origin(student_identity(recipe), engine_identity(recipe.student.engine))
+    teacher = _Origin(teacher_identity(recipe), engine_identity(recipe.teacher.engine))
+    maker = _Maker(store, recipe.run.seed)
+
+    draft = maker.make("draft", student, generation.draft, BarePrompt(), ("prompt",), {})
+    answer = None
+    if generation.needs_answer:
+        answer = maker.make("answer", teacher, generation.answer, BarePrompt(), ("prompt",), {})
+    column = {"none": None, "teacher": "answer", "dataset": "reference"}[generation.critique.reference]
+    shown = (column,) if column else ()
+    upstream = {"draft": draft.results.fingerprint}
+    if column == "answer" and answer:
+        upstream["answer"] = answer.results.fingerprint
+    ask = CritiquePrompt(prompts, column)
+    critique = maker.make(
+        "critique",
+        teacher,
+        generation.critique,
+        ask,
+        ("prompt", "draft", *shown),
+        {"template": prompts.critique_source, "reference": column, "upstream": upstream},
+    )
+    refine = maker.make(
+        "refine",
+        teacher,
+        generation.refine,
+        RefinePrompt(ask),
+        ("prompt", "draft", "critique", *shown),
+        {"template": prompts.refine_source, "upstream": {"critique": critique.results.fingerprint}},
+    )
+    return Stages(draft, answer, critique, refine)
+
+
+def student_identity(recipe: Recipe) -> str:
+    """Who the student is; see `model_identity`."""
+    if not isinstance(recipe.student.engine, VllmOptions):
+        return f"scripted:{recipe.student.model}"
+    return model_identity(recipe.student.model, recipe.student.revision, recipe.storage, "student.model")
+
+
+def teacher_identity(recipe: Recipe) -> str:
+    """Who the teacher is; one behind an endpoint is known by its name and the revision that the recipe gives it."""
+    engine = recipe.teacher.engine
+    if isinstance(engine, VllmOptions):
+        return model_identity(engine.model, engine.revision, recipe.storage, "teacher.engine.model")
+    kind = "openai" if isinstance(engine, TeacherOpenAI) else "scripted"
+    return f"{kind}:{engine.model}" + (f"@{engine.revision}" if engine.revision else "")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    model: str
+    engine: dict[str, object]
+
+
+@dataclass(frozen=True)
+class _Maker:
+    store: Store
+    seed: int
+
+    def make(
+        self,
+        name: str,
+        origin: _Origin,
+        sampling: Sampling,
+        conversation: Any,
+        inputs: tuple[str, ...],
+        content: dict[str, object],
+    ) -> Stage:
+        seed = sampling.seed if sampling.seed is not None else self.seed
+        described = {
+            "stage": name,
+            "model": origin.model,
+            "engine": origin.engine,
+            "sampling": _identity(sampling, seed),
+            **content,
+        }
+        digest = fingerprint(described)
+        return Stage(
+            name=name,
+            results=Table(self.store, name, digest, RESULTS),
+            telemetry=Table(self.store, f"{name}-telemetry", digest, TELEMETRY),
+            model=origin.model,
+            sampling=sampling,
+            seed=seed,
+            inputs=inputs,
+            conversation=conversation,
+            has_verdict=name == "critique",
+            description=described,
+        )
+
+
+def _identity(sampling: Sampling, seed: int) -> dict[str, object]:
+    """What of the sampling changes results: a greedy stage has no seed, and its top_p picks nothing."""
+    content: dict[str, object] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "chat_template_kwargs": sampling.chat_template_kwargs,
+    }
+    if sampling.temperature > 0:
+        content |= {"top_p": sampling.top_p, "seed": seed}
+    return content

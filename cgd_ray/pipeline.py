@@ -1,0 +1,154 @@
+"""The whole way: prompts, generation, curation, training, evaluation, report. What is done is not done again."""
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, TypeVar, get_args
+
+import structlog
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.curation.run import CurationResult, run_curation
+from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
+from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.run import heldout_rows, run_evaluation
+from cgd_ray.evaluation.scores import accuracy_table, compare, generated_quality, grade_results
+from cgd_ray.generation.planning import plan
+from cgd_ray.generation.run import GenerationResult, run_generation, train_rows
+from cgd_ray.generation.stages import Stages, build_stages, student_identity
+from cgd_ray.report.summary import write_report
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.models import local_model, model_identity
+from cgd_ray.storage.runs import Run
+from cgd_ray.training.trainer import TrainingResult, run_training
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+
+Phase = Literal["generate", "train", "evaluate"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+
+
+@dataclass
+class Outcome:
+    """What a run did and measured; becomes the run's `manifest.json`."""
+
+    run: str
+    prompts: dict[str, Any] = field(default_factory=dict)
+    generation: dict[str, Any] = field(default_factory=dict)
+    curation: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def run_pipeline(recipe: Recipe, store: Store, phases: Collection[Phase] = PHASES) -> Outcome:
+    """Run the phases in order; Ray is connected and `preflight` has passed.
+
+    With fewer than all phases, the earlier ones must be complete.
+
+    Raises:
+        CgdError: a phase cannot go on; what is done stays done, and the same command continues.
+    """
+    run = Run(store, recipe.run.name)
+    run.write_json("config.json", recipe.model_dump(mode="json"))
+    outcome = Outcome(run=store.url(run.path("")).rstrip("/"))
+    prompts = _timed(outcome, "prompts", lambda: prepare_prompts(recipe, store))
+    outcome.prompts = _prompt_counts(prompts)
+    if "generate" not in phases:
+        _require_generated(recipe, store, prompts)
+    generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
+    curated = _timed(outcome, "curation", lambda: curate(recipe, store, prompts, generated.stages, outcome))
+    if "train" in phases and recipe.training.enabled:
+        _timed(outcome, "training", lambda: train(recipe, store, curated, outcome))
+        run.write_json("training.json", outcome.training)
+    if "evaluate" in phases and recipe.evaluation.enabled:
+        outcome.training = outcome.training or _trained(recipe, run)
+        _timed(outcome, "evaluation", lambda: evaluate(recipe, store, prompts, generated.stages, outcome))
+    if set(phases) == set(PHASES):
+        write_report(run, asdict(outcome))
+        run.write_json("manifest.json", asdict(outcome))  # last: its presence means that all of it is there
+    return outcome
+
+
+def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Outcome) -> GenerationResult:
+    """Drafts, answers, critiques, refinements."""
+    result = run_generation(recipe, store, prompts.table)
+    outcome.generation = {
+        "execution": result.execution,
+        "reused": result.reused,
+        "stages": result.counts,
+        "spent": result.tallies,
+        "critique_reference": recipe.generation.critique.reference,
+    }
+    return result
+
+
+def curate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Stages, outcome: Outcome) -> CurationResult:
+    """Training examples from the generated rows."""
+    results = {stage.name: stage.results for stage in stages.all}
+    curated = run_curation(recipe, store, prompts.table, results, train_rows(prompts.table))
+    outcome.curation = {"kept": curated.kept, "dropped": curated.dropped, "reused": curated.reused}
+    return curated
+
+
+def train(recipe: Recipe, store: Store, curated: CurationResult, outcome: Outcome) -> TrainingResult:
+    """The trained student, exported into the run."""
+    tokenizer = local_model(recipe.student.model, recipe.student.revision, recipe.storage)
+    result = run_training(recipe, store, curated.examples, str(tokenizer), student_identity(recipe))
+    outcome.training = asdict(result) | {"method": recipe.training.method}
+    return result
+
+
+def evaluate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Stages, outcome: Outcome) -> None:
+    """Base against trained student on the held-out prompts, and the quality of what was generated."""
+    rows = heldout_rows(recipe, prompts.table)
+    confidence = recipe.evaluation.confidence
+    models = {"base": (recipe.student.model, student_identity(recipe))}
+    if outcome.training:
+        path = store.url(outcome.training["student_name"])
+        models["trained"] = (path, model_identity(path, None, store.storage, "student"))
+    graded = {}
+    for name, (model, identity) in models.items():
+        results, spent = run_evaluation(recipe, store, rows, name, model, identity)
+        graded[name] = grade_results(results, rows)
+        outcome.evaluation[name] = accuracy_table(graded[name], rows, confidence) | {"spent": spent}
+    if "trained" in graded:
+        outcome.evaluation["difference"] = compare(graded["base"], graded["trained"], recipe)
+    references = {
+        row["prompt_id"]: row["reference"] for row in train_rows(prompts.table).to_pylist() if row["reference"]
+    }
+    if references:
+        tables = {stage.name: stage.results.read() for stage in stages.all}
+        outcome.evaluation["generated"] = generated_quality(tables, references)
+
+
+def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -> None:
+    stages = build_stages(recipe, store).all
+    lacking = plan(train_rows(prompts.table), recipe.generation.draft.samples, stages)
+    if not lacking.is_done:
+        raise CgdError(
+            f"generation is not complete ({len(lacking.work)} rows lack something): run jobs/generate.py first"
+        )
+
+
+def _trained(recipe: Recipe, run: Run) -> dict[str, Any]:
+    """What training left in the run; empty where the recipe does not train."""
+    found = run.read_json("training.json")
+    if found is None and recipe.training.enabled:
+        raise CgdError(f"run {run.name} has no trained student: run jobs/train.py first")
+    return found or {}
+
+
+def _prompt_counts(prompts: PreparedPrompts) -> dict[str, Any]:
+    counts = {name: getattr(prompts, name) for name in ("train", "heldout", "duplicates", "reused")}
+    log.info("prompts", **counts)
+    return counts
+
+
+def _timed(outcome: Outcome, phase: str, work: Callable[[], T]) -> T:
+    started = time.monotonic()
+    result = work()
+    outcome.seconds[phase] = round(time.monotonic() - started, 2)
+    return result

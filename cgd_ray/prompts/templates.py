@@ -1,0 +1,65 @@
+"""A set of prompts: Jinja files for the critique, the refinement and the training context."""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+
+from cgd_ray.errors import ConfigError
+
+NAMES = ("critique", "refine", "context")
+
+
+def render(source: str, name: str, /, **values: str | None) -> str:
+    """Render one template; `name` stands in the error.
+
+    Jinja never reads the values as templates, so LaTeX braces and `{{` in model text are safe.
+
+    Raises:
+        ConfigError: the template has a syntax error or names a value that is not there.
+    """
+    environment = jinja2.Environment(  # noqa: S701  prompts are plain text, HTML escaping would change them
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+    )
+    try:
+        return environment.from_string(source).render(values)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"template {name}: {error}") from error
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """The text of the three templates; part of the fingerprints of what they make."""
+
+    critique_source: str
+    refine_source: str
+    context_source: str
+
+    def critique(self, prompt: str, draft: str, reference: str | None) -> str:
+        """The teacher's first turn: x and y' (and, if shown, a reference answer) in, c out."""
+        return render(self.critique_source, "critique.jinja", prompt=prompt, draft=draft, reference=reference)
+
+    def refine(self, prompt: str, draft: str, critique: str) -> str:
+        """The teacher's next turn in the same conversation (so the prefix cache holds all before it): y^ out."""
+        return render(self.refine_source, "refine.jinja", prompt=prompt, draft=draft, critique=critique)
+
+    def context(self, prompt: str, draft: str | None, critique: str | None) -> str:
+        """The student's user turn in training: x, y', c in one text; the target follows as the assistant's turn."""
+        return render(self.context_source, "context.jinja", prompt=prompt, draft=draft, critique=critique)
+
+
+def load_prompts(where: str) -> PromptSet:
+    """The default set, or the one in a directory.
+
+    Raises:
+        ConfigError: the directory or one of its files is missing.
+    """
+    folder = resources.files("cgd_ray.prompts") / "default" if where == "default" else Path(where)
+    texts = []
+    for name in NAMES:
+        file = folder / f"{name}.jinja"
+        if not file.is_file():
+            raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing; it needs {', '.join(NAMES)}")
+        texts.append(file.read_text(encoding="utf-8"))
+    return PromptSet(*texts)

@@ -1,0 +1,1 @@
+"""Processes: the Ray session, children that must not survive, logs."""

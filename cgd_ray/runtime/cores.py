@@ -1,0 +1,51 @@
+"""Which CPU cores an engine may pin its threads to: leases on this node, through file locks that die with a process."""
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from cgd_ray.runtime.state import state_folder
+
+
+@dataclass
+class CoreLease:
+    """Cores held by this process until `release` or its end."""
+
+    cores: list[int]
+    files: list[IO[str]]
+
+    def release(self) -> None:
+        """Let others have them."""
+        for file in self.files:
+            file.close()
+
+
+def lease_cores(count: int) -> CoreLease:
+    """Take `count` cores of this node that no other engine holds.
+
+    Ray counts CPUs but does not say which; two engines left to themselves pin their threads to the same ones. Where
+    fewer are free (Ray was told of more CPUs than there are), held ones are shared rather than left idle.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    files: list[IO[str]] = []
+    taken: list[int] = []
+    for core in cores:
+        if len(taken) < min(count, len(cores)):
+            file = _try_lock(state_folder("cores") / f"{core}.lock")
+            if file is not None:
+                files.append(file)
+                taken.append(core)
+    shared = [core for core in cores if core not in taken][: max(0, min(count, len(cores)) - len(taken))]
+    return CoreLease(sorted(taken + shared), files)
+
+
+def _try_lock(path: Path) -> IO[str] | None:
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file

@@ -1,0 +1,35 @@
+"""One structured logger, and the tail of an engine's log for the error that needs it."""
+
+import logging
+import sys
+from collections import deque
+from pathlib import Path
+
+import structlog
+
+
+def configure_logging() -> None:
+    """Log lines on standard error: a time, the event, its values. Entry points call this once."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def own_log_tail(lines: int = 25) -> str:
+    """The last lines of the file that this process's standard error goes to; empty where it is no file.
+
+    Ray sends the output of its workers, and so of the engine cores below them, to files.
+    """
+    target = Path("/proc/self/fd/2").readlink() if sys.platform == "linux" else Path()
+    if not target.is_file():
+        return ""
+    with target.open(errors="replace") as file:
+        return "".join(deque(file, maxlen=lines))

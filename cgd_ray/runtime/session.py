@@ -1,0 +1,76 @@
+"""The Ray session of a command: joined where there is a cluster, started and ended where there is none."""
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+import ray
+import structlog
+
+from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.runtime import processes
+
+log = structlog.get_logger(__name__)
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to Ray for the length of a command.
+
+    Inside a submitted job, or where `RAY_ADDRESS` is set, the running cluster is joined; elsewhere a local one is
+    started and ended with the command. What a SIGKILL left of an earlier command on this node is ended first.
+
+    Raises:
+        CgdError: the cluster cannot be reached.
+    """
+    ended = processes.end_orphans()
+    if ended:
+        log.warning("ended processes that an earlier run had left behind", count=ended)
+    joined = bool(os.environ.get("RAY_ADDRESS"))  # Ray sets it for the driver of a submitted job
+    with _signals_end_the_run():
+        _connect(joined=joined)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+            processes.end_orphans()
+
+
+def in_job() -> bool:
+    """Whether this process is the driver of a submitted job, whose working directory is Ray's."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def _connect(*, joined: bool) -> None:
+    # Workers inherit the driver's environment where Ray is started here; keep tokenizers from forking warnings there.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not joined:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default for a local cluster, without its warning
+    try:
+        if joined:
+            ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError) as error:
+        raise CgdError(f"cannot connect to Ray: {' '.join(str(error).split())}") from error
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _signals_end_the_run() -> Iterator[None]:
+    """SIGTERM becomes an exception, so that a preempted run ends as an interrupted one does."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise StoppedError(f"stopped by signal {signal.Signals(number).name}; the same command continues")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

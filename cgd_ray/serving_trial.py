@@ -1,0 +1,128 @@
+"""The trained student of a run behind HTTP: until Ctrl-C (`cgd serve`), or for one question at the end of a demo."""
+
+import contextlib
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import structlog
+from ray import serve
+from rich.console import Console
+
+from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.placement import engine_demand, read_cluster
+from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.run import heldout_rows, run_evaluation
+from cgd_ray.generation.stages import student_identity
+from cgd_ray.runtime import processes
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Run
+from serving.app import build
+
+log = structlog.get_logger(__name__)
+
+
+def ask_served_student(recipe: Recipe, store: Store, student: str, console: Console) -> str:
+    """Serve the student at a free port, ask it the first held-out question, print both students' answers.
+
+    Returns the served answer. `student` is the exported model's name in the store.
+    """
+    rows = heldout_rows(recipe, prepare_prompts(recipe, store).table).slice(0, 1)
+    question = rows["prompt"][0].as_py()
+    base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, student_identity(recipe))
+    port = _free_port()
+    with _served(recipe, store.url(student), "127.0.0.1", port):
+        answer = _ask(f"http://127.0.0.1:{port}/v1", recipe, question)
+    console.rule("One held-out question, asked over HTTP")
+    for title, text in (
+        ("question", question),
+        ("base student (from the evaluation)", base["text"][0].as_py() or ""),
+        ("trained student (served)", answer),
+    ):
+        console.print(f"[bold]{title}[/bold]")
+        console.print(text, markup=False, highlight=False)
+    return answer
+
+
+def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
+    """Serve the run's student at `serving.host` and `serving.port` until SIGINT or SIGTERM.
+
+    Raises:
+        CgdError: the run has no trained student yet.
+    """
+    training = Run(store, recipe.run.name).read_json("training.json")
+    if training is None:
+        raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
+    host, port = recipe.serving.host, recipe.serving.port
+    with _served(recipe, store.url(training["student_name"]), host, port):
+        log.info("serving; Ctrl-C ends it", url=f"http://{host}:{port}/v1", model=recipe.serving.model_id)
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.pause()
+
+
+@contextlib.contextmanager
+def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
+    log.info("serving the trained student (loads in under a minute on CPU)", port=port)
+    before = processes.children()
+    serve.start(http_options={"host": host, "port": port})
+    try:
+        serve.run(build(serve_args(recipe, model)), route_prefix="/")
+        yield
+    finally:
+        serve.shutdown()
+        processes.end([processes.record(pid, "serve") for pid in _engines(processes.children() - before)])
+
+
+def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
+    """The arguments of `serving.app:build` for this recipe."""
+    section, engine = recipe.serving, recipe.student.engine
+    arguments: dict[str, Any] = {
+        "model": model,
+        "model_id": section.model_id,
+        "min_replicas": section.min_replicas,
+        "max_replicas": section.max_replicas,
+        "target_ongoing_requests": section.target_ongoing_requests,
+        "max_ongoing_requests": section.max_ongoing_requests,
+        "max_model_len": section.max_model_len,
+        "endpoint_url": recipe.storage.endpoint_url,
+        "region": recipe.storage.region,
+        "anonymous": recipe.storage.anonymous,
+    }
+    if isinstance(engine, VllmOptions):
+        demand = engine_demand(engine, read_cluster(), sharing=1)
+        arguments |= {"dtype": engine.dtype, "accelerator_type": engine.accelerator_type}
+        arguments |= {"cpus": int(demand.cpus), "gpus": int(demand.gpus)}
+        arguments["max_model_len"] = section.max_model_len or engine.max_model_len
+    return arguments
+
+
+def _ask(url: str, recipe: Recipe, question: str) -> str:
+    # The student gets the bare prompt, decoded as in the evaluation.
+    section = recipe.evaluation
+    with openai.OpenAI(base_url=url, api_key="none", timeout=600) as client:
+        started = time.monotonic()
+        answer = client.chat.completions.create(
+            model=recipe.serving.model_id,
+            messages=[{"role": "user", "content": question}],
+            max_tokens=section.max_tokens,
+            temperature=section.temperature,
+            top_p=section.top_p,
+        )
+    log.info("answered over HTTP", seconds=round(time.monotonic() - started, 1))
+    return answer.choices[0].message.content or ""
+
+
+def _engines(pids: set[int]) -> list[int]:
+    """Engine cores among new processes: they must not outlive their replica."""
+    return [pid for pid in pids if "VLLM" in processes.name(pid)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

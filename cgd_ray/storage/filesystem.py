@@ -1,0 +1,157 @@
+"""One root, local or S3, with whole-or-not-at-all writes."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from cgd_ray.config.run import StorageSection
+from cgd_ray.errors import CgdError, ConfigError
+
+
+@dataclass(frozen=True)
+class Store:
+    """Files below a root, named by relative POSIX paths. Cheap to pickle: the connection is made where it is used."""
+
+    root: str
+    storage: StorageSection = field(default_factory=StorageSection)
+
+    @property
+    def is_s3(self) -> bool:
+        """Whether the root is a bucket rather than a directory."""
+        return self.root.startswith("s3://")
+
+    @cached_property
+    def fs(self) -> Any:
+        """The fsspec file system of the root."""
+        return open_filesystem(self.root, self.storage)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "storage": self.storage}
+
+    def path(self, name: str) -> str:
+        """The full path of `name` as this store's file system takes it (no scheme on S3)."""
+        base = self.root.removeprefix("s3://").rstrip("/")
+        return f"{base}/{name}" if name else base
+
+    def url(self, name: str = "") -> str:
+        """The full path of `name` as a person or another library writes it."""
+        return f"s3://{self.path(name)}" if self.is_s3 else self.path(name)
+
+    def below(self, name: str) -> "Store":
+        """The store of a folder in this one."""
+        return Store(self.url(name), self.storage)
+
+    def exists(self, name: str) -> bool:
+        """Whether a file or folder of that name is there."""
+        return bool(self.fs.exists(self.path(name)))
+
+    def read(self, name: str) -> bytes:
+        """The file's bytes.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        content: bytes = self.fs.cat_file(self.path(name))
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Put the whole file, or none of it, under its final name.
+
+        S3: one put, which S3 makes visible as a whole. Local: temporary name, fsync, `os.replace`.
+        """
+        if self.is_s3:
+            self.fs.pipe_file(self.path(name), content)
+            return
+        final = Path(self.path(name))
+        final.parent.mkdir(parents=True, exist_ok=True)
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(final)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def names(self, folder: str, suffix: str = "") -> list[str]:
+        """Names of the files directly in a folder, sorted; none where there is no such folder."""
+        # s3fs remembers listings; another process may have added parts since.
+        self.fs.invalidate_cache(self.path(folder))
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        names = (str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+
+    def folders(self, folder: str) -> list[str]:
+        """Names of the folders directly in a folder, sorted; none where there is no such folder."""
+        self.fs.invalidate_cache(self.path(folder))
+        try:
+            entries = self.fs.ls(self.path(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+
+    def upload(self, local: Path, name: str) -> None:
+        """Copy a local directory into the store. Its files appear one by one: write a manifest after it."""
+        for file in _files(local):
+            target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
+            self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
+            self.fs.put_file(str(file), target)
+
+    def download(self, name: str, local: Path) -> None:
+        """Copy a folder of the store into a local directory."""
+        self.fs.invalidate_cache(self.path(name))
+        base = self.path(name)
+        for source in self.fs.find(base):
+            target = local / str(source).removeprefix(base).lstrip("/")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self.fs.get_file(source, str(target))
+
+    def remove(self, name: str) -> None:
+        """Delete a file or folder, if it is there."""
+        if self.fs.exists(self.path(name)):
+            self.fs.rm(self.path(name), recursive=True)
+
+
+def open_filesystem(url: str, storage: StorageSection) -> Any:
+    """The fsspec file system for a local path or an `s3://` URL.
+
+    Raises:
+        ConfigError: the URL has another scheme.
+    """
+    if url.startswith("s3://"):
+        client = {"region_name": storage.region} if storage.region else {}
+        return fsspec.filesystem("s3", endpoint_url=storage.endpoint_url, client_kwargs=client, anon=storage.anonymous)
+    if "://" in url:
+        raise ConfigError(f"{url}: only local paths and s3:// are supported")
+    return fsspec.filesystem("file", auto_mkdir=True)
+
+
+def require_writable(store: Store) -> None:
+    """Write and delete a probe file.
+
+    Raises:
+        CgdError: the root cannot be written; the text says why and what to check.
+    """
+    name = f".probe-{secrets.token_hex(4)}"
+    try:
+        store.write(name, b"probe")
+        store.remove(name)
+    except Exception as error:
+        what = "endpoint, bucket and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if store.is_s3 else "directory"
+        detail = " ".join(str(error).split())
+        raise CgdError(f"run.root {store.root}: cannot be written: {detail}; check the {what}") from error
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (path for path in sorted(folder.rglob("*")) if path.is_file())

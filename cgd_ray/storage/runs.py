@@ -1,0 +1,31 @@
+"""One run's folder: `root/runs/NAME/` with config, manifests, training, student, scores and report."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from cgd_ray.storage.filesystem import Store
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of one run of a root."""
+
+    store: Store
+    name: str
+
+    def path(self, name: str) -> str:
+        """A name in this run, relative to the root."""
+        return f"runs/{self.name}/{name}"
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Put a JSON document into the run."""
+        self.store.write(self.path(name), json.dumps(content, indent=1, ensure_ascii=False, default=str).encode())
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """A JSON document of the run, or None where it is not there yet."""
+        try:
+            content: dict[str, Any] = json.loads(self.store.read(self.path(name)))
+        except FileNotFoundError:
+            return None
+        return content

@@ -1,0 +1,77 @@
+"""The pyarrow schemas of every table: the contract between phases."""
+
+import pyarrow as pa
+
+KEY = [pa.field("prompt_id", pa.string(), nullable=False), pa.field("sample", pa.int32(), nullable=False)]
+
+PROMPTS = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),  # 32 hex digits, see cgd_ray.data.identity
+        pa.field("split", pa.string(), nullable=False),  # "train" or "heldout"
+        pa.field("prompt", pa.string(), nullable=False),  # x, rendered by data.prompt_template
+        pa.field("reference", pa.string()),  # y_ref
+        pa.field("kind", pa.string()),  # kind of problem, where the source knows it
+        pa.field("novel", pa.bool_(), nullable=False),  # a kind that training never sees
+        pa.field("source", pa.string(), nullable=False),  # FILE:ROW, for messages and inspection
+    ]
+)
+
+RESULTS = pa.schema(
+    [
+        *KEY,
+        pa.field("parent", pa.string(), nullable=False),  # digest of exactly the texts it was made from
+        pa.field("status", pa.string(), nullable=False),  # "ok", "truncated" or "failed"
+        pa.field("text", pa.string()),  # null where it failed
+        pa.field("finish_reason", pa.string()),
+        pa.field("verdict", pa.string()),  # "right" or "wrong"; critiques only
+        pa.field("error", pa.string()),  # why it failed
+        pa.field("prompt_tokens", pa.int32()),
+        pa.field("completion_tokens", pa.int32()),
+        pa.field("model", pa.string(), nullable=False),  # identity of the model, see cgd_ray.storage.models
+        pa.field("attempt", pa.int32(), nullable=False),
+    ]
+)
+"""What a generation or evaluation stage makes of one row. Deterministic under greedy decoding, but for `attempt`."""
+
+TELEMETRY = pa.schema(
+    [
+        *KEY,
+        pa.field("started", pa.timestamp("us", tz="UTC"), nullable=False),
+        pa.field("seconds", pa.float64(), nullable=False),
+        pa.field("cached_tokens", pa.int32()),  # prompt tokens that came from the prefix cache
+        pa.field("host", pa.string(), nullable=False),
+    ]
+)
+"""How a result came about: times and places, kept apart since no two runs agree on them."""
+
+EXAMPLES = pa.schema(
+    [
+        *KEY,
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("draft", pa.string(), nullable=False),
+        pa.field("critique", pa.string(), nullable=False),
+        pa.field("refinement", pa.string(), nullable=False),
+        pa.field("verdict", pa.string()),
+        pa.field("answer", pa.string()),  # the teacher's direct answer, where it was generated
+        pa.field("reference", pa.string()),
+    ]
+)
+"""Curated rows, from which every training method takes its view."""
+
+DROPPED = pa.schema(
+    [
+        *KEY,
+        pa.field("stage", pa.string(), nullable=False),  # which text was at fault
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+ENCODED = pa.schema(
+    [
+        *KEY,
+        pa.field("view", pa.string(), nullable=False),  # method whose view of the row this is
+        pa.field("input_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("target_start", pa.int32(), nullable=False),  # first supervised position; all after it are, too
+    ]
+)
+"""Tokenised training rows. The target is a suffix, so one number is the whole mask."""

@@ -1,0 +1,1 @@
+"""From curated rows to a trained student."""

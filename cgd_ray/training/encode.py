@@ -1,0 +1,100 @@
+"""Conversations to token ids, with the tokenizer's own chat template. Pure: reads no file, keeps no state."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cgd_ray.errors import ConfigError
+from cgd_ray.training.formats import Conversation, Lacking
+
+_SENTINEL = "targettargettarget"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of one row; the positions from `target_start` on are supervised, the last one ends the turn."""
+
+    input_ids: list[int]
+    target_start: int
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Encodes for training exactly what a chat endpoint encodes for the same messages.
+
+    Texts of models may hold control tokens (`<|im_end|>`). They are encoded as ordinary text: as control tokens they
+    would end a turn that did not end.
+
+    Attributes:
+        tokenizer: a fast Hugging Face tokenizer with a chat template.
+        template_arguments: further arguments of the chat template, for instance `{"enable_thinking": False}`.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template, or its turns end without a special token.
+    """
+
+    tokenizer: Any
+    template_arguments: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if not self.tokenizer.chat_template:
+            raise ConfigError(
+                "student.model: its tokenizer has no chat template; take an instruct model or add chat_template.jinja"
+            )
+        if self._end_index is None:
+            raise ConfigError(
+                "student.model: its chat template ends the assistant's turn without a special token, so the student "
+                "could not learn to stop; take an instruct model or mend chat_template.jinja"
+            )
+
+    @property
+    def end_of_turn(self) -> int:
+        """Id of the token that ends the assistant's turn: learnt as the last token of every target."""
+        return self._closing_ids[self._end_index or 0]
+
+    def prompt_ids(self, user: str) -> list[int]:
+        """Ids of one user turn with the generation prompt behind it, as evaluation and serving send them."""
+        return self._template_ids([{"role": "user", "content": user}], generation_prompt=True)
+
+    def encode(self, conversation: Conversation) -> Encoded | Lacking:
+        """Ids of the prompt, the target and its end-of-turn token, or why there is nothing to learn.
+
+        What the template writes behind the end-of-turn token (ChatML: a line break) is cut off: no model generates it.
+        """
+        if not conversation.target.strip():
+            return Lacking("empty target")
+        prompt = self.prompt_ids(conversation.user)
+        whole = self._template_ids(_messages(conversation.user, conversation.target), generation_prompt=False)
+        if whole[: len(prompt)] == prompt:
+            end = len(whole) - (len(self._closing_ids) - 1 - (self._end_index or 0))
+            return Encoded(whole[:end], len(prompt))
+        # The target's first characters merged with the generation prompt's last ("\n" + "\n"), or the two differ.
+        # At inference the prompt stands alone, so the target is encoded alone as well.
+        target = self.tokenizer(conversation.target, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return Encoded([*prompt, *target, self.end_of_turn], len(prompt))
+
+    def _template_ids(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=generation_prompt,
+            sanitize_control_tokens=True,
+            return_dict=False,
+            **self.template_arguments,
+        )
+        return ids
+
+    @cached_property
+    def _closing_ids(self) -> list[int]:
+        """Ids of what the template writes behind the assistant's text."""
+        text = self.tokenizer.apply_chat_template(_messages("x", _SENTINEL), tokenize=False, **self.template_arguments)
+        ids: list[int] = self.tokenizer(text.rpartition(_SENTINEL)[2], add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _end_index(self) -> int | None:
+        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return next((place for place, index in enumerate(self._closing_ids) if index in special), None)
+
+
+def _messages(user: str, target: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": target}]

@@ -1,0 +1,96 @@
+"""Methods as views of a curated row: which texts are the context, which is the target (arXiv 2505.11628, section 3)."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cgd_ray.config.training import TrainingSection, ViewName
+from cgd_ray.prompts.templates import PromptSet
+from cgd_ray.storage.fingerprint import derived_seed
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of the table `EXAMPLES`."""
+
+    prompt_id: str
+    sample: int
+    prompt: str
+    draft: str
+    critique: str
+    refinement: str
+    verdict: str | None = None
+    answer: str | None = None
+    reference: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Example":
+        """The example of a table row; other columns are left out."""
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One user turn and the assistant turn that is learnt."""
+
+    user: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Lacking:
+    """Why a row has no such view; the reason is counted and reported."""
+
+    reason: str
+
+
+View = Callable[[Example, PromptSet], Conversation | Lacking]
+
+
+def _cgd(example: Example, prompts: PromptSet) -> Conversation:
+    return Conversation(prompts.context(example.prompt, example.draft, example.critique), example.refinement)
+
+
+def _refsft(example: Example, _: PromptSet) -> Conversation:
+    return Conversation(example.prompt, example.refinement)
+
+
+def _sft(example: Example, _: PromptSet) -> Conversation | Lacking:
+    if example.reference is None:
+        return Lacking("no reference")
+    return Conversation(example.prompt, example.reference)
+
+
+def _distill(example: Example, _: PromptSet) -> Conversation | Lacking:
+    if example.answer is None:
+        return Lacking("no teacher answer")
+    return Conversation(example.prompt, example.answer)
+
+
+VIEWS: Mapping[ViewName, View] = {"cgd": _cgd, "refsft": _refsft, "sft": _sft, "distill": _distill}
+"""Every single-view method. A new method is one function and one line here (and its name in `ViewName`)."""
+
+
+def view(example: Example, method: ViewName, prompts: PromptSet) -> Conversation | Lacking:
+    """What `method` trains on for this row, or why the row has nothing for it."""
+    return VIEWS[method](example, prompts)
+
+
+def view_name(example: Example, training: TrainingSection, seed: int) -> ViewName:
+    """The view that a row takes: the method itself, or for `mix` one drawn by seed, key and weights.
+
+    The draw depends on the row's key alone, so adding or reordering rows changes no other row's view.
+    """
+    if training.method != "mix":
+        return training.method
+    return _drawn(example, training.mix, seed)
+
+
+def _drawn(example: Example, weights: Mapping[ViewName, float], seed: int) -> ViewName:
+    names = sorted(weights)
+    draw = derived_seed(seed, "mix", example.prompt_id, example.sample) / 2**31 * sum(weights.values())
+    for name in names[:-1]:
+        draw -= weights[name]
+        if draw < 0:
+            return name
+    return names[-1]

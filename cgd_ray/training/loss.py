@@ -1,0 +1,54 @@
+"""The loss of one packed forward pass, and the proof that packed rows do not see each other."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from cgd_ray.errors import CgdError
+from cgd_ray.training.packing import PackedRows, join
+
+
+def packed_logits(model: Any, rows: PackedRows, device: torch.device) -> torch.Tensor:
+    """Logits [S, vocabulary] at the positions that predict a supervised token.
+
+    Transformers cuts attention where position ids restart only if there is neither an attention mask nor a cache: with
+    `use_cache` at its default the rows of a pack see each other. Other positions' logits are never computed: with a
+    vocabulary of 150k and a third of the tokens supervised they are most of the memory of a pass.
+    """
+    output = model(
+        input_ids=torch.from_numpy(rows.input_ids).to(device).unsqueeze(0),
+        position_ids=torch.from_numpy(rows.position_ids).to(device).unsqueeze(0),
+        logits_to_keep=torch.from_numpy(rows.predicting).to(device),
+        use_cache=False,
+    )
+    logits: torch.Tensor = output.logits.squeeze(0)
+    return logits
+
+
+def summed_loss(model: Any, rows: PackedRows, device: torch.device) -> torch.Tensor:
+    """Sum of the negative log-likelihoods of the supervised tokens, in fp32."""
+    labels = torch.from_numpy(rows.labels).to(device)
+    return functional.cross_entropy(packed_logits(model, rows, device).float(), labels, reduction="sum")
+
+
+@torch.no_grad()
+def require_isolation(model: Any, vocabulary: int, device: torch.device) -> None:
+    """Check on the very model that a packed row's logits do not depend on the row before it.
+
+    Two packs of the same shape differ only in their first row; under isolation the second row's logits are the same to
+    the last bit but for kernels that choose their order of summation by content (mixture of experts).
+
+    Raises:
+        CgdError: they differ: this architecture mixes packed rows (convolutions, linear attention).
+    """
+    generator = np.random.default_rng(0)
+    first, other, second = generator.integers(0, vocabulary, size=(3, 16))
+    logits = [packed_logits(model, join([(before, 16), (second, 1)]), device).float() for before in (first, other)]
+    difference = (logits[0] - logits[1]).abs().max().item()
+    if difference > 1e-3 * logits[0].std().item():
+        raise CgdError(
+            f"student.model: rows packed into one pass see each other (logits differ by {difference:.2g}); this "
+            "architecture cannot be trained packed: take a model with plain attention"
+        )

@@ -1,0 +1,70 @@
+"""What a training worker asks of Ray, and how Ray Train reaches the store."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow.fs
+import ray
+import ray.train
+import structlog
+
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.storage.filesystem import Store
+
+_CPUS_BESIDE_A_GPU = 8
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """One worker's share."""
+
+    device: Literal["cpu", "cuda"]
+    cpus: int
+    gpus: float
+
+    def scaling(self, training: TrainingSection) -> ray.train.ScalingConfig:
+        """Ray Train's form of it."""
+        amounts = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
+        return ray.train.ScalingConfig(
+            num_workers=training.workers,
+            use_gpu=self.gpus > 0,
+            resources_per_worker=amounts,
+            accelerator_type=training.resources.accelerator_type,
+        )
+
+
+def worker_resources(training: TrainingSection) -> WorkerResources:
+    """Fill in what the recipe leaves open, from what the cluster has now."""
+    cluster = ray.cluster_resources()
+    wanted = training.resources
+    gpus = wanted.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if cluster.get("GPU", 0) > 0 else 0.0
+    cpus = wanted.cpus_per_worker or _default_cpus(training.workers, beside_gpu=gpus > 0)
+    if cpus * training.workers > cluster.get("CPU", 0):
+        log.warning(
+            "the cluster has fewer CPUs than training asks for; waiting for it to grow",
+            workers=training.workers, cpus_per_worker=cpus, cluster_cpus=cluster.get("CPU", 0),
+        )  # fmt: skip
+    return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
+
+
+def _default_cpus(workers: int, *, beside_gpu: bool) -> int:
+    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
+    largest, total = int(max(nodes)), int(sum(nodes))
+    if beside_gpu:
+        return max(1, min(_CPUS_BESIDE_A_GPU, total // workers))
+    return max(1, min(largest, total // workers))
+
+
+def pyarrow_filesystem(store: Store) -> pyarrow.fs.FileSystem:
+    """The store's file system as pyarrow's, which is what Ray Train takes; keys come from the environment.
+
+    On S3 it goes through s3fs as every other access does. Arrow's own S3 client writes an empty object for each parent
+    folder, which not every S3 server takes. Listings are not remembered: other processes write here.
+    """
+    if not store.is_s3:
+        return pyarrow.fs.LocalFileSystem()
+    fresh = type(store.fs)(**store.fs.storage_options, use_listings_cache=False)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fresh))

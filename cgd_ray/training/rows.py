@@ -1,0 +1,40 @@
+"""The encoded table in memory, by row number."""
+
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cgd_ray.training.packing import Ids
+
+
+class EncodedRows:
+    """Rows of the table `ENCODED` in key order. Ids stay in Arrow (4 bytes a token) until they are asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    @cached_property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """[rows] tokens of each row."""
+        lengths = pc.list_value_length(self._table["input_ids"]).to_numpy()
+        return np.asarray(lengths, dtype=np.int64)
+
+    @cached_property
+    def supervised(self) -> npt.NDArray[np.int64]:
+        """[rows] supervised tokens of each row."""
+        return self.lengths - np.asarray(self._table["target_start"].to_numpy(), dtype=np.int64)
+
+    def row(self, number: int) -> tuple[Ids, int]:
+        """The row's ids and where its target starts."""
+        ids = np.asarray(self._table["input_ids"][number].values.to_numpy(), dtype=np.int64)
+        return ids, int(self._table["target_start"][number].as_py())
+
+    def key(self, number: int) -> str:
+        """The row's key as messages name it."""
+        return f"{self._table['prompt_id'][number].as_py()}/{self._table['sample'][number].as_py()}"

@@ -1,0 +1,21 @@
+"""The learning rate of each optimiser step: a pure function, so that a resumed run needs no scheduler state."""
+
+import math
+
+from cgd_ray.config.training import TrainingSection
+
+
+def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
+    """Rate of the step with that number (from 0) out of `steps`.
+
+    It rises linearly over the warm-up, whose last step has the full rate, and then falls so that a step behind the last
+    one would have 0 (`constant`: stays).
+    """
+    warmup = round(training.warmup_fraction * steps)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
+    if training.schedule == "constant":
+        return training.learning_rate
+    done = (step - warmup) / max(1, steps - warmup)
+    share = 0.5 * (1 + math.cos(math.pi * done)) if training.schedule == "cosine" else 1 - done
+    return training.learning_rate * share

@@ -1,0 +1,239 @@
+"""Training on Ray: from curated examples to the exported student, resumable by the same command."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray.exceptions
+import ray.train
+import structlog
+from ray.train.torch import TorchConfig, TorchTrainer
+from transformers import AutoTokenizer
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.errors import CgdError
+from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.card import model_card, training_seed
+from cgd_ray.training.checkpoints import Layout, require_layout
+from cgd_ray.training.encode import ChatEncoder
+from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
+from cgd_ray.training.ray_worker import Refused, train_on_ray
+from cgd_ray.training.resources import WorkerResources, pyarrow_filesystem, worker_resources
+from cgd_ray.training.worker import RankJob, RankOutcome
+
+log = structlog.get_logger(__name__)
+
+# Settings that change the trained weights; the others (workers, ZeRO stage, packing, ...) change where and how fast.
+_RESULT_SETTINGS = {
+    "epochs", "learning_rate", "batch_size", "schedule", "warmup_fraction", "weight_decay", "gradient_clipping",
+    "precision",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training ended with. Counts and seconds are over all interruptions."""
+
+    student_name: str
+    """Folder of the exported student in the store, relative to the root."""
+    steps: int
+    rows: int
+    supervised_tokens: int
+    total_tokens: int
+    seconds: float
+    """Seconds inside optimiser steps: without start-up, checkpoints and export."""
+    final_loss: float
+    """Mean loss per supervised token of the last step."""
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+    reused: bool
+    """Whether the student was there already and nothing was trained."""
+    resumed_from_step: int | None
+
+
+def run_training(
+    recipe: Recipe, store: Store, examples: Table, student_path: str, student_identity: str
+) -> TrainingResult:
+    """Train the student on the examples and export it to `runs/NAME/student`.
+
+    The same command continues from the last checkpoint, and does nothing where the student is there. A setting that
+    changes the result starts afresh in a folder of its own.
+
+    Args:
+        recipe: the whole recipe; `student`, `training`, `run.seed` and `storage` matter here.
+        store: the root.
+        examples: curated rows.
+        student_path: directory with the student on this node, for its tokenizer. Workers bring the model to their own
+            nodes.
+        student_identity: who the student is, as `cgd_ray.storage.models` says.
+
+    Raises:
+        ConfigError: the student has no usable chat template.
+        CgdError: no rows are left, the layout changed under a checkpoint, training diverged or its workers died more
+            than `training.max_failures` times.
+    """
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_path), recipe.generation.draft.chat_template_kwargs)
+    prompts = load_prompts(recipe.generation.prompts)
+    encoded = encode_examples(examples, Encoding(recipe.training, training_seed(recipe), prompts, encoder))
+    if not encoded.rows:
+        raise CgdError(f"training: no rows to train on; left out: {encoded.dropped or 'the examples table is empty'}")
+    plan = _Plan(recipe, store, encoded, student_identity)
+    finished = plan.finished()
+    if finished is not None:
+        log.info("student is there already, nothing to train", student=plan.student)
+        return finished
+    plan.prepare_folder()
+    outcome = _fit(plan)
+    log.info("student exported", student=store.url(plan.student), steps=outcome.progress.step)
+    return plan.finish(outcome)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One training: its identity and its folders."""
+
+    recipe: Recipe
+    store: Store
+    encoded: EncodedExamples
+    student_identity: str
+
+    @property
+    def student(self) -> str:
+        return f"runs/{self.recipe.run.name}/student"
+
+    @property
+    def parent(self) -> str:
+        return f"runs/{self.recipe.run.name}/training"
+
+    @property
+    def folder(self) -> str:
+        return f"{self.parent}/{self.identity}"
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """What makes this training this training."""
+        return {
+            "encoded": self.encoded.table.fingerprint,
+            "student": self.student_identity,
+            "seed": training_seed(self.recipe),
+            **self.recipe.training.model_dump(mode="json", include=_RESULT_SETTINGS),
+        }
+
+    @property
+    def identity(self) -> str:
+        return fingerprint(self.content)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.recipe.training.workers, self.recipe.training.zero_stage)
+
+    def finished(self) -> TrainingResult | None:
+        """The result of an earlier invocation, if this very training was exported."""
+        name = f"{self.student}/manifest.json"
+        if not self.store.exists(name):
+            return None
+        manifest = json.loads(self.store.read(name))
+        if manifest["identity"] != self.identity:
+            return None
+        return replace(TrainingResult(**manifest["result"]), reused=True, resumed_from_step=None)
+
+    def finish(self, outcome: RankOutcome) -> TrainingResult:
+        """Write the manifest, last of all: from here on the student counts as complete."""
+        progress = outcome.progress
+        result = TrainingResult(
+            student_name=self.student,
+            steps=progress.step,
+            rows=outcome.rows,
+            supervised_tokens=progress.supervised_tokens,
+            total_tokens=progress.total_tokens,
+            seconds=progress.seconds,
+            final_loss=progress.loss,
+            dropped=self.encoded.dropped,
+            reused=False,
+            resumed_from_step=outcome.resumed_from_step,
+        )
+        manifest = {"identity": self.identity, "training": self.content, "result": asdict(result)}
+        self.store.write(f"{self.student}/manifest.json", json.dumps(manifest, indent=1).encode())
+        return result
+
+    def prepare_folder(self) -> None:
+        """Say in the folder what it holds; refuse one whose checkpoints are of another layout.
+
+        Raises:
+            CgdError: `training.workers` or `training.zero_stage` changed since the last checkpoint.
+        """
+        name = f"{self.folder}/training.json"
+        if self._has_checkpoints() and self.store.exists(name):
+            saved = json.loads(self.store.read(name))
+            require_layout(Layout(**saved["layout"]), self.layout, self.store.url(self.folder))
+        content = {"training": self.content, "layout": asdict(self.layout)}
+        self.store.write(name, json.dumps(content, indent=1).encode())
+
+    def _has_checkpoints(self) -> bool:
+        """Whether Ray Train committed a checkpoint.
+
+        Ray Train 2.60 writes its snapshot in place; a kill inside that write leaves half a file, on which every later
+        start would fail. Then its checkpoints cannot be told from half ones either: training starts afresh.
+        """
+        name = f"{self.folder}/checkpoint_manager_snapshot.json"
+        if not self.store.exists(name):
+            return False
+        try:
+            return bool(json.loads(self.store.read(name))["checkpoint_results"])
+        except json.JSONDecodeError:
+            log.warning("half-written snapshot of checkpoints, training starts afresh", file=self.store.url(name))
+            self.store.remove(self.folder)
+            return False
+
+    def job(self, resources: WorkerResources) -> RankJob:
+        return RankJob(
+            encoded=self.encoded.table,
+            model=self.recipe.student.model,
+            revision=self.recipe.student.revision,
+            storage=self.recipe.storage,
+            training=self.recipe.training,
+            seed=training_seed(self.recipe),
+            student=self.student,
+            card=model_card(self.recipe, self.encoded, self.identity),
+            device=resources.device,
+            threads=resources.cpus,
+        )
+
+
+def _fit(plan: _Plan) -> RankOutcome:
+    training = plan.recipe.training
+    resources = worker_resources(training)
+    trainer = TorchTrainer(
+        partial(train_on_ray, plan.job(resources)),
+        scaling_config=resources.scaling(training),
+        torch_config=TorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=plan.identity,
+            storage_path=plan.store.path(plan.parent),
+            storage_filesystem=pyarrow_filesystem(plan.store),
+            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": resources.device}},
+        ),
+    )
+    try:
+        outcome: RankOutcome | Refused = trainer.fit().return_value
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        raise CgdError(
+            f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
+        ) from error
+    if isinstance(outcome, Refused):
+        raise CgdError(outcome.reason)
+    return outcome
+
+
+def _cause(error: Exception) -> str:
+    """One line of the first worker's failure, or of the controller's (a store that it cannot reach ends its start)."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"

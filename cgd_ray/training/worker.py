@@ -1,0 +1,230 @@
+"""The training loop of one rank. Imports no Ray: it runs the same under Ray Train and under torchrun.
+
+What it does: DeepSpeed ZeRO 0-3 with fp32 master weights; batches counted in rows, packed into passes inside the
+optimiser step; loss as the mean over the supervised tokens of the whole batch, whatever rank and pass they are in;
+AdamW, clipping, warm-up and decay; exact resume to the step. What it does not do: tensor or pipeline parallelism,
+adapters, other optimisers, validation during training.
+"""
+
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cgd_ray.config.run import StorageSection
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.errors import CgdError
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import derived_seed
+from cgd_ray.storage.models import local_model
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.checkpoints import Layout, Progress, load_checkpoint, save_checkpoint
+from cgd_ray.training.engine import apply_step, start_engine
+from cgd_ray.training.export import gather_weights, write_student
+from cgd_ray.training.loss import require_isolation, summed_loss
+from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
+from cgd_ray.training.rows import EncodedRows
+from cgd_ray.training.schedule import learning_rate
+
+
+class DivergedError(CgdError):
+    """The loss or the gradient is not finite. All ranks raise it at the same step; trying again would end the same."""
+
+
+@dataclass(frozen=True)
+class RankJob:
+    """Everything that a rank needs to know; small, and cheap to send."""
+
+    encoded: Table
+    model: str
+    revision: str | None
+    storage: StorageSection
+    training: TrainingSection
+    seed: int
+    student: str
+    """Folder of the exported student, relative to the root."""
+    card: str
+    """Text of the model card."""
+    device: str
+    """`cpu` or `cuda`."""
+    threads: int
+    """CPU threads of this rank; only used on CPU."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step, as every rank reports it."""
+
+    progress: Progress
+    steps: int
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+    supervised_tokens: int
+    total_tokens: int
+    checkpoint: Path | None
+    """This rank's shards of a checkpoint, gone after the report; None between checkpoints."""
+
+
+@dataclass(frozen=True)
+class RankOutcome:
+    """What a rank ends with; the same on all."""
+
+    progress: Progress
+    rows: int
+    resumed_from_step: int | None
+
+
+Report = Callable[[StepReport], None]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass. A padding pass has weight 0: it only keeps the collectives in step."""
+
+    rows: PackedRows
+    numbers: Sequence[int]
+    weight: float
+
+
+def train_rank(job: RankJob, report: Report, resume: Path | None = None) -> RankOutcome:
+    """Train to the last step, export the student from rank 0, and say how it went.
+
+    Args:
+        job: the same on every rank.
+        report: called after each step, on all ranks.
+        resume: folder of a whole checkpoint.
+
+    Raises:
+        DivergedError: the loss or the gradient is not finite; names the step and the rows.
+        CgdError: the checkpoint was written in another layout, or the model mixes packed rows.
+    """
+    rank = _Rank(job)
+    progress = rank.restore(resume) if resume else Progress()
+    resumed_from = progress.step if resume else None
+    for step_report in rank.steps(progress):
+        progress = step_report.progress
+        if rank.is_due(progress.step):
+            with tempfile.TemporaryDirectory(prefix="cgd-checkpoint-") as folder:
+                save_checkpoint(rank.engine, Path(folder), progress, rank.layout)
+                report(replace(step_report, checkpoint=Path(folder)))
+        else:
+            report(step_report)
+    rank.export()
+    return RankOutcome(progress, len(rank.rows), resumed_from)
+
+
+class _Rank:
+    """One rank's engine, rows and place among the others."""
+
+    def __init__(self, job: RankJob) -> None:
+        self.job = job
+        self.device = _device(job)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
+        self.number, self.world = dist.get_rank(), dist.get_world_size()
+        self.layout = Layout(self.world, job.training.zero_stage)
+        self.rows = EncodedRows(job.encoded.read())
+        self.total_steps = optimiser_steps(len(self.rows), job.training.batch_size, job.training.epochs)
+        self.source = local_model(job.model, job.revision, job.storage)
+        self.engine = start_engine(job.training, self.source, self.device)
+        require_isolation(self.engine, self.engine.module.config.vocab_size, self.device)
+
+    def restore(self, folder: Path) -> Progress:
+        return load_checkpoint(self.engine, folder, self.layout)
+
+    def is_due(self, step: int) -> bool:
+        """Whether a checkpoint follows this step."""
+        return step % self.job.training.checkpoint_every == 0 or step == self.total_steps
+
+    def steps(self, progress: Progress) -> Iterator[StepReport]:
+        """Run the steps that are left."""
+        training = self.job.training
+        order = batches(len(self.rows), training.batch_size, training.epochs, self.job.seed, first_step=progress.step)
+        for batch in order:
+            started = time.perf_counter()
+            rate = learning_rate(training, progress.step, self.total_steps)
+            loss, norm = self._step(progress.step, batch.tolist(), rate)
+            seconds = time.perf_counter() - started
+            supervised, total = int(self.rows.supervised[batch].sum()), int(self.rows.lengths[batch].sum())
+            progress = Progress(
+                step=progress.step + 1,
+                seconds=progress.seconds + seconds,
+                supervised_tokens=progress.supervised_tokens + supervised,
+                total_tokens=progress.total_tokens + total,
+                loss=loss,
+            )
+            yield StepReport(progress, self.total_steps, rate, norm, seconds, supervised, total, None)
+
+    def _step(self, step: int, batch: list[int], rate: float) -> tuple[float, float]:
+        """One optimiser step over all ranks: mean loss per supervised token, and the gradient's norm."""
+        # Seeded by step, so that dropout (where a model has it) resumes without any saved generator state.
+        torch.manual_seed(derived_seed(self.job.seed, "step", step, self.number))
+        tokens = int(self.rows.supervised[batch].sum())
+        passes = self._passes(batch)
+        summed = torch.zeros((), device=self.device)
+        broken: list[int] = []
+        for place, one in enumerate(passes):
+            self.engine.set_gradient_accumulation_boundary(place == len(passes) - 1)
+            loss = summed_loss(self.engine, one.rows, self.device)
+            # DeepSpeed averages gradients over the ranks; the mean is over the whole batch's tokens.
+            self.engine.backward(loss * (one.weight * self.world / tokens), scale_wrt_gas=False)
+            if one.weight:
+                summed += loss.detach()
+                if not math.isfinite(loss.item()):
+                    broken.extend(one.numbers)
+        dist.all_reduce(summed)
+        self._require_finite(step, summed.item(), broken)
+        norm = apply_step(self.engine, rate)
+        self._require_finite(step, norm, batch)
+        return summed.item() / tokens, norm
+
+    def _passes(self, batch: list[int]) -> list[_Pass]:
+        lengths = [int(self.rows.lengths[number]) for number in batch]
+        plan = plan_passes(lengths, self.world, self.job.training.micro_batch_tokens)[self.number]
+        passes = []
+        for members in plan:
+            numbers = [batch[index] for index in members]
+            rows = join([self.rows.row(number) for number in numbers]) if numbers else padding()
+            passes.append(_Pass(rows, numbers, weight=1.0 if numbers else 0.0))
+        return passes
+
+    def _require_finite(self, step: int, value: float, suspects: Sequence[int]) -> None:
+        """Stop on all ranks at once; `value` is the same on all, `suspects` are this rank's."""
+        if math.isfinite(value):
+            return
+        gathered: list[Any] = [None] * self.world
+        dist.all_gather_object(gathered, [self.rows.key(number) for number in suspects])
+        keys = sorted({key for keys in gathered for key in keys})
+        shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+        raise DivergedError(
+            f"training stopped at step {step + 1} of {self.total_steps}: loss or gradient is not finite in rows "
+            f"{shown}; lower training.learning_rate or look at these rows (`cgd inspect`)"
+        )
+
+    def export(self) -> None:
+        """Put the student into the store from rank 0. Its manifest is the caller's to write."""
+        weights = gather_weights(self.engine)
+        if self.number == 0:
+            store: Store = self.job.encoded.store
+            with tempfile.TemporaryDirectory(prefix="cgd-student-") as folder:
+                write_student(self.engine, weights, self.source, Path(folder), self.job.card)
+                store.remove(self.job.student)
+                store.upload(Path(folder), self.job.student)
+        dist.barrier()
+
+
+def _device(job: RankJob) -> torch.device:
+    if job.device == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        return device
+    torch.set_num_threads(job.threads)
+    return torch.device("cpu")

@@ -1,0 +1,6 @@
+"""Training of a recipe whose generation is complete: `python jobs/train.py RECIPE [section.key=value ...]`."""
+
+from cgd_ray.cli import job_main
+
+if __name__ == "__main__":
+    job_main(["train"])

@@ -1,0 +1,1 @@
+"""The student behind an OpenAI-compatible HTTP endpoint: Ray Serve LLM around vLLM."""

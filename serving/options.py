@@ -1,0 +1,105 @@
+"""What `serving.app:build` takes: the arguments of `serve run`, a Serve config file or a RayService."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from cgd_ray.config.base import Section
+from cgd_ray.config.run import StorageSection
+from cgd_ray.errors import ConfigError
+
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class ServeArgs(Section):
+    """One model and how many replicas of it. Flat, since `serve run` passes `key=value` pairs as text."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """Directory (an exported student), `s3://` prefix, or hub id."""
+    revision: str | None = None
+    """Commit, tag or branch of a hub id."""
+    model_id: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "student"
+    """Name that requests use; no colon, which Ray Serve LLM takes for an adapter's name."""
+
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveInt = 16
+    """Requests in flight per replica that Serve's autoscaler aims at."""
+    max_ongoing_requests: PositiveInt = 64
+    """Requests that a replica takes at a time; further ones wait."""
+
+    max_model_len: PositiveInt | None = None
+    """Longest prompt plus completion in tokens; none takes the model's own."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+    accelerator_type: str | None = None
+    """Ray accelerator type, for instance `H100`; none takes any node."""
+    gpus: Annotated[int, Field(ge=0)] | None = None
+    """GPUs of a replica, over which the model is split (tensor parallel), all on one node. None: 1 with an
+    accelerator_type, else 0, which is CPU."""
+    cpus: PositiveInt = 1
+    """CPU cores that a replica reserves; without a GPU they are vLLM's threads."""
+    kv_cache_gib: Annotated[int, Field(ge=1)] = 2
+    """Key-value cache of a replica on CPU, in GiB (on GPU, vLLM fills the memory that is left)."""
+
+    endpoint_url: str | None = None
+    """S3 endpoint, where it is not AWS. Keys come from the environment of the Serve nodes."""
+    region: str | None = None
+    anonymous: bool = False
+    """Read a public bucket without keys."""
+
+    @field_validator("model")
+    @classmethod
+    def _absolute(cls, model: str) -> str:
+        # Replicas run in another directory than the one that `build` was called in.
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return str(path.resolve())
+        if model.startswith(("/", "./", "../", "~")):
+            raise ValueError("no such directory")
+        return model
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        if self.accelerator_type is not None and self.gpus == 0:
+            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus of 1 or more")
+        return self
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of one replica; 0 is CPU."""
+        if self.gpus is not None:
+            return self.gpus
+        return 1 if self.accelerator_type else 0
+
+    @property
+    def storage(self) -> StorageSection:
+        """How an `s3://` model is reached."""
+        return StorageSection(endpoint_url=self.endpoint_url, region=self.region, anonymous=self.anonymous)
+
+
+def parse_args(args: Mapping[str, Any]) -> ServeArgs:
+    """Validate the arguments of `serving.app:build`; numbers may come as text.
+
+    Raises:
+        ConfigError: one line that names the argument and the mend.
+    """
+    try:
+        return ServeArgs.model_validate(dict(args))
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(part) for part in first["loc"])
+    match first["type"]:
+        case "extra_forbidden":
+            return f"serving: unknown argument {name}; known are {', '.join(ServeArgs.model_fields)}"
+        case "missing":
+            return f"serving: argument {name} is missing: pass {name}=VALUE"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"serving: {name}={first['input']}: {message}" if name else f"serving: {message}"

@@ -1,0 +1,64 @@
+"""Real models for tests, the `gpu` marker, and CI's rule that nothing may be skipped unseen."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cgd_ray.storage.demo_models import fetch
+
+
+class SkipGuard:
+    """Fails a session in which a test was skipped for another reason than a missing GPU.
+
+    A skipped test proves nothing; in CI, where everything a test needs is installed, a skip is a mistake.
+    """
+
+    def __init__(self) -> None:
+        self.skipped: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skipped and not hasattr(report, "wasxfail") and "gpu" not in report.keywords:
+            self.skipped.append(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.skipped:
+            self.skipped.append(report.nodeid)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        if self.skipped and exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if self.skipped:
+            terminalreporter.write_line(f"CI: skipped, which fails the session: {', '.join(self.skipped)}", red=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if os.environ.get("CI") == "true":
+        config.pluginmanager.register(SkipGuard())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needing = [item for item in items if item.get_closest_marker("gpu")]
+    if needing and not _has_cuda():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def student_dir() -> Path:
+    """SmolLM2-135M-Instruct as a Hugging Face directory."""
+    return fetch("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def teacher_dir() -> Path:
+    """Qwen2.5-Coder-0.5B-Instruct as a Hugging Face directory."""
+    return fetch("qwen2.5-0.5b")
+
+
+def _has_cuda() -> bool:
+    import torch  # seconds that no test without the marker need cost
+
+    return torch.cuda.is_available()

@@ -1,0 +1,93 @@
+"""Generation through Ray Data on a real Ray cluster of two nodes, with the scripted engine: flow, resume, ceilings."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.storage.filesystem import Store
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[Cluster]:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    nodes.add_node(num_cpus=2)
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def recipe(root: Path, **changes: Any) -> Recipe:
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "data": {"type": "demo", "limit": 60, "holdout": {"count": 6}},
+        "student": {"model": "s", "engine": {"type": "scripted", "replicas": 2}},
+        "teacher": {"engine": {"type": "scripted", "model": "t", "replicas": 2}},
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree.get(key, {}), **value}
+    return parse_recipe(tree, "test")
+
+
+def generate(made: Recipe) -> GenerationResult:
+    store = Store(made.run.root)
+    return run_generation(made, store, prepare_prompts(made, store).table)
+
+
+def columns(result: GenerationResult) -> list[pa.Table]:
+    deterministic = ["prompt_id", "sample", "parent", "status", "text", "verdict", "completion_tokens"]
+    return [stage.results.read().select(deterministic) for stage in result.stages.all]
+
+
+def test_staged_and_streaming_make_the_same_tables_and_a_second_run_makes_nothing(tmp_path: Path) -> None:
+    made = {
+        execution: generate(recipe(tmp_path / execution, generation={"execution": execution}))
+        for execution in ("staged", "streaming")
+    }
+    assert {name: result.execution for name, result in made.items()} == {"staged": "staged", "streaming": "streaming"}
+    for one, other in zip(columns(made["staged"]), columns(made["streaming"]), strict=True):
+        assert one.equals(other)
+        assert len(one) == 60
+    again = generate(recipe(tmp_path / "staged", generation={"execution": "staged"}))
+    assert again.reused
+    assert again.counts["refine"]["ok"] == 60
+
+
+def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:
+    teacher = {"engine": {"type": "scripted", "model": "t", "fail_fraction": 0.3}}
+    made = recipe(tmp_path, teacher=teacher, generation={"max_failed_fraction": 1.0})
+    first = generate(made)
+    failed = first.counts["critique"]["failed"]
+    assert 0 < failed < 60
+    # Each attempt has engines of its own, so the script's first failure of a row is seen again: repair the engine.
+    repaired = generate(recipe(tmp_path, teacher={"engine": {"type": "scripted", "model": "t", "fail_fraction": 0.3}}))
+    assert repaired.tallies["critique"]["rows"] == failed
+
+
+def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:
+    teacher = {"engine": {"type": "scripted", "model": "t", "fail_fraction": 1.0}}
+    with pytest.raises(StoppedError, match=r"critique: \d+ of \d+ rows failed.*max_failed_fraction 0.1"):
+        generate(recipe(tmp_path, teacher=teacher, data={"limit": 200}))
+
+
+def test_a_token_ceiling_stops_and_the_same_command_continues(tmp_path: Path) -> None:
+    with pytest.raises(StoppedError, match="max_total_tokens 500 is reached"):
+        generate(recipe(tmp_path, generation={"max_total_tokens": 500}, data={"limit": 300}))
+    after = generate(recipe(tmp_path, data={"limit": 300}))
+    assert after.counts["refine"]["ok"] == 300
+    assert after.tallies["refine"]["rows"] < 300
+
+
+def test_an_engine_that_cannot_start_ends_the_run_with_its_own_words(tmp_path: Path) -> None:
+    engine = {"type": "openai", "model": "m", "base_url": "http://127.0.0.1:9", "api_key_env": "CGD_NO_SUCH_KEY"}
+    with pytest.raises(CgdError, match="CGD_NO_SUCH_KEY is not set"):
+        generate(recipe(tmp_path, teacher={"engine": engine}))

@@ -1,0 +1,142 @@
+"""The whole way on real parts, as a job: S3 root, streaming, ZeRO-2 with two workers, served and asked over HTTP."""
+
+import io
+import json
+import re
+import subprocess
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import s3fs
+
+from tests.servers import RayHead, S3Server
+
+RECIPE = "jobs/recipes/demo.yaml"
+SMALL = [
+    "data.limit=10",
+    "data.holdout.count=6",
+    "generation.execution=streaming",
+    "student.engine.cpus=1",
+    "teacher.engine.cpus=1",
+    "generation.draft.max_tokens=120",
+    "curation.require_correct=false",
+    "curation.require_verdict=false",
+    "training.epochs=1",
+    "training.batch_size=4",
+    "training.workers=2",
+    "training.zero_stage=2",
+    "evaluation.max_tokens=64",
+]
+
+
+@pytest.fixture(scope="module")
+def settings(s3: S3Server) -> list[str]:
+    return [*SMALL, f"run.root={s3.url('job')}", f"storage.endpoint_url={s3.endpoint}"]
+
+
+@pytest.fixture(scope="module")
+def job(head: RayHead, settings: list[str]) -> subprocess.CompletedProcess[str]:
+    return head.submit("python", "jobs/pipeline.py", RECIPE, *settings)
+
+
+@pytest.fixture(scope="module")
+def manifest(job: subprocess.CompletedProcess[str], bucket: s3fs.S3FileSystem) -> dict[str, Any]:
+    assert job.returncode == 0, job.stdout[-5000:] + job.stderr[-2000:]
+    content: dict[str, Any] = json.loads(bucket.cat_file("bucket/job/runs/demo/manifest.json"))
+    return content
+
+
+@pytest.fixture(scope="module")
+def bucket(s3: S3Server) -> s3fs.S3FileSystem:
+    return s3fs.S3FileSystem(endpoint_url=s3.endpoint, use_listings_cache=False)
+
+
+def test_every_phase_ran(manifest: dict[str, Any]) -> None:
+    assert manifest["generation"]["execution"] == "streaming"
+    stages = manifest["generation"]["stages"]
+    assert {
+        name: count["ok"] + count["truncated"] + count["blocked"] for name, count in stages.items()
+    } == dict.fromkeys(["draft", "answer", "critique", "refine"], 10)
+    assert stages["refine"]["ok"] > 0
+    assert manifest["training"]["steps"] >= 1
+    assert manifest["evaluation"]["trained"]["questions"] == 6
+    assert manifest["generation"]["spent"]["refine"]["cached_tokens"] > 0
+
+
+def test_progress_and_results_are_in_the_jobs_log(
+    job: subprocess.CompletedProcess[str], manifest: dict[str, Any]
+) -> None:
+    assert "Evaluation on held-out prompts" in job.stdout
+    assert manifest["run"] in job.stdout
+    assert "trained student (served)" in job.stdout
+    assert len(job.stdout.splitlines()) < 200  # engine logs go to files
+
+
+def test_texts_belong_together(manifest: dict[str, Any], bucket: s3fs.S3FileSystem) -> None:
+    from cgd_ray.storage.fingerprint import parent_digest
+
+    def rows(stage: str) -> dict[str, Any]:
+        parts = bucket.glob(f"bucket/job/tables/{stage}/*/*.parquet")
+        return {
+            row["prompt_id"]: row
+            for part in parts
+            for row in pq.read_table(io.BytesIO(bucket.cat_file(part))).to_pylist()
+        }
+
+    prompts, drafts, answers, critiques, refinements = map(rows, ("prompts", "draft", "answer", "critique", "refine"))
+    assert refinements
+    for key, refinement in refinements.items():
+        texts = (prompts[key]["prompt"], drafts[key]["text"], critiques[key]["text"], answers[key]["text"])
+        assert refinement["parent"] == parent_digest(*texts)
+        assert refinement["model"].startswith("demo:qwen2.5-0.5b@")
+
+
+def test_a_second_job_does_nothing_and_says_so(head: RayHead, manifest: dict[str, Any], settings: list[str]) -> None:
+    again = head.submit("python", "jobs/pipeline.py", RECIPE, *settings, "serving.trial=false")
+    assert again.returncode == 0, again.stdout[-3000:]
+    assert again.stdout.count("no engine is loaded") == 3
+    assert "trained now" in again.stdout
+    assert re.search(r"trained now\s*│\s*no \(reused\)", again.stdout)
+
+
+def test_no_key_is_in_any_file_of_the_run_or_the_jobs_log(
+    s3: S3Server, job: subprocess.CompletedProcess[str], manifest: dict[str, Any], bucket: s3fs.S3FileSystem
+) -> None:
+    secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
+    assert secret not in job.stdout + job.stderr
+    names = bucket.find("bucket/job")
+    assert len(names) > 20
+    assert [name for name in names if secret.encode() in bucket.cat_file(name)] == []
+
+
+def test_a_failing_job_says_why_and_fails(head: RayHead, settings: list[str]) -> None:
+    relative = head.submit("python", "jobs/pipeline.py", RECIPE, "run.root=runs")
+    assert relative.returncode != 0
+    assert "run.root runs is relative" in relative.stdout
+    wrong_key = head.submit(
+        "env", "AWS_SECRET_ACCESS_KEY=wrong", "python", "jobs/pipeline.py", RECIPE, *settings, timeout=300
+    )
+    assert wrong_key.returncode != 0
+    assert re.search(r"error: run\.root s3://bucket/job: cannot be written: .*check the endpoint", wrong_key.stdout)
+
+
+def test_the_upload_is_small(head: RayHead) -> None:
+    measure = (
+        "import pathlib; files = [p for p in pathlib.Path().rglob('*') if p.is_file()];"
+        "print('tops', sorted({p.parts[0] for p in files})); print('bytes', sum(p.stat().st_size for p in files))"
+    )
+    output = head.submit("python", "-c", measure).stdout
+    tops = re.search(r"tops (\[.*\])", output)
+    size = re.search(r"bytes (\d+)", output)
+    assert tops is not None
+    assert size is not None
+    assert "'cgd_ray'" in tops[1]
+    assert "tests" not in tops[1]
+    assert int(size[1]) < 2_000_000
+
+
+def test_no_engine_outlives_its_job(manifest: dict[str, Any]) -> None:
+    titles = [" ".join(process.cmdline()) for process in psutil.process_iter() if process.is_running()]
+    assert [title for title in titles if "VLLM::" in title] == []

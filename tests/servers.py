@@ -1,0 +1,127 @@
+"""Real servers for tests: an S3 server, and a Ray head that takes jobs."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import s3fs
+
+from cgd_ray.runtime.state import cache_folder
+
+REPOSITORY = Path(__file__).parents[1]
+BIN = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A real S3 server (rclone) with one bucket."""
+
+    endpoint: str
+    bucket: str
+    environment: dict[str, str]
+
+    def url(self, prefix: str) -> str:
+        return f"s3://{self.bucket}/{prefix}"
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A Ray head with token authentication whose dashboard takes jobs."""
+
+    address: str
+    environment: dict[str, str]
+
+    def submit(self, *entrypoint: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- ENTRYPOINT`, waited for; its output and exit code."""
+        command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), "--"]
+        return subprocess.run(
+            [*command, *entrypoint],
+            env=self.environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """Serve the folders of a directory as buckets; the keys are in this process's environment meanwhile."""
+    (folder / "bucket").mkdir()
+    port, key, secret = free_port(), "cgd-test-key", "cgd-test-secret"
+    command = [str(BIN / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([*command, "--vfs-cache-mode", "writes", str(folder)], stdout=log, stderr=log)
+    environment = {
+        "AWS_ACCESS_KEY_ID": key,
+        "AWS_SECRET_ACCESS_KEY": secret,
+        # rclone does not know the checksums that newer AWS clients add by default.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        _wait_for_port(port)
+        yield S3Server(f"http://127.0.0.1:{port}", "bucket", environment)
+    finally:
+        s3fs.S3FileSystem.clear_instance_cache()
+        server.terminate()
+        server.wait(timeout=10)
+        for name, value in before.items():
+            _restore(name, value)
+
+
+@contextlib.contextmanager
+def ray_head(home: Path, more: dict[str, str]) -> Iterator[RayHead]:
+    """Start a head with a token of its own in the private home."""
+    port, dashboard = free_port(), free_port()
+    environment = {
+        **os.environ,
+        **more,
+        "HOME": str(home),
+        "CGD_CACHE_DIR": str(cache_folder("models").parent),
+        "RAY_AUTH_MODE": "token",
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+    }
+    ray = str(BIN / "ray")
+    subprocess.run([ray, "get-auth-token", "--generate"], env=environment, check=True, capture_output=True)
+    head = [ray, "start", "--head", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2"]
+    with (home / "head.log").open("w") as log:
+        process = subprocess.Popen([*head, "--block"], env=environment, stdout=log, stderr=log)
+    try:
+        _wait_for_port(dashboard, seconds=90)
+        yield RayHead(f"http://127.0.0.1:{dashboard}", environment)
+    finally:
+        process.terminate()  # --block ends the head's processes with it
+        process.wait(timeout=60)
+
+
+def _wait_for_port(port: int, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
+    raise TimeoutError(f"nothing listens on port {port}")
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

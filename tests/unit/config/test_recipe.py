@@ -1,0 +1,103 @@
+"""Recipes: what is accepted, and the one line that a mistake gets."""
+
+from pathlib import Path
+
+import pytest
+
+from cgd_ray.config.recipe import load_recipe, parse_recipe
+from cgd_ray.errors import ConfigError
+
+RECIPES = sorted((Path(__file__).parents[3] / "jobs" / "recipes").glob("*.yaml"))
+MINIMAL = {
+    "run": {"name": "r", "root": "/tmp/r"},
+    "data": {"type": "demo"},
+    "student": {"model": "s"},
+    "teacher": {"engine": {"type": "vllm", "model": "t"}},
+}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_shipped_recipe_loads(path: Path) -> None:
+    assert load_recipe(path).run.name
+
+
+def test_the_contracted_recipes_are_there() -> None:
+    names = {path.name for path in RECIPES}
+    assert names >= {
+        "demo.yaml",
+        "demo-full.yaml",
+        "gsm8k-cpu.yaml",
+        "llama31-8b-webinstruct.yaml",
+        "openai-teacher.yaml",
+    }
+
+
+def test_the_paper_recipe_has_the_papers_settings() -> None:
+    recipe = load_recipe(next(path for path in RECIPES if path.name.startswith("llama31")))
+    assert recipe.generation.critique.reference == "none"
+    assert recipe.generation.draft.temperature == recipe.generation.refine.temperature == 0
+    assert (recipe.training.method, recipe.training.epochs, recipe.training.batch_size) == ("cgd", 1, 64)
+    assert recipe.training.learning_rate == pytest.approx(1e-6)
+    assert recipe.training.zero_stage == 3
+    assert recipe.data.limit == 100_000
+    assert recipe.teacher.engine.tensor_parallel_size == 8
+
+
+def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
+    path = RECIPES[0]
+    recipe = load_recipe(path, ["run.seed=7", "training.resources.cpus_per_worker=2", "generation.draft.max_tokens=9"])
+    assert recipe.run.seed == 7
+    assert recipe.training.resources.cpus_per_worker == 2
+    assert recipe.generation.draft.max_tokens == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"training": {"epoch": 2}}, "training.epoch: unknown key"),
+        ({"data": {"type": "demo", "limit": 0}}, "data.limit: Input should be greater than or equal to 1 (got 0)"),
+        ({"data": {"type": "csv"}}, "data: "),
+        ({"data": {"type": "demo", "holdout": {}}}, "give either fraction or count"),
+        ({"training": {"method": "distill"}}, "training.method distill needs generation.answer.enabled=true"),
+        ({"training": {"batch_size": 1, "workers": 2}}, "batch_size 1 is smaller than workers 2"),
+        ({"generation": {"draft": {"samples": 4}}}, "samples > 1 needs temperature > 0"),
+        ({"serving": {"model_id": "a:b"}}, "serving.model_id"),
+        (
+            {"data": {"type": "jsonl", "path": "x"}, "curation": {"require_correct": True}},
+            "curation.require_correct needs data.reference_column",
+        ),
+        ({"teacher": {"engine": {"type": "openai", "model": "m", "spend_ceiling": 1.0}}}, "spend_ceiling needs"),
+        ({"student": {"model": "s", "api_key": "sk-123"}}, "student.api_key: unknown key"),
+    ],
+)
+def test_a_mistake_gets_one_line_that_names_the_key(change: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe({**MINIMAL, **change}, "recipe.yaml")
+    text = str(caught.value)
+    assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed", "write section.key=value"),
+        ("run.name.x=1", "name is not a section"),
+        ("run.seed=[", "not valid YAML"),
+    ],
+)
+def test_a_bad_override_is_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(RECIPES[0], [override])
+
+
+def test_a_missing_recipe_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"/no/recipe\.yaml: cannot read the recipe: No such file"):
+        load_recipe("/no/recipe.yaml")
+
+
+def test_the_schema_describes_every_key() -> None:
+    from cgd_ray.config.recipe import Recipe
+
+    schema = Recipe.model_json_schema()
+    assert schema["$defs"]["TrainingSection"]["properties"]["batch_size"]["description"].startswith("Rows of one")

@@ -1,0 +1,209 @@
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
+from cgd_ray.config.run import StorageSection
+from cgd_ray.data.rows import SourceRow
+from cgd_ray.data.sources import iterate_rows, source_identity
+from cgd_ray.errors import ConfigError
+
+
+def read(data: ColumnData) -> list[SourceRow]:
+    return list(iterate_rows(data, StorageSection()))
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def jsonl(path: Path | str, **options: Any) -> JsonlData:
+    return JsonlData(type="jsonl", path=str(path), **options)
+
+
+def error_of(data: ColumnData) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read(data)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_json_lines_give_prompt_reference_and_place(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"q": "Was ist ½?", "a": "eins\\n#### 1", "n": [1]}\n\n{"q": "x", "a": null}\n', encoding="utf-8")
+    rows = read(jsonl(path, prompt_column="q", reference_column="a"))
+    assert [(row.prompt, row.reference, row.source) for row in rows] == [
+        ("Was ist ½?", "eins\n#### 1", f"{path}:1"),
+        ("x", None, f"{path}:3"),
+    ]
+    assert rows[0].values == {"q": "Was ist ½?", "a": "eins\n#### 1", "n": [1]}
+    assert (rows[0].kind, rows[0].novel) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("value", "reference"), [(3, "3"), (2.5, "2.5"), (-7, "-7"), ("4", "4"), (None, None), (10**20, str(10**20))]
+)
+def test_numbers_become_references(tmp_path: Path, value: object, reference: str | None) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "a": value}])
+    assert read(jsonl(path, reference_column="a"))[0].reference == reference
+
+
+@pytest.mark.parametrize("value", [True, [1], {"b": 1}, float("nan"), float("inf")])
+def test_other_references_are_refused(tmp_path: Path, value: object) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "x", "a": "1"}, {"prompt": "y", "a": value}])
+    message = error_of(jsonl(path, reference_column="a"))
+    assert message.startswith(f"{path}:2: the reference is")
+    assert "data.reference_column" in message
+
+
+def test_files_of_globs_and_directories_are_read_by_name(tmp_path: Path) -> None:
+    write_lines(tmp_path / "d" / "b.jsonl", [{"prompt": "b1"}, {"prompt": "b2"}])
+    write_lines(tmp_path / "d" / "a.jsonl", [{"prompt": "a1"}])
+    write_lines(tmp_path / "d" / "sub" / "c.jsonl", [{"prompt": "c1"}])
+    write_lines(tmp_path / "d" / "_delta" / "x.jsonl", [{"prompt": "no"}])
+    write_lines(tmp_path / "d" / "readme.json", [{"prompt": "no"}])
+    with gzip.open(tmp_path / "d" / "z.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "z1"}\n')
+    assert [row.prompt for row in read(jsonl(tmp_path / "d"))] == ["a1", "b1", "b2", "c1", "z1"]
+    assert [row.prompt for row in read(jsonl(f"{tmp_path}/d/*.jsonl"))] == ["a1", "b1", "b2"]
+    assert [row.prompt for row in read(jsonl(tmp_path / "d" / "readme.json"))] == ["no"]
+
+
+def test_rows_are_read_lazily(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "x"}\nnot json\n')
+    rows = iterate_rows(jsonl(path), StorageSection())
+    assert next(rows).prompt == "x"
+    with pytest.raises(ConfigError, match=r"a\.jsonl:2: not valid JSON"):
+        next(rows)
+
+
+def test_a_missing_file_names_the_key(tmp_path: Path) -> None:
+    assert error_of(jsonl(tmp_path / "no.jsonl")).startswith("data.path ")
+    assert "no such file" in error_of(jsonl(tmp_path / "no.jsonl"))
+    assert "no file there" in error_of(jsonl(f"{tmp_path}/*.jsonl"))
+    assert "no file there that ends in .jsonl" in error_of(jsonl(tmp_path))
+
+
+@pytest.mark.parametrize("content", ["", "\n\n"])
+def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
+    (tmp_path / "a.jsonl").write_text(content)
+    assert error_of(jsonl(tmp_path / "a.jsonl")) == f"data.path {tmp_path}/a.jsonl: there are no rows"
+
+
+def test_a_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"question": "x", "answer": "1"}])
+    message = error_of(jsonl(path))
+    assert message == (
+        f"data.prompt_column 'prompt': there is no such column in {path}:1; the columns are question, answer"
+    )
+    assert "data.reference_column 'gold'" in error_of(jsonl(path, prompt_column="question", reference_column="gold"))
+
+
+@pytest.mark.parametrize(("value", "found"), [(None, "null"), (3, "int 3"), ("  ", "empty"), (["x"], "a list")])
+def test_a_prompt_that_is_not_text_names_file_and_row(tmp_path: Path, value: object, found: str) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [{"prompt": "x"}, {"prompt": value}])
+    assert error_of(jsonl(path)).startswith(f"{path}:2: the prompt is {found}, not text")
+
+
+@pytest.mark.parametrize("line", [b"{", b"[1]", b'"text"', b'{"prompt": "\xff"}'])
+def test_an_invalid_line_names_file_and_line(tmp_path: Path, line: bytes) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "x"}\n' + line + b"\n")
+    assert error_of(jsonl(path)).startswith(f"{path}:2: not ")
+
+
+def test_a_truncated_archive_is_one_line(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"prompt": "x"}\n' * 1000)
+    (tmp_path / "a.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    assert "cannot be read" in error_of(jsonl(tmp_path / "a.jsonl.gz"))
+
+
+def parquet(path: Path | str, **options: Any) -> ParquetData:
+    return ParquetData(type="parquet", path=str(path), **options)
+
+
+def test_parquet_rows_come_with_their_text_columns(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "prompt": [f"p{i}" for i in range(5000)],
+            "gold": list(range(5000)),
+            "topic": pa.array(["sums"] * 5000).dictionary_encode(),
+            "embedding": [[0.5]] * 5000,
+        }
+    )
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
+    rows = read(parquet(tmp_path, reference_column="gold"))
+    assert [row.prompt for row in rows] == table["prompt"].to_pylist()
+    assert rows[4999].reference == "4999"
+    assert rows[4999].source == f"{tmp_path}/a.parquet:5000"
+    assert rows[0].values == {"prompt": "p0", "gold": 0, "topic": "sums"}
+
+
+def test_parquet_errors_are_one_line(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"question": ["x"]}), tmp_path / "a.parquet")
+    assert "the columns are question" in error_of(parquet(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"prompt": ["x", None]}), tmp_path / "b.parquet")
+    assert error_of(parquet(tmp_path / "b.parquet")).startswith(f"{tmp_path}/b.parquet:2: the prompt is null")
+    pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "c.parquet")
+    assert "there are no rows" in error_of(parquet(tmp_path / "c.parquet"))
+    (tmp_path / "d.parquet").write_text("no parquet at all")
+    assert "not a readable Parquet file" in error_of(parquet(tmp_path / "d.parquet"))
+    whole = (tmp_path / "b.parquet").read_bytes()
+    (tmp_path / "e.parquet").write_bytes(b"PAR1" + b"\0" * 20 + whole[24:])
+    assert "e.parquet" in error_of(parquet(tmp_path / "e.parquet"))
+
+
+def hub(dataset: Path | str, **options: Any) -> HfData:
+    return HfData(type="hf", dataset=str(dataset), **options)
+
+
+def test_a_directory_that_datasets_can_load(tmp_path: Path) -> None:
+    write_lines(tmp_path / "d" / "train.jsonl", [{"prompt": "x", "a": 1}, {"prompt": "y", "a": 2}])
+    write_lines(tmp_path / "d" / "test.jsonl", [{"prompt": "z", "a": 3}])
+    rows = read(hub(tmp_path / "d", reference_column="a"))
+    assert [(row.prompt, row.reference, row.source) for row in rows] == [
+        ("x", "1", f"{tmp_path}/d/train:1"),
+        ("y", "2", f"{tmp_path}/d/train:2"),
+    ]
+    assert [row.prompt for row in read(hub(tmp_path / "d", split="test"))] == ["z"]
+
+
+def test_a_data_set_that_was_saved_to_disk(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    part = datasets.Dataset.from_dict({"prompt": ["x", "y"]})
+    part.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"dev": part}).save_to_disk(str(tmp_path / "many"))
+    assert [row.prompt for row in read(hub(tmp_path / "one"))] == ["x", "y"]
+    assert [row.prompt for row in read(hub(tmp_path / "many", split="dev"))] == ["x", "y"]
+    assert "there is no split 'train'; the splits are dev" in error_of(hub(tmp_path / "many"))
+
+
+def test_hub_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_lines(tmp_path / "d" / "train.jsonl", [{"question": "x"}])
+    assert "data.prompt_column 'prompt'" in error_of(hub(tmp_path / "d"))
+    assert "check data.dataset" in error_of(hub(tmp_path / "d", split="nosuch"))
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert error_of(hub("nobody/nothing")).startswith("data.dataset nobody/nothing (train): cannot be loaded")
+
+
+def test_identity_follows_the_bytes_and_not_the_clock(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "d" / "train.jsonl", [{"prompt": "x"}])
+    for data in (jsonl(path), hub(tmp_path / "d")):
+        path.write_text('{"prompt": "x"}\n')
+        before = source_identity(data, StorageSection())
+        stat = path.stat()
+        path.touch()
+        assert source_identity(data, StorageSection()) == before
+        path.write_text('{"prompt": "y"}\n')
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert source_identity(data, StorageSection()) != before

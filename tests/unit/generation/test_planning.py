@@ -1,0 +1,220 @@
+"""Planning and the chain: rows enter at the stage that they lack, and nothing is done twice. No Ray."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cgd_ray.config.engine import ScriptedOptions
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.identity import prompt_id
+from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.engines.chain import ChainRunner, parse_verdict
+from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.generation.planning import plan, with_attempts
+from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import PROMPTS
+
+
+def recipe(root: Path, **changes: Any) -> Recipe:
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "data": {"type": "demo"},
+        "student": {"model": "s", "engine": {"type": "scripted"}},
+        "teacher": {"engine": {"type": "scripted", "model": "t"}},
+        **changes,
+    }
+    return parse_recipe(tree, "test")
+
+
+def prompts(count: int) -> pa.Table:
+    texts = [f"What is {i} + {i}?" for i in range(count)]
+    rows = [
+        {
+            "prompt_id": prompt_id(text),
+            "split": "train",
+            "prompt": text,
+            "reference": str(2 * i),
+            "kind": None,
+            "novel": False,
+            "source": f"t:{i}",
+        }
+        for i, text in enumerate(texts)
+    ]
+    return pa.Table.from_pylist(rows, schema=PROMPTS)
+
+
+class Counting(ScriptedEngine):
+    """The scripted engine with a list of what it was asked."""
+
+    def __init__(self, options: ScriptedOptions) -> None:
+        super().__init__(options)
+        self.asked: list[Request] = []
+
+    async def complete(self, request: Request) -> Completion:
+        self.asked.append(request)
+        return await super().complete(request)
+
+
+def walk(stages: Stages, rows: pa.Table, engine: Counting, only: list[str] | None = None) -> list[dict[str, Any]]:
+    chosen = [stage for stage in with_attempts(stages.all) if only is None or stage.name in only]
+
+    async def scenario() -> list[dict[str, Any]]:
+        runner = ChainRunner(engine, chosen, flush_rows=100, flush_seconds=60)
+        done = await asyncio.gather(*(runner.run(row) for row in rows.to_pylist()))
+        await runner.close()
+        return list(done)
+
+    return asyncio.run(scenario())
+
+
+def engine(**options: Any) -> Counting:
+    return Counting(ScriptedOptions(type="scripted", **options))
+
+
+def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    first = plan(prompts(5), 1, stages.all)
+    assert first.todo == {"draft": 5, "critique": 5, "refine": 5}
+    walk(stages, first.work, engine())
+    second = plan(prompts(5), 1, stages.all)
+    assert second.is_done
+    assert [count.ok for count in second.counts.values()] == [5, 5, 5]
+
+
+def test_growing_the_data_generates_only_the_new_rows(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    walk(stages, plan(prompts(5), 1, stages.all).work, engine())
+    asked = engine()
+    walk(stages, plan(prompts(8), 1, stages.all).work, asked)
+    assert len(asked.asked) == 3 * 3
+
+
+def test_rows_enter_at_the_stage_that_they_lack(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    walk(stages, plan(prompts(4), 1, stages.all).work, engine(), only=["draft"])
+    current = plan(prompts(4), 1, stages.all)
+    assert current.todo == {"draft": 0, "critique": 4, "refine": 4}
+    asked = engine()
+    walk(stages, current.work, asked)
+    assert {request.key.split("-")[0] for request in asked.asked} == {"critique", "refine"}
+
+
+def test_another_refine_prompt_reuses_drafts_and_critiques(tmp_path: Path) -> None:
+    store, folder = Store(str(tmp_path)), tmp_path / "prompts"
+    folder.mkdir()
+    for name in ("critique", "refine", "context"):
+        default = Path(__file__).parents[3] / "cgd_ray" / "prompts" / "default" / f"{name}.jinja"
+        (folder / f"{name}.jinja").write_text(default.read_text())
+    before = build_stages(recipe(tmp_path, generation={"prompts": str(folder)}), store)
+    (folder / "refine.jinja").write_text("Answer again, better.")
+    after = build_stages(recipe(tmp_path, generation={"prompts": str(folder)}), store)
+    same = [a.results.fingerprint == b.results.fingerprint for a, b in zip(before.all, after.all, strict=True)]
+    assert same == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"generation": {"draft": {"max_tokens": 5}}}, ["draft", "critique", "refine"]),
+        ({"generation": {"critique": {"temperature": 0.5}}}, ["critique", "refine"]),
+        ({"generation": {"refine": {"max_tokens": 5}}}, ["refine"]),
+        ({"student": {"model": "other", "engine": {"type": "scripted"}}}, ["draft", "critique", "refine"]),
+        ({"teacher": {"engine": {"type": "scripted", "model": "other"}}}, ["critique", "refine"]),
+        ({"teacher": {"engine": {"type": "scripted", "model": "t", "replicas": 9, "max_in_flight": 2}}}, []),
+        ({"run": {"name": "other", "root": "elsewhere", "seed": 5}}, []),  # greedy: the seed changes nothing
+        ({"generation": {"execution": "staged", "max_total_tokens": 10}}, []),
+    ],
+)
+def test_only_what_changes_results_changes_fingerprints(
+    tmp_path: Path, changes: dict[str, Any], changed: list[str]
+) -> None:
+    store = Store(str(tmp_path))
+    before, after = build_stages(recipe(tmp_path), store), build_stages(recipe(tmp_path, **changes), store)
+    differing = [
+        a.name for a, b in zip(before.all, after.all, strict=True) if a.results.fingerprint != b.results.fingerprint
+    ]
+    assert differing == changed
+
+
+def test_a_failed_row_is_kept_with_its_reason_and_tried_again(tmp_path: Path) -> None:
+    class Failing(Counting):
+        async def complete(self, request: Request) -> Completion:
+            if request.key.startswith("critique"):
+                raise CompletionError("HTTP 503\nfrom the endpoint")
+            return await super().complete(request)
+
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    walk(stages, plan(prompts(3), 1, stages.all).work, Failing(ScriptedOptions(type="scripted")))
+    after = plan(prompts(3), 1, stages.all)
+    assert (after.counts["critique"].failed, after.todo) == (3, {"draft": 0, "critique": 3, "refine": 3})
+    kept = stages.critique.results.read().to_pylist()
+    assert {row["error"] for row in kept} == {"HTTP 503 from the endpoint"}
+    walk(stages, after.work, engine())
+    assert plan(prompts(3), 1, stages.all).is_done
+
+
+def test_nothing_is_paid_for_after_a_truncated_draft(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    asked = engine(truncate_fraction=1.0)
+    walk(stages, plan(prompts(3), 1, stages.all).work, asked)
+    assert len(asked.asked) == 3
+    after = plan(prompts(3), 1, stages.all)
+    assert after.is_done
+    assert (after.counts["draft"].truncated, after.counts["refine"].blocked) == (3, 3)
+
+
+def test_a_critique_of_another_draft_is_not_used(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    walk(stages, plan(prompts(1), 1, stages.all).work, engine())
+    rows = stages.draft.results.read().to_pylist()
+    for part in stages.draft.results.parts():
+        stages.draft.results.store.remove(f"{stages.draft.results.folder}/{part}")
+    stages.draft.results.write_part("part-0001-x-000000", [{**rows[0], "text": "another draft"}])
+    assert plan(prompts(1), 1, stages.all).todo == {"draft": 0, "critique": 1, "refine": 1}
+
+
+def test_samples_have_their_own_seeds_and_results(tmp_path: Path) -> None:
+    changed = recipe(tmp_path, generation={"draft": {"samples": 3, "temperature": 1.0}})
+    stages = build_stages(changed, Store(str(tmp_path)))
+    asked = engine()
+    walk(stages, plan(prompts(2), 3, stages.all).work, asked)
+    seeds = [request.decoding.seed for request in asked.asked if request.key.startswith("draft")]
+    assert len(set(seeds)) == 6
+    assert len(stages.refine.results.read()) == 6
+
+
+def test_the_refine_conversation_continues_the_critique(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    asked = engine()
+    walk(stages, plan(prompts(1), 1, stages.all).work, asked)
+    critique, refine = (next(r for r in asked.asked if r.key.startswith(name)) for name in ("critique", "refine"))
+    assert refine.turns[0] == critique.turns[0]
+    assert [turn.role for turn in refine.turns] == ["user", "assistant", "user"]
+
+
+def test_the_reference_is_shown_to_the_teacher_only_where_asked_for(tmp_path: Path) -> None:
+    table = prompts(1).set_column(3, PROMPTS.field("reference"), pa.array(["SECRET-GOLD"]))
+    for reference, shown in (("none", False), ("dataset", True)):
+        root = tmp_path / reference
+        changed = recipe(root, generation={"critique": {"reference": reference}})
+        stages, asked = build_stages(changed, Store(str(root))), engine()
+        walk(stages, plan(table, 1, stages.all).work, asked)
+        assert any("SECRET-GOLD" in turn.content for request in asked.asked for turn in request.turns) is shown
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("It is fine.\nVerdict: right", "right"),
+        ("**Verdict: Wrong**", "wrong"),
+        ("Verdict: right\nOn reflection:\nVerdict: wrong.", "wrong"),
+        ("The verdict: right or wrong?", None),
+        ("", None),
+    ],
+)
+def test_the_last_verdict_line_counts(text: str, verdict: str | None) -> None:
+    assert parse_verdict(text) == verdict

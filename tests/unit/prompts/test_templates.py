@@ -1,0 +1,38 @@
+"""Prompt templates: model text goes in as it is, mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+
+from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.templates import load_prompts, render
+
+LATEX = r"\frac{a}{b} {{ x }} {% if %} <|im_end|>"
+
+
+def test_braces_in_model_text_are_not_templates() -> None:
+    prompts = load_prompts("default")
+    assert LATEX in prompts.critique(LATEX, "draft", None)
+    assert LATEX in prompts.context("x", LATEX, LATEX)
+
+
+def test_the_critique_prompt_shows_a_reference_only_if_given() -> None:
+    prompts = load_prompts("default")
+    assert "GOLD" in prompts.critique("x", "y", "GOLD")
+    assert "None" not in prompts.critique("x", "y", None)
+
+
+def test_the_context_has_prompt_draft_and_critique() -> None:
+    text = load_prompts("default").context("PROMPT", "DRAFT", "CRITIQUE")
+    assert text.index("PROMPT") < text.index("DRAFT") < text.index("CRITIQUE")
+
+
+def test_a_directory_with_a_missing_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "critique.jinja").write_text("x")
+    with pytest.raises(ConfigError, match=r"refine\.jinja is missing"):
+        load_prompts(str(tmp_path))
+
+
+def test_an_unknown_name_in_a_template_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"template t: 'quetsion' is undefined"):
+        render("{{ quetsion }}", "t", question="x")

@@ -1,0 +1,129 @@
+"""Tables: what readers see after retries, torn writes and several writers."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgd_ray.storage.commit import Committer
+from cgd_ray.storage.filesystem import Store, require_writable
+from cgd_ray.storage.fingerprint import derived_seed, fingerprint, parent_digest
+from cgd_ray.storage.schemas import RESULTS
+from cgd_ray.storage.tables import Table
+
+
+def result(prompt: str, status: str, attempt: int, text: str | None = None, sample: int = 0) -> dict[str, Any]:
+    return {
+        "prompt_id": prompt,
+        "sample": sample,
+        "parent": "p",
+        "status": status,
+        "text": text,
+        "finish_reason": None,
+        "verdict": None,
+        "error": None,
+        "prompt_tokens": 1,
+        "completion_tokens": 1,
+        "model": "m",
+        "attempt": attempt,
+    }
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Table:
+    return Table(Store(str(tmp_path)), "draft", "f" * 16, RESULTS)
+
+
+def test_success_beats_failure_then_the_lowest_attempt_wins_then_the_part_name(table: Table) -> None:
+    table.write_part("part-0001-b-000000", [result("a", "failed", 1), result("b", "ok", 1, "b1")])
+    table.write_part("part-0002-a-000000", [result("a", "ok", 2, "a2"), result("b", "ok", 2, "b2")])
+    table.write_part(
+        "part-0002-c-000000", [result("a", "ok", 2, "a2, later part"), result("a", "ok", 3, "a3", sample=1)]
+    )
+    rows = [(row["prompt_id"], row["sample"], row["text"]) for row in table.read().to_pylist()]
+    assert rows == [("a", 0, "a2"), ("a", 1, "a3"), ("b", 0, "b1")]
+
+
+def test_a_truncated_result_is_not_beaten_by_a_later_attempt(table: Table) -> None:
+    table.write_part("part-0001-a-000000", [result("a", "truncated", 1, "long")])
+    table.write_part("part-0002-a-000000", [result("a", "ok", 2, "other")])
+    assert table.read()["text"].to_pylist() == ["long"]
+
+
+def test_an_empty_table_has_the_schema(table: Table) -> None:
+    assert table.read().schema == RESULTS
+    assert table.description() is None
+
+
+def test_unfinished_writes_are_not_parts(table: Table, tmp_path: Path) -> None:
+    table.write_part("part-0001-a-000000", [result("a", "ok", 1, "x")])
+    (tmp_path / table.folder / ".part-0001-b-000000.parquet.12ab.tmp").write_bytes(b"half a part")
+    assert table.parts() == ["part-0001-a-000000.parquet"]
+    assert len(table.read()) == 1
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    store = Store(str(tmp_path))
+    with pytest.raises(OSError, match="No space"):
+        store.write("folder/file", b"content")
+    assert list((tmp_path / "folder").iterdir()) == []
+
+
+def test_a_root_that_cannot_be_written_is_named() -> None:
+    from cgd_ray.errors import CgdError
+
+    with pytest.raises(CgdError, match=r"run\.root /proc/nowhere: cannot be written") as caught:
+        require_writable(Store("/proc/nowhere"))
+    assert "\n" not in str(caught.value)
+
+
+def test_digests_depend_on_every_text_and_its_place() -> None:
+    assert parent_digest("ab", "c") != parent_digest("a", "bc")
+    assert parent_digest("a", "") != parent_digest("a")
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
+    assert derived_seed(1, "draft", "p", 2) != derived_seed(1, "draft", "p", 3)
+    assert derived_seed(1, "x", 12) != derived_seed(1, "x1", 2)
+
+
+def test_rows_are_committed_when_enough_wait_and_on_flush(table: Table) -> None:
+    async def scenario() -> list[int]:
+        committer = Committer(table, attempt=1, flush_rows=2, flush_seconds=60)
+        first = [committer.add(result(name, "ok", 1, name)) for name in "ab"]
+        await asyncio.gather(*first)
+        after_two = len(table.read())
+        third = committer.add(result("c", "ok", 1, "c"))
+        await asyncio.sleep(0.05)
+        waiting = len(table.read())
+        committer.flush()
+        await third
+        await committer.close()
+        return [after_two, waiting, len(table.read())]
+
+    assert asyncio.run(scenario()) == [2, 2, 3]
+
+
+def test_a_row_waits_no_longer_than_the_flush_time(table: Table) -> None:
+    async def scenario() -> None:
+        committer = Committer(table, attempt=1, flush_rows=1000, flush_seconds=0.05)
+        await asyncio.wait_for(committer.add(result("a", "ok", 1, "a")), timeout=5)
+
+    asyncio.run(scenario())
+    assert len(table.read()) == 1
+
+
+def test_a_coroutine_learns_that_its_row_could_not_be_stored(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_self: Store, _name: str, _content: bytes) -> None:
+        raise OSError("disk full")
+
+    async def scenario() -> None:
+        committer = Committer(table, attempt=1, flush_rows=1, flush_seconds=60)
+        await committer.add(result("a", "ok", 1, "a"))
+
+    monkeypatch.setattr(Store, "write", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        asyncio.run(scenario())

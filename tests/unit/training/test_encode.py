@@ -1,0 +1,100 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cgd_ray.errors import ConfigError
+from cgd_ray.training.encode import ChatEncoder, Encoded
+from cgd_ray.training.formats import Conversation, Lacking
+from tests.unit.training.tiny import CHATML, tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+ENCODER = ChatEncoder(TOKENIZER, {})
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=40).filter(str.strip)
+CONTROL = st.sampled_from(["<|im_end|>", "<|im_start|>assistant\n", "<|endoftext|>"])
+END = "<|im_end|>"
+
+
+def encoded(user: str, target: str, encoder: ChatEncoder = ENCODER) -> Encoded:
+    result = encoder.encode(Conversation(user, target))
+    assert isinstance(result, Encoded)
+    return result
+
+
+@given(user=TEXT, target=TEXT)
+def test_supervised_tokens_decode_to_the_target_and_its_end(user: str, target: str) -> None:
+    row = encoded(user, target)
+    assert TOKENIZER.decode(row.input_ids[row.target_start :]) == target + END
+
+
+@given(user=TEXT, target=TEXT)
+def test_the_rest_is_what_a_chat_endpoint_sends(user: str, target: str) -> None:
+    row = encoded(user, target)
+    sent = TOKENIZER.apply_chat_template(
+        [{"role": "user", "content": user}], add_generation_prompt=True, return_dict=False
+    )
+    assert row.input_ids[: row.target_start] == sent == ENCODER.prompt_ids(user)
+
+
+@given(parts=st.lists(TEXT | CONTROL, min_size=1, max_size=5), user=TEXT | CONTROL)
+def test_control_tokens_in_texts_stay_text(parts: list[str], user: str) -> None:
+    target = "x" + "".join(parts)
+    row = encoded(user, target)
+    prompt, learnt = row.input_ids[: row.target_start], row.input_ids[row.target_start :]
+    special = {TOKENIZER.convert_tokens_to_ids(token) for token in ("<|im_start|>", END, "<|endoftext|>")}
+    assert [index for index in learnt if index in special] == [ENCODER.end_of_turn]
+    assert sum(index in special for index in prompt) == sum(index in special for index in ENCODER.prompt_ids("a"))
+    assert TOKENIZER.decode(learnt) == target + END
+
+
+def test_end_of_turn_is_learnt_though_it_is_the_pad_token() -> None:
+    assert TOKENIZER.pad_token_id == TOKENIZER.eos_token_id == ENCODER.end_of_turn
+    assert encoded("a", "b").input_ids[-1] == ENCODER.end_of_turn
+
+
+def test_line_break_behind_the_end_of_turn_is_cut_off() -> None:
+    assert TOKENIZER.decode(encoded("a", "b").input_ids).endswith("b" + END)
+
+
+@pytest.mark.parametrize("target", ["\nanswer", "\n\nanswer", " answer", "answer\n"])
+def test_white_space_at_the_border_keeps_the_prompt_as_sent(target: str) -> None:
+    row = encoded("a", target)
+    assert row.input_ids[: row.target_start] == ENCODER.prompt_ids("a")
+    assert TOKENIZER.decode(row.input_ids[row.target_start :]) == target + END
+
+
+@pytest.mark.parametrize("target", ["", " \n"])
+def test_an_empty_target_is_left_out_with_a_reason(target: str) -> None:
+    assert ENCODER.encode(Conversation("a", target)) == Lacking("empty target")
+
+
+def test_a_template_with_bos_gives_one_bos() -> None:
+    tokenizer = tiny_tokenizer("{{ '<|endoftext|>' }}" + CHATML)
+    tokenizer.bos_token = "<|endoftext|>"
+    row = encoded("a", "b", ChatEncoder(tokenizer, {}))
+    assert row.input_ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_a_template_that_writes_behind_the_end_of_turn() -> None:
+    tokenizer = tiny_tokenizer(CHATML + "{% if not add_generation_prompt %}<|endoftext|>{% endif %}")
+    row = encoded("a", "b", ChatEncoder(tokenizer, {}))
+    assert tokenizer.decode(row.input_ids[row.target_start :]) == "b" + END
+
+
+def test_a_template_that_puts_thinking_into_the_generation_prompt() -> None:
+    tokenizer = tiny_tokenizer(CHATML + "{% if add_generation_prompt and not think %}<no think>{% endif %}")
+    row = encoded("a", "b", ChatEncoder(tokenizer, {"think": False}))
+    assert tokenizer.decode(row.input_ids[: row.target_start]).endswith("assistant\n<no think>")
+    assert tokenizer.decode(row.input_ids[row.target_start :]) == "b" + END
+
+
+def test_a_tokenizer_without_template_is_refused_with_the_key() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match=r"student\.model.*no chat template"):
+        ChatEncoder(tokenizer, {})
+
+
+def test_a_template_that_ends_no_turn_is_refused() -> None:
+    tokenizer = tiny_tokenizer("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
+    with pytest.raises(ConfigError, match="without a special token"):
+        ChatEncoder(tokenizer, {})

@@ -1,0 +1,171 @@
+"""The loop of one rank, alone in its process group: what it computes is checked against plain PyTorch."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cgd_ray.config.run import StorageSection
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import ENCODED
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.checkpoints import Progress
+from cgd_ray.training.encode import ChatEncoder, Encoded
+from cgd_ray.training.formats import Conversation
+from cgd_ray.training.packing import batches
+from cgd_ray.training.worker import DivergedError, RankJob, StepReport, _Rank, train_rank
+from tests.unit.training.tiny import example
+
+RATE = 1e-3
+ROWS = 8
+
+
+@pytest.fixture(autouse=True, scope="module")
+def alone() -> Iterator[None]:
+    """A process group of one rank, as torchrun would make it."""
+    with pytest.MonkeyPatch.context() as environment:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        values = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        for name, value in values.items():
+            environment.setenv(name, str(value))
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def encoded(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
+    table = Table(Store(str(tmp_path_factory.mktemp("root"))), "encoded", "tiny", ENCODED)
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_dir), {})
+    part = []
+    for row in map(example, range(ROWS)):
+        one = encoder.encode(Conversation(row.prompt, row.refinement))
+        assert isinstance(one, Encoded)
+        key = {"prompt_id": row.prompt_id, "sample": 0, "view": "refsft"}
+        part.append({**key, "input_ids": one.input_ids, "target_start": one.target_start})
+    table.write_part("part-0", part)
+    return table
+
+
+def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
+    settings = {"batch_size": ROWS, "precision": "fp32", "learning_rate": RATE, "warmup_fraction": 0.0} | training
+    section = TrainingSection.model_validate(settings)
+    return RankJob(
+        encoded,
+        str(model),
+        None,
+        StorageSection(),
+        section,
+        seed=0,
+        student="student",
+        card="",
+        device="cpu",
+        threads=1,
+    )
+
+
+def trained(job: RankJob) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
+    """The fp32 weights behind the last step, and the steps."""
+    rank = _Rank(job)
+    reports = list(rank.steps(Progress()))
+    return {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}, reports
+
+
+def plain_step(
+    encoded: Table, model_dir: Path, training: TrainingSection
+) -> tuple[dict[str, torch.Tensor], float, float]:
+    """One optimiser step in plain PyTorch, row by row, without packing or DeepSpeed."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
+    rows = encoded.read().to_pylist()
+    tokens = sum(len(row["input_ids"]) - row["target_start"] for row in rows)
+    losses = []
+    for row in rows:
+        ids = torch.tensor(row["input_ids"])
+        start = row["target_start"]
+        logits = model(input_ids=ids[None]).logits[0, start - 1 : -1]
+        losses.append(functional.cross_entropy(logits, ids[start:], reduction="sum") / tokens)
+    loss = torch.stack(losses).sum()
+    loss.backward()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
+    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
+    plain = [weight for weight in model.parameters() if weight.dim() == 1]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=training.learning_rate).step()
+    return dict(model.named_parameters()), loss.item(), norm.item()
+
+
+def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert one.keys() == other.keys()
+    return max((one[name] - other[name]).abs().max().item() for name in one)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_one_step_equals_plain_pytorch(encoded: Table, tiny_dir: Path, stage: int) -> None:
+    job = make_job(encoded, tiny_dir, zero_stage=stage, weight_decay=0.1, gradient_clipping=0.5)
+    weights, reports = trained(job)
+    expected, loss, norm = plain_step(encoded, tiny_dir, job.training)
+    assert reports[0].progress.loss == pytest.approx(loss, rel=1e-5)
+    assert reports[0].gradient_norm == pytest.approx(norm, rel=1e-4)  # Adam hides a wrong scale of the gradient
+    assert norm > job.training.gradient_clipping  # so that clipping is part of this test
+    # Adam's first step is the gradient's sign times the rate: a wrong sign or decay would be 1e-3 or 1e-4 away.
+    assert distance(weights, expected) < 1e-5
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_eight_passes_of_one_row_equal_one_pass_of_eight_rows(encoded: Table, tiny_dir: Path, stage: int) -> None:
+    apart, one_by_one = trained(make_job(encoded, tiny_dir, zero_stage=stage, micro_batch_tokens=1, epochs=3))
+    together, at_once = trained(make_job(encoded, tiny_dir, zero_stage=stage, micro_batch_tokens=4096, epochs=3))
+    losses = [[step.progress.loss for step in steps] for steps in (one_by_one, at_once)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert distance(apart, together) < 1e-4
+
+
+def test_bf16_keeps_fp32_master_weights(encoded: Table, tiny_dir: Path) -> None:
+    rank = _Rank(make_job(encoded, tiny_dir, precision="bf16", zero_stage=2))
+    assert next(rank.engine.module.parameters()).dtype is torch.bfloat16
+    states = [state for group in rank.engine.optimizer.param_groups for state in group["params"]]
+    assert {state.dtype for state in states} == {torch.float32}
+
+
+def test_a_row_that_breaks_the_loss_is_named(encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = make_job(encoded, tiny_dir, batch_size=2, micro_batch_tokens=1)
+    rank = _Rank(job)
+    broken = next(batches(ROWS, 2, 1, seed=0))[0]
+    bad = rank.rows.row(int(broken))[0]
+
+    def loss(model: Any, rows: Any, _: torch.device) -> torch.Tensor:
+        value = model(input_ids=torch.from_numpy(rows.input_ids)[None], use_cache=False).logits.mean()
+        return value * float("nan") if rows.input_ids.tolist() == bad.tolist() else value
+
+    monkeypatch.setattr("cgd_ray.training.worker.summed_loss", loss)
+    with pytest.raises(DivergedError) as caught:
+        list(rank.steps(Progress()))
+    assert rank.rows.key(int(broken)) in str(caught.value)
+    assert str(caught.value).count("/0") == 1
+
+
+def test_checkpoints_come_when_due_and_the_last_step_always_has_one(encoded: Table, tiny_dir: Path) -> None:
+    written: dict[int, bool] = {}
+
+    def report(step: StepReport) -> None:
+        assert step.checkpoint is None or (step.checkpoint / "progress.json").is_file()
+        written[step.progress.step] = step.checkpoint is not None
+
+    outcome = train_rank(make_job(encoded, tiny_dir, batch_size=3, checkpoint_every=2), report)
+    assert written == {1: False, 2: True, 3: True}
+    assert (outcome.progress.step, outcome.rows, outcome.resumed_from_step) == (3, ROWS, None)
+
+
+def test_the_loop_needs_no_ray() -> None:
+    code = "import sys, cgd_ray.training.worker; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
