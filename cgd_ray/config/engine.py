@@ -18,7 +18,7 @@ class VllmOptions(Section):
     max_model_len: PositiveInt | None = None
     """Longest prompt plus completion in tokens; none takes the model's own."""
     reasoning_parser: str | None = None
-    """vLLM's reasoning parser: thinking is cut off the text, and a completion that never left it counts as truncated."""
+    """vLLM's parser of thinking: it is cut off, and a completion that never left it counts as truncated."""
 
     replicas: PositiveInt = 1
     """Number of engines."""
