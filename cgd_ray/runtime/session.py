@@ -49,8 +49,6 @@ def _connect(*, joined: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not joined:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's own default for a local cluster, without its warning
     try:
         if joined:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
