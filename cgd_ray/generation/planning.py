@@ -21,11 +21,6 @@ class StageCount:
     pending: int = 0
     blocked: int = 0  # an upstream stage was truncated: there is nothing to work on
 
-    @property
-    def total(self) -> int:
-        """Rows of the run."""
-        return self.ok + self.truncated + self.failed + self.pending + self.blocked
-
 
 @dataclass
 class Plan:

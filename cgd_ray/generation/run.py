@@ -1,6 +1,5 @@
 """The generation phase: plan what is missing, build only the engines that have work, stream the rows through."""
 
-import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +29,6 @@ class GenerationResult:
     stages: Stages
     counts: dict[str, dict[str, int]]
     tallies: dict[str, dict[str, float]] = field(default_factory=dict)
-    seconds: float = 0.0
     execution: str = "none"
 
     @property
@@ -60,7 +58,6 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
         return GenerationResult(stages, _counts(current))
     for stage in stages.all:
         stage.results.describe(stage.description)
-    started = time.monotonic()
     execution = _execution(recipe, current, stages)
     guard = _Guard(recipe, Progress(current.todo))
     with guard.progress:
@@ -71,7 +68,7 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
                 current = plan(rows, samples, stages.all)
                 _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
     done = plan(rows, samples, stages.all)
-    return GenerationResult(stages, _counts(done), guard.progress.summary(), time.monotonic() - started, execution)
+    return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
 
 
 def _counts(current: Plan) -> dict[str, dict[str, int]]:

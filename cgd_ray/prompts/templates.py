@@ -1,6 +1,7 @@
 """A set of prompts: Jinja files for the critique, the refinement and the training context."""
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -19,13 +20,19 @@ def render(source: str, name: str, /, **values: str | None) -> str:
     Raises:
         ConfigError: the template has a syntax error or names a value that is not there.
     """
+    try:
+        return _compiled(source).render(values)
+    except jinja2.TemplateError as error:
+        raise ConfigError(f"template {name}: {error}") from error
+
+
+@cache
+def _compiled(source: str) -> jinja2.Template:
+    """Compiling costs more than a row's rendering, and a run has a handful of templates and millions of rows."""
     environment = jinja2.Environment(  # noqa: S701  prompts are plain text, HTML escaping would change them
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
     )
-    try:
-        return environment.from_string(source).render(values)
-    except jinja2.TemplateError as error:
-        raise ConfigError(f"template {name}: {error}") from error
+    return environment.from_string(source)
 
 
 @dataclass(frozen=True)

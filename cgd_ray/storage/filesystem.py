@@ -43,10 +43,6 @@ class Store:
         """The full path of `name` as a person or another library writes it."""
         return f"s3://{self.path(name)}" if self.is_s3 else self.path(name)
 
-    def below(self, name: str) -> "Store":
-        """The store of a folder in this one."""
-        return Store(self.url(name), self.storage)
-
     def exists(self, name: str) -> bool:
         """Whether a file or folder of that name is there."""
         return bool(self.fs.exists(self.path(name)))

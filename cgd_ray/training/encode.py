@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.chat import encode_chat
 from cgd_ray.training.formats import Conversation, Lacking
 
 _SENTINEL = "targettargettarget"
@@ -74,14 +75,7 @@ class ChatEncoder:
         return Encoded([*prompt, *target, self.end_of_turn], len(prompt))
 
     def _template_ids(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:
-        ids: list[int] = self.tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=generation_prompt,
-            sanitize_control_tokens=True,
-            return_dict=False,
-            **self.template_arguments,
-        )
-        return ids
+        return encode_chat(self.tokenizer, messages, add_generation_prompt=generation_prompt, **self.template_arguments)
 
     @cached_property
     def _closing_ids(self) -> list[int]:
