@@ -87,8 +87,7 @@ def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Ou
 
 def curate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Stages, outcome: Outcome) -> CurationResult:
     """Training examples from the generated rows."""
-    results = {stage.name: stage.results for stage in stages.all}
-    curated = run_curation(recipe, store, prompts.table, results, train_rows(prompts.table))
+    curated = run_curation(recipe, store, prompts.table, stages.all, train_rows(prompts.table))
     outcome.curation = {"kept": curated.kept, "dropped": curated.dropped, "reused": curated.reused}
     return curated
 

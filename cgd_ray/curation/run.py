@@ -10,6 +10,7 @@ import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters
+from cgd_ray.engines.chain import TEXTS, Row, Stage
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
@@ -31,23 +32,24 @@ class CurationResult:
     reused: bool
 
 
-def run_curation(
-    recipe: Recipe, store: Store, prompts: Table, results: dict[str, Table], rows: pa.Table
-) -> CurationResult:
+def run_curation(recipe: Recipe, store: Store, prompts: Table, stages: list[Stage], rows: pa.Table) -> CurationResult:
     """Make examples of the rows (`train` prompts, PROMPTS schema) whose stages all succeeded and that pass the filters.
 
-    `results` are the stages' tables by name. The examples' fingerprint covers the prompts, the stages' fingerprints
-    and results, and the filters, so that a grown or repaired table is curated anew.
+    A result counts only if it was made from exactly the row's texts (its parent digest). The examples' fingerprint
+    covers the prompts, the stages' fingerprints and results, and the filters, so that a grown or repaired table is
+    curated anew.
 
     Raises:
         CgdError: nothing is left to train on.
     """
-    tables = {name: table.read() for name, table in results.items()}
-    content = _content(recipe, prompts.fingerprint, results, tables)
+    tables = {stage.name: stage.results.read() for stage in stages}
+    content = _content(recipe, prompts.fingerprint, stages, tables)
     examples, dropped = _tables(store, content)
     described = examples.description()
     if described is None:
-        kept, counts = _curate(recipe, tables, rows, examples, dropped)
+        kept, counts = _curate(
+            recipe, _joined(stages, tables, rows, recipe.generation.draft.samples), examples, dropped
+        )
         described = {**content, "kept": kept, "dropped": counts}
         examples.describe(described)
         reused = False
@@ -60,18 +62,18 @@ def run_curation(
     return result
 
 
-def dropped_reasons(recipe: Recipe, store: Store, prompts: Table, results: dict[str, Table]) -> dict[Key, str]:
+def dropped_reasons(recipe: Recipe, store: Store, prompts: Table, stages: list[Stage]) -> dict[Key, str]:
     """Why curation dropped rows, by key; empty where these very results were not curated yet."""
-    tables = {name: table.read() for name, table in results.items()}
-    _, dropped = _tables(store, _content(recipe, prompts.fingerprint, results, tables))
+    tables = {stage.name: stage.results.read() for stage in stages}
+    _, dropped = _tables(store, _content(recipe, prompts.fingerprint, stages, tables))
     return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in dropped.read().to_pylist()}
 
 
-def _content(recipe: Recipe, prompts: str, results: dict[str, Table], tables: dict[str, pa.Table]) -> dict[str, Any]:
+def _content(recipe: Recipe, prompts: str, stages: list[Stage], tables: dict[str, pa.Table]) -> dict[str, Any]:
     """What the examples depend on."""
     return {
         "prompts": prompts,
-        "stages": {name: table.fingerprint for name, table in results.items()},
+        "stages": {stage.name: stage.results.fingerprint for stage in stages},
         "results": {name: _digest(table) for name, table in tables.items()},
         "filters": recipe.curation.model_dump(),
     }
@@ -82,13 +84,11 @@ def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
     return Table(store, "examples", digest, EXAMPLES), Table(store, "dropped", digest, DROPPED)
 
 
-def _curate(
-    recipe: Recipe, tables: dict[str, pa.Table], rows: pa.Table, examples: Table, dropped: Table
-) -> tuple[int, dict[str, int]]:
+def _curate(recipe: Recipe, rows: Iterator[Row], examples: Table, dropped: Table) -> tuple[int, dict[str, int]]:
     filters, counts = build_filters(recipe.curation), Counter[str]()
     kept: list[dict[str, Any]] = []
     out: list[dict[str, Any]] = []
-    for row in _joined(tables, rows, recipe.generation.draft.samples):
+    for row in rows:
         fault = row.pop("fault") or _first_fault(row, filters)
         if fault is None:
             kept.append(_example(row))
@@ -107,20 +107,21 @@ def _curate(
     return len(kept), dict(counts)
 
 
-def _joined(tables: dict[str, pa.Table], rows: pa.Table, samples: int) -> Iterator[dict[str, Any]]:
+def _joined(stages: list[Stage], tables: dict[str, pa.Table], rows: pa.Table, samples: int) -> Iterator[Row]:
     """Every (prompt, sample) with its texts, or with the first stage that has none for it."""
     by_key = {
-        name: {(row["prompt_id"], row["sample"]): row for row in table.to_pylist()} for name, table in tables.items()
+        name: {(row["prompt_id"], row["sample"], row["parent"]): row for row in table.to_pylist()}
+        for name, table in tables.items()
     }
     for prompt in rows.select(["prompt_id", "prompt", "reference"]).to_pylist():
         for sample in range(samples):
-            row: dict[str, Any] = {**prompt, "sample": sample, "answer": None, "fault": None}
-            for name, found in by_key.items():
-                _add(row, name, found.get((prompt["prompt_id"], sample)))
+            row: Row = {**dict.fromkeys(TEXTS), **prompt, "sample": sample, "fault": None}
+            for stage in stages:
+                _add(row, stage.name, by_key[stage.name].get((prompt["prompt_id"], sample, stage.parent(row))))
             yield row
 
 
-def _add(row: dict[str, Any], name: str, result: dict[str, Any] | None) -> None:
+def _add(row: Row, name: str, result: dict[str, Any] | None) -> None:
     status = result["status"] if result else "missing"
     if status != "ok" or result is None:
         # A row without a direct answer still serves every method but `distill`.
@@ -134,7 +135,7 @@ def _add(row: dict[str, Any], name: str, result: dict[str, Any] | None) -> None:
         row["refine_tokens"] = result["completion_tokens"]
 
 
-def _first_fault(row: dict[str, Any], filters: list[tuple[str, Filter]]) -> tuple[str, str] | None:
+def _first_fault(row: Row, filters: list[tuple[str, Filter]]) -> tuple[str, str] | None:
     for stage, judge in filters:
         reason = judge(row)
         if reason is not None:
@@ -142,7 +143,7 @@ def _first_fault(row: dict[str, Any], filters: list[tuple[str, Filter]]) -> tupl
     return None
 
 
-def _example(row: dict[str, Any]) -> dict[str, Any]:
+def _example(row: Row) -> dict[str, Any]:
     names = ("prompt_id", "sample", "prompt", "draft", "critique", "verdict", "answer", "reference")
     return {name: row[name] for name in names} | {"refinement": row["refine"]}
 

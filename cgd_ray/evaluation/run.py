@@ -49,8 +49,8 @@ def run_evaluation(
     Returns the results (RESULTS schema, one per row) and what this invocation spent (empty where all was there).
     """
     stage = _stage(recipe, store, identity)
-    done = {row["prompt_id"]: row for row in stage.results.read().to_pylist() if row["status"] != "failed"}
-    work = [_work(row) for row in rows.to_pylist() if _lacks(row, stage, done)]
+    done = {row["parent"] for row in stage.results.read().to_pylist() if row["status"] != "failed"}
+    work = [_work(row) for row in rows.to_pylist() if stage.parent(row) not in done]
     spent: dict[str, Any] = {}
     if work:
         log.info(f"evaluating the {name} student", prompts=len(work))
@@ -59,7 +59,7 @@ def run_evaluation(
     else:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
     table = stage.results.read()
-    return table.filter(pc.is_in(table["prompt_id"], rows["prompt_id"].combine_chunks())), spent
+    return table.filter(pc.is_in(table["parent"], pa.array([stage.parent(row) for row in rows.to_pylist()]))), spent
 
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
@@ -86,11 +86,6 @@ def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
         attempt=1 + len(results.parts()),
         description=content,
     )
-
-
-def _lacks(row: Row, stage: Stage, done: dict[str, Row]) -> bool:
-    found = done.get(row["prompt_id"])
-    return found is None or found["parent"] != stage.parent(row)
 
 
 def _work(row: Row) -> Row:

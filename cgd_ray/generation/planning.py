@@ -8,7 +8,7 @@ import pyarrow as pa
 from cgd_ray.engines.chain import TEXTS, WORK, Row, Stage
 from cgd_ray.storage.tables import Table
 
-Key = tuple[str, int]
+Key = tuple[str, int, str]  # prompt_id, sample, parent
 
 
 @dataclass
@@ -64,9 +64,9 @@ def _look_up(row: Row, stage: Stage, results: dict[Key, Row], count: StageCount)
     if any(row[name] is None and name not in row["todo"] for name in upstream):
         count.blocked += 1
         return
-    result = results.get((row["prompt_id"], row["sample"]))
     upstream_pending = any(name in row["todo"] for name in upstream)
-    if upstream_pending or result is None or result["parent"] != stage.parent(row):
+    result = None if upstream_pending else results.get((row["prompt_id"], row["sample"], stage.parent(row)))
+    if result is None:
         count.pending += 1
         row["todo"].append(stage.name)
     elif result["status"] == "failed":
@@ -81,7 +81,7 @@ def _look_up(row: Row, stage: Stage, results: dict[Key, Row], count: StageCount)
 
 def _by_key(table: Table) -> dict[Key, Row]:
     columns = ["prompt_id", "sample", "parent", "status", "text"]
-    return {(row["prompt_id"], row["sample"]): row for row in table.read().select(columns).to_pylist()}
+    return {(row["prompt_id"], row["sample"], row["parent"]): row for row in table.read().select(columns).to_pylist()}
 
 
 def _next_attempt(table: Table) -> int:

@@ -44,7 +44,7 @@ def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dr
     """The first rows with all their texts, in the order of their keys."""
     stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
     results = {stage.name: _by_key(stage.results.read()) for stage in stages.all}
-    reasons = dropped_reasons(recipe, store, prompts, {stage.name: stage.results for stage in stages.all})
+    reasons = dropped_reasons(recipe, store, prompts, stages.all)
     shown = 0
     for prompt in train_rows(prompts).to_pylist():
         for sample in range(recipe.generation.draft.samples):

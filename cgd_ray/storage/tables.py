@@ -1,5 +1,6 @@
 """Append-only tables of Parquet parts: `root/tables/STAGE/FINGERPRINT/part-*.parquet`, `table.json` beside them."""
 
+import functools
 import io
 import json
 from collections.abc import Iterator
@@ -62,9 +63,9 @@ class Table:
             yield table.append_column("part", pa.array([part] * len(table), pa.string()))
 
     def read(self) -> pa.Table:
-        """All rows, one per key, sorted by key.
+        """All rows, one per key (and parent, where results have one), sorted by key.
 
-        Where a key was written more than once, success wins over failure, then the lowest attempt, then the part name.
+        Where it was written more than once, success wins over failure, then the lowest attempt, then the part name.
         """
         tables = list(self.batches())
         if not tables:
@@ -73,10 +74,8 @@ class Table:
 
 
 def _one_per_key(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    order = [("prompt_id", "ascending")]
-    if "sample" in schema.names:
-        order.append(("sample", "ascending"))
-    keys = [name for name, _ in order]
+    keys = [name for name in ("prompt_id", "sample", "parent") if name in schema.names]
+    order = [(name, "ascending") for name in keys]
     if "status" in schema.names:
         ranks = pa.array([_STATUS_RANK[status] for status in table["status"].to_pylist()], pa.int8())
         table = table.append_column("rank", ranks)
@@ -91,5 +90,5 @@ def _first_of_each(table: pa.Table, keys: list[str]) -> pa.ChunkedArray | pa.Arr
     if len(table) == 0:
         return pa.array([], pa.bool_())
     changed = [pc.not_equal(table[key].slice(1), table[key].slice(0, len(table) - 1)) for key in keys]
-    mask = changed[0] if len(changed) == 1 else pc.or_(*changed)
+    mask = functools.reduce(pc.or_, changed)
     return pa.concat_arrays([pa.array([True]), *pa.chunked_array(mask).chunks])

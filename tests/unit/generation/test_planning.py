@@ -177,6 +177,18 @@ def test_a_critique_of_another_draft_is_not_used(tmp_path: Path) -> None:
     assert plan(prompts(1), 1, stages.all).todo == {"draft": 0, "critique": 1, "refine": 1}
 
 
+def test_the_same_prompt_with_other_white_space_is_done_once_and_then_stays_done(tmp_path: Path) -> None:
+    # Its id is the same, the text that the model sees is not.
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    walk(stages, plan(prompts(1), 1, stages.all).work, engine())
+    spaced = prompts(1).set_column(2, PROMPTS.field("prompt"), pa.array(["What is  0 + 0?"]))
+    current = plan(spaced, 1, stages.all)
+    assert current.todo == {"draft": 1, "critique": 1, "refine": 1}
+    walk(stages, current.work, engine())
+    assert plan(spaced, 1, stages.all).is_done
+    assert plan(prompts(1), 1, stages.all).is_done
+
+
 def test_samples_have_their_own_seeds_and_results(tmp_path: Path) -> None:
     changed = recipe(tmp_path, generation={"draft": {"samples": 3, "temperature": 1.0}})
     stages = build_stages(changed, Store(str(tmp_path)))
