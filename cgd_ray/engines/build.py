@@ -71,5 +71,5 @@ def engine_identity(options: EngineOptions) -> dict[str, object]:
         case TeacherOpenAI():
             keys = ("extra_body",)
         case ScriptedOptions():
-            keys = ("fail_fraction", "truncate_fraction", "verdict")
+            keys = ("truncate_fraction", "verdict")  # a failure is no result
     return {key: getattr(options, key) for key in keys}
