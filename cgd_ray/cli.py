@@ -19,6 +19,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_comp
 RecipePath = Annotated[Path, typer.Argument(help="YAML recipe; jobs/recipes/ has examples.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value, any number of them.")]
 
+COMPARED = ("cgd", "refsft", "mix", "distill")
 _INTERRUPTED = 130
 
 
@@ -26,6 +27,17 @@ _INTERRUPTED = 130
 def run(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Run all phases: generate, curate, train, evaluate, report. Run it again and it continues."""
     raise typer.Exit(run_phases(recipe, overrides or []))
+
+
+@app.command()
+def compare(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    method: Annotated[list[str] | None, typer.Option(help="A training method; give it several times.")] = None,
+) -> None:
+    """Train and evaluate one student per method on the same generated rows, and show them side by side."""
+    raise typer.Exit(_guarded(lambda: _compare(recipe, overrides or [], method or [])))
 
 
 @app.command()
@@ -119,6 +131,7 @@ def _guarded(command: Callable[[], None]) -> int:
 
 def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> None:
     recipe = load_recipe(path, overrides)
+    from cgd_ray.generation.stages import pin_models
     from cgd_ray.pipeline import PHASES, run_pipeline
     from cgd_ray.preflight import preflight
     from cgd_ray.report.summary import print_report
@@ -126,6 +139,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     from cgd_ray.serving_trial import ask_served_student
 
     store = preflight(recipe)
+    recipe = pin_models(recipe)
     console = Console(width=None if sys.stdout.isatty() else 120)
     chosen = [phase for phase in PHASES if phases is None or phase in phases]
     with ray_session():
@@ -133,6 +147,19 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome["training"]:
             ask_served_student(recipe, store, outcome["training"]["student_name"], console)
+
+
+def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
+    recipes = {name: load_recipe(path, [*overrides, f"training.method={name}"]) for name in names or COMPARED}
+    from cgd_ray.comparison import compare_methods
+    from cgd_ray.generation.stages import pin_models
+    from cgd_ray.preflight import preflight
+    from cgd_ray.runtime.session import ray_session
+
+    store = preflight(next(iter(recipes.values())))
+    pinned = {name: pin_models(recipe) for name, recipe in recipes.items()}
+    with ray_session():
+        compare_methods(pinned, store, Console(width=None if sys.stdout.isatty() else 140))
 
 
 def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:

@@ -3,13 +3,14 @@
 import time
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
+from cgd_ray.engines.join import join_results
 from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.evaluation.scores import accuracy_table, compare, generated_quality, grade_results
@@ -19,7 +20,7 @@ from cgd_ray.generation.stages import Stages, build_stages, student_identity
 from cgd_ray.report.summary import write_report
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.models import local_model, model_identity
-from cgd_ray.storage.runs import Run
+from cgd_ray.storage.runs import Document, Run
 from cgd_ray.training.trainer import TrainingResult, run_training
 
 log = structlog.get_logger(__name__)
@@ -35,11 +36,11 @@ class Outcome:
     """What a run did and measured; becomes the run's `manifest.json`."""
 
     run: str
-    prompts: dict[str, Any] = field(default_factory=dict)
-    generation: dict[str, Any] = field(default_factory=dict)
-    curation: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    prompts: Document = field(default_factory=dict)
+    generation: Document = field(default_factory=dict)
+    curation: Document = field(default_factory=dict)
+    training: Document = field(default_factory=dict)
+    evaluation: Document = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -115,12 +116,9 @@ def evaluate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Sta
         outcome.evaluation[name] = accuracy_table(graded[name], rows, confidence) | {"spent": spent}
     if "trained" in graded:
         outcome.evaluation["difference"] = compare(graded["base"], graded["trained"], recipe)
-    references = {
-        row["prompt_id"]: row["reference"] for row in train_rows(prompts.table).to_pylist() if row["reference"]
-    }
-    if references:
-        tables = {stage.name: stage.results.read() for stage in stages.all}
-        outcome.evaluation["generated"] = generated_quality(tables, references)
+    if recipe.has_references:
+        generated = join_results(train_rows(prompts.table), recipe.generation.draft.samples, stages.all)
+        outcome.evaluation["generated"] = generated_quality(generated)
 
 
 def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -> None:
@@ -132,7 +130,7 @@ def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -
         )
 
 
-def _trained(recipe: Recipe, run: Run) -> dict[str, Any]:
+def _trained(recipe: Recipe, run: Run) -> Document:
     """What training left in the run; empty where the recipe does not train."""
     found = run.read_json("training.json")
     if found is None and recipe.training.enabled:
@@ -140,7 +138,7 @@ def _trained(recipe: Recipe, run: Run) -> dict[str, Any]:
     return found or {}
 
 
-def _prompt_counts(prompts: PreparedPrompts) -> dict[str, Any]:
+def _prompt_counts(prompts: PreparedPrompts) -> Document:
     counts = {name: getattr(prompts, name) for name in ("train", "heldout", "duplicates", "reused")}
     log.info("prompts", **counts)
     return counts

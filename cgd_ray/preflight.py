@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from cgd_ray.config.data import DemoData
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.data.sources import check_source
 from cgd_ray.engines.openai import check_endpoint
 from cgd_ray.errors import ConfigError
 from cgd_ray.generation.stages import student_identity, teacher_identity
@@ -41,6 +43,8 @@ def preflight(recipe: Recipe) -> Store:
     store = open_store(recipe)
     load_prompts(recipe.generation.prompts)
     require_writable(store)
+    if not isinstance(recipe.data, DemoData):
+        check_source(recipe.data, recipe.storage)
     student_identity(recipe)
     teacher_identity(recipe)
     if isinstance(recipe.teacher.engine, TeacherOpenAI):

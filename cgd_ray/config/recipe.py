@@ -1,7 +1,8 @@
 """The whole recipe: one YAML file, with dotted overrides, to one frozen object."""
 
+import difflib
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import yaml
 from pydantic import ValidationError, model_validator
@@ -13,6 +14,9 @@ from cgd_ray.config.generation import CurationSection, GenerationSection
 from cgd_ray.config.run import RunSection, StorageSection
 from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
 from cgd_ray.errors import ConfigError
+
+_TAGS = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
+"""pydantic puts the tag of a discriminated union into an error's location; the user's key has no such part."""
 
 
 class Recipe(Section):
@@ -103,11 +107,9 @@ def _explain(error: ValidationError) -> str:
     """The first mistake in one line, with the number of the others."""
     errors = error.errors(include_url=False, include_context=False)
     first = errors[0]
-    # pydantic puts the tag of a discriminated union into the location; the user's key has no such part.
-    tags = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
-    where = ".".join(str(part) for part in first["loc"] if str(part) not in tags) or "recipe"
+    where = ".".join(str(part) for part in first["loc"] if str(part) not in _TAGS) or "recipe"
     if first["type"] == "extra_forbidden":
-        message = "unknown key; `cgd validate --schema` lists the known ones"
+        message = _unknown_key(first["loc"])
     else:
         message = (
             f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
@@ -116,6 +118,29 @@ def _explain(error: ValidationError) -> str:
         )
     others = f" ({len(errors) - 1} more after this one)" if len(errors) > 1 else ""
     return f"{where}: {message}{others}"
+
+
+def _unknown_key(location: tuple[int | str, ...]) -> str:
+    """What to write instead: the nearest key of that section, where one is near."""
+    *parents, key = location
+    section: Any = Recipe
+    for parent in parents:
+        section = _member(section, str(parent))
+    near = difflib.get_close_matches(str(key), getattr(section, "model_fields", {}), n=1)
+    return (
+        f"unknown key; did you mean {near[0]}?" if near else "unknown key; `cgd validate --schema` lists the known ones"
+    )
+
+
+def _member(section: Any, part: str) -> Any:
+    """The section below `section` that a part of an error's location leads to; None where that is no section."""
+    if part in getattr(section, "model_fields", {}):
+        return section.model_fields[part].annotation
+    for choice in get_args(section):
+        tag = getattr(choice, "model_fields", {}).get("type")
+        if tag is not None and part in get_args(tag.annotation):
+            return choice
+    return None
 
 
 def _is_scalar(value: object) -> bool:

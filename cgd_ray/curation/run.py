@@ -1,7 +1,7 @@
 """The curation phase: generated rows in, training examples and the dropped rows with their reasons out."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,8 @@ import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters
-from cgd_ray.engines.chain import TEXTS, Row, Stage
+from cgd_ray.engines.chain import Row, Stage
+from cgd_ray.engines.join import JoinedRow, join_results
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
@@ -35,9 +36,8 @@ class CurationResult:
 def run_curation(recipe: Recipe, store: Store, prompts: Table, stages: list[Stage], rows: pa.Table) -> CurationResult:
     """Make examples of the rows (`train` prompts, PROMPTS schema) whose stages all succeeded and that pass the filters.
 
-    A result counts only if it was made from exactly the row's texts (its parent digest). The examples' fingerprint
-    covers the prompts, the stages' fingerprints and results, and the filters, so that a grown or repaired table is
-    curated anew.
+    The examples' fingerprint covers the prompts, the stages' fingerprints and results, and the filters, so that a grown
+    or repaired table is curated anew.
 
     Raises:
         CgdError: nothing is left to train on.
@@ -48,7 +48,7 @@ def run_curation(recipe: Recipe, store: Store, prompts: Table, stages: list[Stag
     described = examples.description()
     if described is None:
         kept, counts = _curate(
-            recipe, _joined(stages, tables, rows, recipe.generation.draft.samples), examples, dropped
+            recipe, _faulted(join_results(rows, recipe.generation.draft.samples, stages)), examples, dropped
         )
         described = {**content, "kept": kept, "dropped": counts}
         examples.describe(described)
@@ -107,18 +107,13 @@ def _curate(recipe: Recipe, rows: Iterator[Row], examples: Table, dropped: Table
     return len(kept), dict(counts)
 
 
-def _joined(stages: list[Stage], tables: dict[str, pa.Table], rows: pa.Table, samples: int) -> Iterator[Row]:
-    """Every (prompt, sample) with its texts, or with the first stage that has none for it."""
-    by_key = {
-        name: {(row["prompt_id"], row["sample"], row["parent"]): row for row in table.to_pylist()}
-        for name, table in tables.items()
-    }
-    for prompt in rows.select(["prompt_id", "prompt", "reference"]).to_pylist():
-        for sample in range(samples):
-            row: Row = {**dict.fromkeys(TEXTS), **prompt, "sample": sample, "fault": None}
-            for stage in stages:
-                _add(row, stage.name, by_key[stage.name].get((prompt["prompt_id"], sample, stage.parent(row))))
-            yield row
+def _faulted(rows: Iterable[JoinedRow]) -> Iterator[Row]:
+    """Every row with its texts and with the first stage that has none for it."""
+    for joined in rows:
+        row: Row = {**joined.texts, "fault": None}
+        for name, result in joined.results.items():
+            _add(row, name, result)
+        yield row
 
 
 def _add(row: Row, name: str, result: dict[str, Any] | None) -> None:
@@ -128,7 +123,6 @@ def _add(row: Row, name: str, result: dict[str, Any] | None) -> None:
         if name != "answer":
             row["fault"] = row["fault"] or (name, status)
         return
-    row[name] = result["text"]
     if name == "critique":
         row["verdict"] = result["verdict"]
     if name == "refine":

@@ -34,6 +34,18 @@ def iterate_rows(data: ColumnData, storage: StorageSection) -> Iterator[SourceRo
         raise ConfigError(f"{describe_source(data)}: there are no rows")
 
 
+def check_source(data: ColumnData, storage: StorageSection) -> None:
+    """Read the first row of files; ask only whether a hub data set is there, which may be large to fetch.
+
+    Raises:
+        ConfigError: as `iterate_rows` and `source_identity`.
+    """
+    if isinstance(data, HfData):
+        source_identity(data, storage)
+    else:
+        next(iterate_rows(data, storage))
+
+
 def source_identity(data: ColumnData, storage: StorageSection) -> object:
     """What identifies the source's content, as JSON: another content, another value.
 

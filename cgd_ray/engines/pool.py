@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import warnings
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
 
 from cgd_ray.engines.base import Engine
 from cgd_ray.engines.chain import WORK, ChainRunner, Row, Stage
@@ -70,6 +72,8 @@ def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
     """
     context = DataContext.get_current()
     context.enable_progress_bars = False
+    # Ray 2.60 has no other way to bound the restarts of a pool's actors, and says so at every call.
+    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     blocks = [work.slice(start, _BLOCK_ROWS) for start in range(0, len(work), _BLOCK_ROWS)]
     dataset = ray.data.from_arrow(blocks)
     for chain in chains:
@@ -79,8 +83,9 @@ def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
             fn_constructor_args=[chain],
             batch_format="pyarrow",
             batch_size=None,
-            compute=ActorPoolStrategy(size=chain.replicas, max_tasks_in_flight_per_actor=2 * tasks),
-            max_concurrency=tasks,
+            compute=ActorPoolStrategy(
+                size=chain.replicas, max_tasks_in_flight_per_actor=2 * tasks, max_concurrent_calls_per_actor=tasks
+            ),
             max_restarts=3,
             max_task_retries=3,
             **_resources(chain),

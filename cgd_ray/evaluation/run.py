@@ -64,13 +64,21 @@ def run_evaluation(
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
     section = recipe.evaluation
-    sampling = Sampling(max_tokens=section.max_tokens, temperature=section.temperature, top_p=section.top_p)
+    template = (
+        recipe.generation.draft.chat_template_kwargs
+    )  # the student's: it drafts, trains and answers with the same
+    sampling = Sampling(
+        max_tokens=section.max_tokens,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        chat_template_kwargs=template,
+    )
     seeded = {"top_p": section.top_p, "seed": recipe.run.seed} if section.temperature > 0 else {}
     content = {
         "stage": "evaluation",
         "model": identity,
         "engine": engine_identity(recipe.student.engine),
-        "sampling": {"max_tokens": section.max_tokens, "temperature": section.temperature, **seeded},
+        "sampling": {"max_tokens": section.max_tokens, "temperature": section.temperature, **seeded} | _given(template),
     }
     digest = fingerprint(content)
     results = Table(store, "evaluation", digest, RESULTS)
@@ -86,6 +94,10 @@ def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
         attempt=1 + len(results.parts()),
         description=content,
     )
+
+
+def _given(template: dict[str, Any]) -> dict[str, Any]:
+    return {"chat_template_kwargs": template} if template else {}
 
 
 def _work(row: Row) -> Row:

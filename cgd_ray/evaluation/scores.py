@@ -1,6 +1,7 @@
 """From graded answers to figures: accuracy with intervals, the paired difference, and the quality of generated rows."""
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -8,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.join import JoinedRow
 from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.grading.overlap import copy_rate
+from cgd_ray.storage.runs import Document
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
     return Graded(**{name: np.array(values) for name, values in columns.items()})
 
 
-def accuracy_table(graded: Graded, rows: pa.Table, confidence: float) -> dict[str, Any]:
+def accuracy_table(graded: Graded, rows: pa.Table, confidence: float) -> Document:
     """Accuracy over all questions and by group (seen and novel kinds, then each kind)."""
     groups = {"all": np.ones(len(rows), bool)}
     novel = np.array(rows["novel"].to_pylist(), bool)
@@ -57,7 +60,7 @@ def accuracy_table(graded: Graded, rows: pa.Table, confidence: float) -> dict[st
     }
 
 
-def compare(base: Graded, trained: Graded, recipe: Recipe) -> dict[str, Any]:
+def compare(base: Graded, trained: Graded, recipe: Recipe) -> Document:
     """The paired difference of trained minus base over the same questions, with its interval."""
     section = recipe.evaluation
     difference = paired_difference(
@@ -66,55 +69,51 @@ def compare(base: Graded, trained: Graded, recipe: Recipe) -> dict[str, Any]:
     return asdict(difference)
 
 
-def generated_quality(results: dict[str, pa.Table], references: dict[str, str]) -> dict[str, Any]:
+def generated_quality(rows: Iterable[JoinedRow]) -> Document:
     """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
 
-    Only rows whose stage succeeded are counted; `rows` says how many.
+    Only rows with a reference whose stage succeeded are counted; `rows` says how many.
     """
-    marks = {name: _marks(table, references) for name, table in results.items() if name != "critique"}
-    quality: dict[str, Any] = {
-        name: {"rows": len(found), "accuracy": _mean(list(found.values()))} for name, found in marks.items()
+    marked = [(row, _marks(row)) for row in rows if row.texts["reference"]]
+    quality: Document = {
+        name: _share([marks[name] for _, marks in marked if name in marks])
+        for name in ("draft", "answer", "refine")
+        if any(name in row.results for row, _ in marked)
     }
-    both = [(marks["draft"][key], right) for key, right in marks["refine"].items() if key in marks["draft"]]
+    both = [(marks["draft"], marks["refine"]) for _, marks in marked if "refine" in marks]
     quality["flips"] = {
         "rows": len(both),
         "fixed": sum(not before and after for before, after in both),
         "broken": sum(before and not after for before, after in both),
     }
-    verdicts = [
-        (row["verdict"] == "right") == marks["draft"][key]
-        for row in results["critique"].to_pylist()
-        if row["verdict"] and (key := (row["prompt_id"], row["sample"])) in marks["draft"]
-    ]
-    quality["verdict"] = {"rows": len(verdicts), "accuracy": _mean(verdicts)}
+    verdicts = [(row.results["critique"] or {}).get("verdict") for row, _ in marked]
+    judged = zip(verdicts, (marks for _, marks in marked), strict=True)
+    quality["verdict"] = _share([(verdict == "right") == marks["draft"] for verdict, marks in judged if verdict])
     quality["copy_rate"] = {
-        f"{source} to refinement": _copied(results[source], results["refine"])
+        f"{source} to refinement": _copied(source, [row for row, _ in marked])
         for source in ("critique", "answer")
-        if source in results
+        if any(source in row.results for row, _ in marked)
     }
     return quality
 
 
-def _copied(source: pa.Table, refinements: pa.Table) -> float | None:
+def _marks(row: JoinedRow) -> dict[str, bool]:
+    texts = {name: row.texts[name] for name in ("draft", "answer", "refine") if row.texts[name] is not None}
+    return {name: grade(text, row.texts["reference"]).correct for name, text in texts.items()}
+
+
+def _copied(source: str, rows: list[JoinedRow]) -> float | None:
     """Mean share of the refinements' n-grams that stand in the source text of the same row."""
-    texts = {(row["prompt_id"], row["sample"]): row["text"] for row in source.to_pylist() if row["status"] == "ok"}
-    rates = [
-        copy_rate(texts[key], row["text"])
-        for row in refinements.to_pylist()
-        if row["status"] == "ok" and (key := (row["prompt_id"], row["sample"])) in texts
-    ]
+    pairs = [(row.texts[source], row.texts["refine"]) for row in rows]
+    rates = [copy_rate(text, refined) for text, refined in pairs if text is not None and refined is not None]
     return float(np.mean(rates)) if rates else None
 
 
-def _marks(table: pa.Table, references: dict[str, str]) -> dict[tuple[str, int], bool]:
-    return {
-        (row["prompt_id"], row["sample"]): grade(row["text"], references[row["prompt_id"]]).correct
-        for row in table.to_pylist()
-        if row["status"] == "ok" and row["prompt_id"] in references
-    }
+def _share(right: list[bool]) -> Document:
+    return {"rows": len(right), "accuracy": sum(right) / len(right) if right else None}
 
 
-def _accuracy(correct: np.ndarray, confidence: float) -> dict[str, Any]:
+def _accuracy(correct: np.ndarray, confidence: float) -> Document:
     if len(correct) == 0:
         return {"questions": 0, "value": None, "interval": None}
     interval = accuracy_interval(correct, confidence)
@@ -123,7 +122,3 @@ def _accuracy(correct: np.ndarray, confidence: float) -> dict[str, Any]:
         "value": float(correct.mean()),
         "interval": [interval.low, interval.high],
     }
-
-
-def _mean(values: list[bool]) -> float | None:
-    return sum(values) / len(values) if values else None

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from cgd_ray.config.engine import TeacherOpenAI, VllmOptions
+from cgd_ray.config.engine import TeacherOpenAI, TeacherSection, TeacherVllm, VllmOptions
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Turn
@@ -12,7 +12,7 @@ from cgd_ray.engines.chain import Row, Stage
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.models import model_identity
+from cgd_ray.storage.models import model_identity, pinned_revision
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
@@ -114,6 +114,21 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
         {"template": prompts.refine_source, "upstream": {"critique": critique.results.fingerprint}},
     )
     return Stages(draft, answer, critique, refine)
+
+
+def pin_models(recipe: Recipe) -> Recipe:
+    """The recipe with the commits of its hub models in place of branches and tags.
+
+    Raises:
+        ConfigError: a model is not there.
+    """
+    student, engine = recipe.student, recipe.teacher.engine
+    revision = pinned_revision(student.model, student.revision, "student.model")
+    changes: dict[str, Any] = {"student": student.model_copy(update={"revision": revision})}
+    if isinstance(engine, TeacherVllm):
+        revision = pinned_revision(engine.model, engine.revision, "teacher.engine.model")
+        changes["teacher"] = TeacherSection(engine=engine.model_copy(update={"revision": revision}))
+    return recipe.model_copy(update=changes)
 
 
 def student_identity(recipe: Recipe) -> str:

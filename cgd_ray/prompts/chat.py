@@ -20,3 +20,12 @@ def encode_chat(
         **template_kwargs,
     )
     return list(ids)
+
+
+def with_defaults(template: str, arguments: dict[str, Any]) -> str:
+    """A chat template (Jinja) that sets the given arguments where its caller gives none."""
+    lines = (
+        f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
+        for name, value in arguments.items()
+    )
+    return "".join(lines) + template

@@ -1,6 +1,6 @@
 """What a recipe's tables hold: counts per stage, and the rows themselves."""
 
-from typing import Any
+from itertools import islice
 
 import pyarrow as pa
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table as RichTable
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import dropped_reasons
 from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.join import JoinedRow, join_results
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import train_rows
 from cgd_ray.generation.stages import Stages, build_stages
@@ -43,40 +44,29 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
 def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dropped: bool) -> None:
     """The first rows with all their texts, in the order of their keys."""
     stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
-    results = {stage.name: _by_key(stage.results.read()) for stage in stages.all}
     reasons = dropped_reasons(recipe, store, prompts, stages.all)
-    shown = 0
-    for prompt in train_rows(prompts).to_pylist():
-        for sample in range(recipe.generation.draft.samples):
-            key = (prompt["prompt_id"], sample)
-            if shown == count or (dropped and key not in reasons):
-                continue
-            shown += 1
-            _print_row(console, prompt, key, results, reasons.get(key))
+    joined = join_results(train_rows(prompts), recipe.generation.draft.samples, stages.all)
+    wanted = (row for row in joined if not dropped or _key(row) in reasons)
+    for row in islice(wanted, count):
+        _print_row(console, row, reasons.get(_key(row)))
 
 
-def _print_row(
-    console: Console,
-    prompt: dict[str, Any],
-    key: tuple[str, int],
-    results: dict[str, dict[tuple[str, int], dict[str, Any]]],
-    reason: str | None,
-) -> None:
-    console.rule(f"{key[0]} sample {key[1]}" + (f", dropped: {reason}" if reason else ""))
-    console.print(f"[bold]prompt[/bold] ({prompt['source']})")
-    console.print(prompt["prompt"], markup=False, highlight=False)
-    for name, found in results.items():
-        result = found.get(key)
+def _print_row(console: Console, row: JoinedRow, reason: str | None) -> None:
+    name, sample = _key(row)
+    console.rule(f"{name} sample {sample}" + (f", dropped: {reason}" if reason else ""))
+    console.print(f"[bold]prompt[/bold] ({row.texts['source']})")
+    console.print(row.texts["prompt"], markup=False, highlight=False)
+    for stage, result in row.results.items():
         state = "not generated" if result is None else result["status"]
         verdict = f", verdict {result['verdict']}" if result and result["verdict"] else ""
-        console.print(f"[bold]{name}[/bold] ({state}{verdict})")
+        console.print(f"[bold]{stage}[/bold] ({state}{verdict})")
         if result:
             console.print(result["text"] or result["error"] or "", markup=False, highlight=False)
 
 
+def _key(row: JoinedRow) -> tuple[str, int]:
+    return row.texts["prompt_id"], row.texts["sample"]
+
+
 def _load(recipe: Recipe, store: Store) -> tuple[Stages, pa.Table]:
     return build_stages(recipe, store), train_rows(prepare_prompts(recipe, store).table)
-
-
-def _by_key(table: pa.Table) -> dict[tuple[str, int], dict[str, Any]]:
-    return {(row["prompt_id"], row["sample"]): row for row in table.to_pylist()}

@@ -1,39 +1,36 @@
 """What a person reads after a run: tables on the terminal, the same as Markdown in the run."""
 
-from typing import Any
+from rich.console import Console
 
-from rich.console import Console, RenderableType
-from rich.table import Table
-
-from cgd_ray.storage.runs import Run
+from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
+from cgd_ray.storage.runs import Document, Run
 
 _NOT_PAPER = (
     "critique.reference is `teacher`: the critic saw its own direct answer. This is not the paper's setting (`none`); "
     "it is what works with so small a teacher."
 )
-Cells = list[list[str]]
 
 
-def write_report(run: Run, outcome: dict[str, Any]) -> None:
+def write_report(run: Run, outcome: Document) -> None:
     """Put `report.md` into the run."""
     parts = [
         f"# Run {run.name}",
-        *(_markdown(title, rows) for title, rows in _tables(outcome)),
+        *(markdown(title, rows) for title, rows in _tables(outcome)),
         *_notes(outcome),
     ]
     run.store.write(run.path("report.md"), ("\n\n".join(parts) + "\n").encode())
 
 
-def print_report(outcome: dict[str, Any], console: Console) -> None:
+def print_report(outcome: Document, console: Console) -> None:
     """Show the outcome of a run on a terminal."""
     for title, rows in _tables(outcome):
-        console.print(_table(title, rows))
+        console.print(rich_table(title, rows))
     for note in _notes(outcome):
         console.print(note)
     console.print(f"run: {outcome['run']}", soft_wrap=True)
 
 
-def _tables(outcome: dict[str, Any]) -> list[tuple[str, Cells]]:
+def _tables(outcome: Document) -> list[tuple[str, Cells]]:
     tables = [("Generation", _generation(outcome)), ("Curation", _curation(outcome))]
     if outcome["training"]:
         tables.append(("Training", _training(outcome["training"])))
@@ -44,7 +41,7 @@ def _tables(outcome: dict[str, Any]) -> list[tuple[str, Cells]]:
     return tables
 
 
-def _generation(outcome: dict[str, Any]) -> Cells:
+def _generation(outcome: Document) -> Cells:
     head = [
         "stage",
         "ok",
@@ -74,12 +71,12 @@ def _generation(outcome: dict[str, Any]) -> Cells:
     return rows
 
 
-def _curation(outcome: dict[str, Any]) -> Cells:
+def _curation(outcome: Document) -> Cells:
     dropped = [[f"dropped, {reason}", str(count)] for reason, count in sorted(outcome["curation"]["dropped"].items())]
     return [["rows", "number"], ["kept", str(outcome["curation"]["kept"])], *dropped]
 
 
-def _training(training: dict[str, Any]) -> Cells:
+def _training(training: Document) -> Cells:
     rows = [["training", ""], ["method", training["method"]]]
     rows += [[name, str(training[name])] for name in ("rows", "steps", "supervised_tokens", "total_tokens")]
     rows += [[f"dropped, {reason}", str(count)] for reason, count in sorted(training["dropped"].items())]
@@ -89,7 +86,7 @@ def _training(training: dict[str, Any]) -> Cells:
     return [*rows, ["seconds", f"{training['seconds']:.0f}"], ["tokens/s", f"{speed:.0f}"]]
 
 
-def _evaluation(evaluation: dict[str, Any]) -> Cells:
+def _evaluation(evaluation: Document) -> Cells:
     rows = [["student", "questions", "accuracy", "interval", "in a box", "truncated", "mentions draft"]]
     for name in ("base", "trained"):
         if name not in evaluation:
@@ -97,26 +94,26 @@ def _evaluation(evaluation: dict[str, Any]) -> Cells:
         scores = evaluation[name]
         for group, accuracy in scores["accuracy"].items():
             whole = group == "all"
-            rates = [_percent(scores[key]) for key in ("accuracy_boxed", "truncated", "mentions_inputs")]
+            rates = [percent(scores[key]) for key in ("accuracy_boxed", "truncated", "mentions_inputs")]
             rows.append(
                 [
                     name if whole else f"  {group}",
                     str(accuracy["questions"]),
-                    _percent(accuracy["value"]),
-                    _interval(accuracy["interval"]),
+                    percent(accuracy["value"]),
+                    interval(accuracy["interval"]),
                     *(rates if whole else ["", "", ""]),
                 ]
             )
     if "difference" in evaluation:
         paired = evaluation["difference"]
         flips = f"{paired['fixed']} fixed, {paired['broken']} broken, p = {paired['p_value']:.2g}"
-        interval = paired["interval"]
+        ends = paired["interval"]
         rows.append(
             [
                 "difference",
                 "paired",
-                _percent(paired["difference"], signed=True),
-                _interval([interval["low"], interval["high"]], signed=True),
+                percent(paired["difference"], signed=True),
+                interval([ends["low"], ends["high"]], signed=True),
                 flips,
                 "",
                 "",
@@ -125,44 +122,23 @@ def _evaluation(evaluation: dict[str, Any]) -> Cells:
     return rows
 
 
-def _quality(quality: dict[str, Any]) -> Cells:
+def _quality(quality: Document) -> Cells:
     texts = [name for name in ("draft", "answer", "refine", "verdict") if name in quality]
     rows = [["text", "rows", "accuracy"]]
-    rows += [[name, str(quality[name]["rows"]), _percent(quality[name]["accuracy"])] for name in texts]
+    rows += [[name, str(quality[name]["rows"]), percent(quality[name]["accuracy"])] for name in texts]
     flips = quality["flips"]
     rows.append(["draft to refinement", str(flips["rows"]), f"{flips['fixed']} fixed, {flips['broken']} broken"])
-    copied = [[f"copied from {name}", "", _percent(rate)] for name, rate in quality["copy_rate"].items()]
+    copied = [[f"copied from {name}", "", percent(rate)] for name, rate in quality["copy_rate"].items()]
     return [*rows, *copied]
 
 
-def _notes(outcome: dict[str, Any]) -> list[str]:
-    notes = [_NOT_PAPER] if outcome["generation"]["critique_reference"] == "teacher" else []
+def _notes(outcome: Document) -> list[str]:
     return [
-        *notes,
+        *setting_notes(outcome),
         "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in outcome["seconds"].items()),
     ]
 
 
-def _percent(value: float | None, *, signed: bool = False) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
-
-
-def _interval(interval: list[float] | None, *, signed: bool = False) -> str:
-    if interval is None:
-        return "-"
-    low, high = (_percent(value, signed=signed).removesuffix(" %") for value in interval)
-    return f"{low} to {high}"
-
-
-def _markdown(title: str, rows: Cells) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"## {title}", "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
-def _table(title: str, rows: Cells) -> RenderableType:
-    table = Table(*rows[0], title=title, title_justify="left", title_style="bold")
-    for row in rows[1:]:
-        table.add_row(*row)
-    return table
+def setting_notes(outcome: Document) -> list[str]:
+    """What a reader must know about the settings before the figures."""
+    return [_NOT_PAPER] if outcome["generation"]["critique_reference"] == "teacher" else []

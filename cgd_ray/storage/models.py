@@ -26,12 +26,23 @@ def model_identity(model: str, revision: str | None, storage: StorageSection, ke
         ConfigError: there is no such model; `key` is the recipe's key that names it.
     """
     if model.startswith(DEMO_PREFIX):
-        return f"{model}@{demo_identity(model)[:16]}"
+        return f"{model}@{_demo_digest(model, key)[:16]}"
     if model.startswith("s3://"):
         return f"s3@{_s3_digest(model, storage, key)}"
     if _is_path(model):
         return f"dir@{_directory_digest(_existing(model, key))}"
     return f"hf:{model}@{_commit(model, revision, key)}"
+
+
+def pinned_revision(model: str, revision: str | None, key: str) -> str | None:
+    """The commit of a hub id, so that all nodes load the same even while its branch moves; else `revision` itself.
+
+    Raises:
+        ConfigError: there is no such model; `key` is the recipe's key that names it.
+    """
+    if model.startswith((DEMO_PREFIX, "s3://")) or _is_path(model):
+        return revision
+    return _commit(model, revision, key)
 
 
 def local_model(model: str, revision: str | None, storage: StorageSection) -> Path:
@@ -52,6 +63,13 @@ def local_model(model: str, revision: str | None, storage: StorageSection) -> Pa
         return Path(snapshot_download(model, revision=revision, ignore_patterns=list(_IGNORED)))
     except Exception as error:  # the hub client raises its own, httpx's and OS errors
         raise _no_such_hub_model(model, "model", error) from error
+
+
+def _demo_digest(model: str, key: str) -> str:
+    try:
+        return demo_identity(model)
+    except ConfigError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _is_path(model: str) -> bool:

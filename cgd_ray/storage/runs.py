@@ -6,6 +6,9 @@ from typing import Any
 
 from cgd_ray.storage.filesystem import Store
 
+Document = dict[str, Any]
+"""A JSON document: manifests, scores, reports."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -18,14 +21,14 @@ class Run:
         """A name in this run, relative to the root."""
         return f"runs/{self.name}/{name}"
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: Document) -> None:
         """Put a JSON document into the run."""
         self.store.write(self.path(name), json.dumps(content, indent=1, ensure_ascii=False, default=str).encode())
 
-    def read_json(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> Document | None:
         """A JSON document of the run, or None where it is not there yet."""
         try:
-            content: dict[str, Any] = json.loads(self.store.read(self.path(name)))
+            content: Document = json.loads(self.store.read(self.path(name)))
         except FileNotFoundError:
             return None
         return content

@@ -9,7 +9,9 @@ import torch
 import torch.distributed as dist
 from transformers import AutoTokenizer, GenerationConfig
 
+from cgd_ray.prompts.chat import with_defaults
 from cgd_ray.training.encode import ChatEncoder
+from cgd_ray.training.job import About
 
 
 def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
@@ -28,23 +30,27 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
     return weights | {name: tensor.to("cpu", copy=True) for name, tensor in buffers.items()} if first else {}
 
 
-def write_student(engine: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path, card: str) -> None:
+def write_student(engine: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path, about: About) -> None:
     """Write safetensors, configuration, tokenizer with chat template, generation defaults and model card.
 
-    The generation defaults are greedy and stop at the end-of-turn token; sampling is each request's own business.
+    The chat template takes the recipe's `chat_template_kwargs` where a request gives none, so that any server renders
+    what training rendered. The generation defaults are greedy and stop at the end-of-turn token; sampling is each
+    request's own business.
     """
     engine.module.save_pretrained(folder, state_dict=weights)
     tokenizer = AutoTokenizer.from_pretrained(source)
+    end_of_turn = ChatEncoder(tokenizer, {}).end_of_turn
+    tokenizer.chat_template = with_defaults(tokenizer.chat_template, about.template_arguments)
     tokenizer.save_pretrained(folder)
     _say_bfloat16(folder / "config.json")
-    stops = _stop_ids(engine.module.generation_config.eos_token_id, ChatEncoder(tokenizer, {}).end_of_turn)
+    stops = _stop_ids(engine.module.generation_config.eos_token_id, end_of_turn)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=stops if len(stops) > 1 else stops[0],
         pad_token_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
         do_sample=False,
     ).save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    (folder / "README.md").write_text(about.card, encoding="utf-8")
 
 
 def _say_bfloat16(file: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import ray.train
 import structlog
 
-from cgd_ray.training.worker import DivergedError, RankJob, RankOutcome, StepReport, train_rank
+from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
 
 log = structlog.get_logger(__name__)
 
@@ -21,6 +21,8 @@ class Refused:
 
 def train_on_ray(job: RankJob) -> RankOutcome | Refused:
     """Train from Ray Train's last checkpoint, if there is one."""
+    from cgd_ray.training.worker import train_rank  # DeepSpeed, which the driver does without
+
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:

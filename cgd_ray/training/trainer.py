@@ -21,9 +21,9 @@ from cgd_ray.training.card import model_card, training_seed
 from cgd_ray.training.checkpoints import Layout, require_layout
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
+from cgd_ray.training.job import About, RankJob, RankOutcome
 from cgd_ray.training.ray_worker import Refused, train_on_ray
 from cgd_ray.training.resources import WorkerResources, pyarrow_filesystem, worker_resources
-from cgd_ray.training.worker import RankJob, RankOutcome
 
 log = structlog.get_logger(__name__)
 
@@ -198,7 +198,9 @@ class _Plan:
             training=self.recipe.training,
             seed=training_seed(self.recipe),
             student=self.student,
-            card=model_card(self.recipe, self.encoded, self.identity),
+            about=About(
+                model_card(self.recipe, self.encoded, self.identity), self.recipe.generation.draft.chat_template_kwargs
+            ),
             device=resources.device,
             threads=resources.cpus,
         )

@@ -18,69 +18,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cgd_ray.config.run import StorageSection
-from cgd_ray.config.training import TrainingSection
-from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
-from cgd_ray.storage.tables import Table
 from cgd_ray.training.checkpoints import Layout, Progress, load_checkpoint, save_checkpoint
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
+from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
 from cgd_ray.training.rows import EncodedRows
 from cgd_ray.training.schedule import learning_rate
-
-
-class DivergedError(CgdError):
-    """The loss or the gradient is not finite. All ranks raise it at the same step; trying again would end the same."""
-
-
-@dataclass(frozen=True)
-class RankJob:
-    """Everything that a rank needs to know; small, and cheap to send."""
-
-    encoded: Table
-    model: str
-    revision: str | None
-    storage: StorageSection
-    training: TrainingSection
-    seed: int
-    student: str
-    """Folder of the exported student, relative to the root."""
-    card: str
-    """Text of the model card."""
-    device: str
-    """`cpu` or `cuda`."""
-    threads: int
-    """CPU threads of this rank; only used on CPU."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """One optimiser step, as every rank reports it."""
-
-    progress: Progress
-    steps: int
-    learning_rate: float
-    gradient_norm: float
-    seconds: float
-    supervised_tokens: int
-    total_tokens: int
-    checkpoint: Path | None
-    """This rank's shards of a checkpoint, gone after the report; None between checkpoints."""
-
-
-@dataclass(frozen=True)
-class RankOutcome:
-    """What a rank ends with; the same on all."""
-
-    progress: Progress
-    rows: int
-    resumed_from_step: int | None
-
 
 Report = Callable[[StepReport], None]
 
@@ -215,7 +163,7 @@ class _Rank:
         if self.number == 0:
             store: Store = self.job.encoded.store
             with tempfile.TemporaryDirectory(prefix="cgd-student-") as folder:
-                write_student(self.engine, weights, self.source, Path(folder), self.job.card)
+                write_student(self.engine, weights, self.source, Path(folder), self.job.about)
                 store.remove(self.job.student)
                 store.upload(Path(folder), self.job.student)
         dist.barrier()

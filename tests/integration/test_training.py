@@ -28,9 +28,9 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.encode_table import Encoding, encode_examples
 from cgd_ray.training.formats import Conversation, view
+from cgd_ray.training.job import About, RankJob
 from cgd_ray.training.packing import join, plan_passes
 from cgd_ray.training.trainer import TrainingResult, run_training
-from cgd_ray.training.worker import RankJob
 from tests.servers import REPOSITORY, S3Server
 from tests.unit.training.tiny import example, write_tiny_model
 
@@ -268,7 +268,7 @@ def test_two_ranks_have_the_loss_and_gradient_of_one(place: Place, tmp_path: Pat
         recipe.training,
         seed=0,
         student="runs/torchrun/student",
-        card="",
+        about=About("", {}),
         device="cpu",
         threads=1,
     )

@@ -54,7 +54,14 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"training": {"epoch": 2}}, "training.epoch: unknown key"),
+        ({"training": {"epoch": 2}}, "training.epoch: unknown key; did you mean epochs?"),
+        ({"data": {"type": "demo", "holdout": {"counts": 2}}}, "data.holdout.counts: unknown key; did you mean count?"),
+        ({"trainings": {}}, "trainings: unknown key; did you mean training?"),
+        (
+            {"teacher": {"engine": {"type": "vllm", "model": "t", "replica": 2}}},
+            "teacher.engine.replica: unknown key; did you mean replicas?",
+        ),
+        ({"training": {"zzz": 2}}, "training.zzz: unknown key; `cgd validate --schema` lists the known ones"),
         ({"data": {"type": "demo", "limit": 0}}, "data.limit: Input should be greater than or equal to 1 (got 0)"),
         ({"data": {"type": "csv"}}, "data: "),
         ({"data": {"type": "demo", "holdout": {}}}, "give either fraction or count"),

@@ -21,8 +21,9 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.checkpoints import Progress
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation
+from cgd_ray.training.job import About, DivergedError, RankJob, StepReport
 from cgd_ray.training.packing import batches
-from cgd_ray.training.worker import DivergedError, RankJob, StepReport, _Rank, train_rank
+from cgd_ray.training.worker import _Rank, train_rank
 from tests.unit.training.tiny import example
 
 RATE = 1e-3
@@ -68,7 +69,7 @@ def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
         section,
         seed=0,
         student="student",
-        card="",
+        about=About("", {}),
         device="cpu",
         threads=1,
     )

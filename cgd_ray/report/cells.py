@@ -1,0 +1,35 @@
+"""Cells of reports: numbers as text, tables for a terminal and as Markdown."""
+
+from rich.console import RenderableType
+from rich.table import Table
+
+Cells = list[list[str]]
+
+
+def percent(value: float | None, *, signed: bool = False) -> str:
+    """A share in per cent; a dash where there is none."""
+    if value is None:
+        return "-"
+    return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
+
+
+def interval(ends: list[float] | None, *, signed: bool = False) -> str:
+    """Both ends of an interval of shares, in per cent."""
+    if ends is None:
+        return "-"
+    low, high = (percent(value, signed=signed).removesuffix(" %") for value in ends)
+    return f"{low} to {high}"
+
+
+def markdown(title: str, rows: Cells) -> str:
+    """A titled table whose first row is the head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([f"## {title}", "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def rich_table(title: str, rows: Cells) -> RenderableType:
+    """A titled table whose first row is the head, for a terminal."""
+    table = Table(*rows[0], title=title, title_justify="left", title_style="bold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table

@@ -1,0 +1,73 @@
+"""However a command ends, nothing that it started goes on: real Ray, a real engine, real signals."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.servers import REPOSITORY
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+def test_an_interrupted_command_leaves_nothing(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    command = start(tmp_path)
+    below = wait_for_engine(command)
+    command.send_signal(number)
+    _, errors = command.communicate(timeout=120)
+    assert command.returncode == code, errors[-2000:]
+    assert "the same command continues" in errors.splitlines()[-1]
+    assert alive(below) == []
+
+
+def test_what_a_kill_left_is_ended_by_the_next_start_which_continues(tmp_path: Path) -> None:
+    command = start(tmp_path)
+    below = wait_for_engine(command)
+    command.kill()
+    command.wait(timeout=10)
+    again = start(tmp_path)
+    _, errors = again.communicate(timeout=300)
+    assert again.returncode == 0, errors[-2000:]
+    assert alive(below) == []
+    assert len(list(tmp_path.glob("root/tables/draft/*/*.parquet"))) >= 1
+
+
+def start(tmp_path: Path) -> subprocess.Popen[str]:
+    small = ["data.limit=4", "data.holdout.count=2", f"run.root={tmp_path / 'root'}", "generation.execution=staged"]
+    # A teacher that costs no time: these tests are about the student's engine.
+    teacher = "teacher.engine={type: scripted, model: t}"
+    return subprocess.Popen(
+        [sys.executable, "jobs/generate.py", "jobs/recipes/demo.yaml", *small, teacher],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_engine(command: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """All processes below the command, as soon as the engine is among them."""
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        assert command.poll() is None, command.communicate()[1][-2000:]
+        below = psutil.Process(command.pid).children(recursive=True)
+        if any("VLLM::" in title(process) for process in below):
+            return below
+        time.sleep(0.2)
+    command.kill()
+    pytest.fail("no engine was started in 180 s")
+
+
+def alive(processes: list[psutil.Process]) -> list[str]:
+    _, left = psutil.wait_procs(processes, timeout=15)
+    return [title(process) for process in left]
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) or process.name()
+    except psutil.NoSuchProcess:
+        return ""

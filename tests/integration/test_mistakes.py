@@ -1,0 +1,58 @@
+"""Bad input, given to the command as a user would: one clear line on standard error, a code that is not zero."""
+
+from pathlib import Path
+
+import pytest
+
+from cgd_ray.cli import run_phases
+
+RECIPE = Path("jobs/recipes/gsm8k-cpu.yaml")
+ENDPOINT = "teacher.engine={type: openai, model: m"
+ROW = '{"question": "What is 1 + 1?", "answer": "#### 2"}\n'
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(ROW.replace("1 + 1", f"1 + {number}") for number in range(8)))
+    return file
+
+
+@pytest.mark.parametrize(
+    ("content", "override", "message"),
+    [
+        (None, "training.epoch=2", "training.epoch: unknown key; did you mean epochs?"),
+        (None, "data.path=/nowhere/rows.jsonl", "data.path /nowhere/rows.jsonl: no such file"),
+        ("", "", "there are no rows"),
+        ('{"query": "x"}\n', "", "data.prompt_column 'question': there is no such column in"),
+        (ROW + '{"question": 7, "answer": "7"}\n', "", "rows.jsonl:2: the prompt is int 7, not text; mend the row"),
+        (None, "data.holdout.count=8", "data.holdout.count"),
+        (None, "student.model=/nowhere/model", "student.model: /nowhere/model is not a directory with a model"),
+        (None, "student.model=demo:smollm3", "student.model: demo model 'smollm3' is unknown"),
+        (None, "teacher.engine.model=/nowhere/model", "teacher.engine.model: /nowhere/model is not a directory"),
+        (
+            None,
+            f"{ENDPOINT}, base_url: 'http://127.0.0.1:9', api_key_env: null}}",
+            "http://127.0.0.1:9: cannot be reached",
+        ),
+        (None, f"{ENDPOINT}, api_key_env: CGD_NO_SUCH}}", "environment variable CGD_NO_SUCH is not set"),
+        (None, "generation.prompts=/nowhere/prompts", "generation.prompts /nowhere/prompts"),
+        (None, "run.root=/proc/nowhere", "run.root /proc/nowhere: cannot be written"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_a_code(
+    rows: Path, content: str | None, override: str, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        rows.write_text(content)
+    overrides = [f"data.path={rows}", "data.limit=8", "data.holdout.count=2", f"run.root={rows.parent / 'root'}"]
+    code = run_phases(RECIPE, [*overrides, *filter(None, [override])])
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("error:", "stopped:"))]
+    assert code not in (0, None)
+    assert len(errors) == 1
+    assert message in errors[0]
+
+
+def test_a_recipe_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_phases(Path("nowhere.yaml"), []) != 0
+    assert capfd.readouterr().err.startswith("error: nowhere.yaml: ")
