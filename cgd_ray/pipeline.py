@@ -5,8 +5,6 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar, get_args
 
-import structlog
-
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
@@ -23,7 +21,6 @@ from cgd_ray.storage.models import local_model, model_identity
 from cgd_ray.storage.runs import Document, Run
 from cgd_ray.training.trainer import TrainingResult, run_training
 
-log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -139,9 +136,7 @@ def _trained(recipe: Recipe, run: Run) -> Document:
 
 
 def _prompt_counts(prompts: PreparedPrompts) -> Document:
-    counts = {name: getattr(prompts, name) for name in ("train", "heldout", "duplicates", "reused")}
-    log.info("prompts", **counts)
-    return counts
+    return {name: getattr(prompts, name) for name in ("train", "heldout", "duplicates", "reused")}
 
 
 def _timed(outcome: Outcome, phase: str, work: Callable[[], T]) -> T:

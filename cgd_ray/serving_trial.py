@@ -20,6 +20,7 @@ from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.generation.stages import student_identity
 from cgd_ray.runtime import processes
+from cgd_ray.runtime.logs import quiet_libraries
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
 from serving.app import build
@@ -70,6 +71,7 @@ def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
     log.info("serving the trained student (loads in under a minute on CPU)", port=port)
     before = processes.children()
     serve.start(http_options={"host": host, "port": port})
+    quiet_libraries()
     try:
         serve.run(build(serve_args(recipe, model)), route_prefix="/")
         yield

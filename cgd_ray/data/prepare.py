@@ -64,7 +64,7 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     prepared = PreparedPrompts(table, **description["counts"], reused=reused)
     _require_prompts(recipe, prepared)
     log = structlog.get_logger(__name__)
-    log.info("prompts_ready", **description["counts"], reused=reused, table=table.folder)
+    log.info("prompts", **description["counts"], reused=reused, table=table.folder)
     return prepared
 
 

@@ -7,6 +7,15 @@ from pathlib import Path
 
 import structlog
 
+_QUIET = {
+    "httpx": logging.WARNING,
+    "ray.data": logging.ERROR,
+    "ray.serve": logging.WARNING,
+    "ray.train": logging.ERROR,
+    # At every start: that token authentication is on, which is as we want it.
+    "ray._private.authentication.authentication_token_setup": logging.ERROR,
+}
+
 
 def configure_logging() -> None:
     """Log lines on standard error: a time, the event, its values. Entry points call this once."""
@@ -21,6 +30,12 @@ def configure_logging() -> None:
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def quiet_libraries() -> None:
+    """Keep what libraries say about their own doings off the terminal. Again after Serve's start, which resets it."""
+    for name, level in _QUIET.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def own_log_tail(lines: int = 25) -> str:

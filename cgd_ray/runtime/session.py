@@ -12,6 +12,7 @@ import structlog
 
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.runtime import processes
+from cgd_ray.runtime.logs import quiet_libraries
 
 log = structlog.get_logger(__name__)
 
@@ -30,13 +31,14 @@ def ray_session() -> Iterator[None]:
     if ended:
         log.warning("ended processes that an earlier run had left behind", count=ended)
     joined = bool(os.environ.get("RAY_ADDRESS"))  # Ray sets it for the driver of a submitted job
-    with _signals_end_the_run():
-        _connect(joined=joined)
-        try:
+    _connect(joined=joined)
+    try:
+        # Only now: connecting puts a handler of Ray's own in place, which aborts.
+        with _signals_end_the_run():
             yield
-        finally:
-            ray.shutdown()
-            processes.end_orphans()
+    finally:
+        ray.shutdown()
+        processes.end_orphans()
 
 
 def in_job() -> bool:
@@ -49,6 +51,7 @@ def _connect(*, joined: bool) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet_libraries()
     try:
         if joined:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
@@ -56,8 +59,7 @@ def _connect(*, joined: bool) -> None:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError) as error:
         raise CgdError(f"cannot connect to Ray: {' '.join(str(error).split())}") from error
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    quiet_libraries()  # connecting set up their loggers
 
 
 @contextlib.contextmanager

@@ -2,12 +2,15 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray.train
 import structlog
+from ray.actor import ActorHandle
 
 from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
+from cgd_ray.training.steps import step_figures
 
 log = structlog.get_logger(__name__)
 
@@ -19,22 +22,23 @@ class Refused:
     reason: str
 
 
-def train_on_ray(job: RankJob) -> RankOutcome | Refused:
-    """Train from Ray Train's last checkpoint, if there is one."""
+def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
+    """Train from Ray Train's last checkpoint, if there is one; `board` is the actor of `shown_steps`."""
     from cgd_ray.training.worker import train_rank  # DeepSpeed, which the driver does without
 
     checkpoint = ray.train.get_checkpoint()
     try:
         with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-            return train_rank(job, _report, resume=Path(folder) if folder else None)
+            return train_rank(job, partial(_report, board), resume=Path(folder) if folder else None)
     except DivergedError as error:
         return Refused(str(error))
 
 
-def _report(step: StepReport) -> None:
-    """Log on rank 0; hand a checkpoint to Ray Train, which puts the ranks' shards together in the run's folder."""
+def _report(board: ActorHandle, step: StepReport) -> None:
+    """Show the step on rank 0; hand a checkpoint to Ray Train, which puts the ranks' shards together."""
     if ray.train.get_context().get_world_rank() == 0:
-        log_step(step)
+        log.info("train", **step_figures(step))
+        board.put.remote(step)  # not waited for, and no error of ours where the board is gone
     if step.checkpoint is None:
         return
     # Named by step: what a kill left half uploaded is overwritten when the step is done again.
@@ -42,17 +46,4 @@ def _report(step: StepReport) -> None:
         {"step": step.progress.step, "loss": step.progress.loss},
         checkpoint=ray.train.Checkpoint.from_directory(step.checkpoint),
         checkpoint_dir_name=f"step-{step.progress.step:08d}",
-    )
-
-
-def log_step(step: StepReport) -> None:
-    """One progress line."""
-    log.info(
-        "train",
-        step=f"{step.progress.step}/{step.steps}",
-        loss=round(step.progress.loss, 4),
-        lr=f"{step.learning_rate:.2e}",
-        grad_norm=round(step.gradient_norm, 3),
-        supervised_tok_s=round(step.supervised_tokens / step.seconds),
-        total_tok_s=round(step.total_tokens / step.seconds),
     )

@@ -8,6 +8,7 @@ from typing import Any
 import ray.exceptions
 import ray.train
 import structlog
+from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 from transformers import AutoTokenizer
 
@@ -24,6 +25,7 @@ from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_exam
 from cgd_ray.training.job import About, RankJob, RankOutcome
 from cgd_ray.training.ray_worker import Refused, train_on_ray
 from cgd_ray.training.resources import WorkerResources, pyarrow_filesystem, worker_resources
+from cgd_ray.training.steps import shown_steps
 
 log = structlog.get_logger(__name__)
 
@@ -207,10 +209,23 @@ class _Plan:
 
 
 def _fit(plan: _Plan) -> RankOutcome:
+    try:
+        with shown_steps() as board:
+            outcome: RankOutcome | Refused = _trainer(plan, board).fit().return_value
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        raise CgdError(
+            f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
+        ) from error
+    if isinstance(outcome, Refused):
+        raise CgdError(outcome.reason)
+    return outcome
+
+
+def _trainer(plan: _Plan, board: ActorHandle) -> TorchTrainer:
     training = plan.recipe.training
     resources = worker_resources(training)
-    trainer = TorchTrainer(
-        partial(train_on_ray, plan.job(resources)),
+    return TorchTrainer(
+        partial(train_on_ray, plan.job(resources), board),
         scaling_config=resources.scaling(training),
         torch_config=TorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
         run_config=ray.train.RunConfig(
@@ -222,15 +237,6 @@ def _fit(plan: _Plan) -> RankOutcome:
             worker_runtime_env={"env_vars": {"DS_ACCELERATOR": resources.device}},
         ),
     )
-    try:
-        outcome: RankOutcome | Refused = trainer.fit().return_value
-    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        raise CgdError(
-            f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
-        ) from error
-    if isinstance(outcome, Refused):
-        raise CgdError(outcome.reason)
-    return outcome
 
 
 def _cause(error: Exception) -> str:

@@ -71,6 +71,7 @@ def test_progress_and_results_are_in_the_jobs_log(
     assert "Evaluation on held-out prompts" in job.stdout
     assert manifest["run"] in job.stdout
     assert "trained student (served)" in job.stdout
+    assert re.search(r"training .*step=\d+/\d+", job.stdout)
     assert len(job.stdout.splitlines()) < 200  # engine logs go to files
 
 

@@ -1,0 +1,68 @@
+"""Optimiser steps, shown by the driver while it waits: what workers print goes to their own log files."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import ray
+import ray.exceptions
+import structlog
+from ray.actor import ActorHandle
+
+from cgd_ray.training.job import StepReport
+
+log = structlog.get_logger(__name__)
+_POLL_SECONDS = 1.0
+_LINE_SECONDS = 15.0
+
+
+class _Board:
+    """An actor that remembers the last step: rank 0 writes it, the driver reads it."""
+
+    def __init__(self) -> None:
+        self._last: StepReport | None = None
+
+    def put(self, step: StepReport) -> None:
+        self._last = step
+
+    def last(self) -> StepReport | None:
+        return self._last
+
+
+@contextlib.contextmanager
+def shown_steps() -> Iterator[ActorHandle]:
+    """Log a line for the first step and then every few seconds; yields the board's actor for the workers."""
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    done = threading.Event()
+    reader = threading.Thread(target=_show, args=(board, done), daemon=True)
+    reader.start()
+    try:
+        yield board
+    finally:
+        done.set()
+        reader.join()
+        ray.kill(board)
+
+
+def _show(board: ActorHandle, done: threading.Event) -> None:
+    shown, line = 0, 0.0
+    while not done.wait(_POLL_SECONDS):
+        # The board may be lost with its node; training goes on without these lines.
+        with contextlib.suppress(ray.exceptions.RayError):
+            step = ray.get(board.last.remote(), timeout=10)
+            if step and step.progress.step != shown and time.monotonic() - line > _LINE_SECONDS:
+                shown, line = step.progress.step, time.monotonic()
+                log.info("training", **step_figures(step))
+
+
+def step_figures(step: StepReport) -> dict[str, str | int | float]:
+    """The figures of a progress line."""
+    return {
+        "step": f"{step.progress.step}/{step.steps}",
+        "loss": round(step.progress.loss, 4),
+        "lr": f"{step.learning_rate:.2e}",
+        "grad_norm": round(step.gradient_norm, 3),
+        "supervised_tok_s": round(step.supervised_tokens / step.seconds),
+        "total_tok_s": round(step.total_tokens / step.seconds),
+    }
