@@ -21,10 +21,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Demand:
-    """Resources of one engine."""
+    """Resources of one engine, or of several together."""
 
     cpus: float
     gpus: float
+
+    def fits(self, cluster: Cluster) -> bool:
+        """Whether the cluster has as much."""
+        return self.cpus <= cluster.cpus and self.gpus <= cluster.gpus
 
 
 def read_cluster() -> Cluster:
@@ -55,10 +59,16 @@ def fits(options: list[EngineOptions], cluster: Cluster) -> bool:
     On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many
     they want.
     """
-    demands = [(engine_demand(entry, cluster, sharing=1), _replicas(entry)) for entry in options]
-    cpus = sum(demand.cpus * replicas for demand, replicas in demands)
-    gpus = sum(demand.gpus * replicas for demand, replicas in demands)
-    return cpus <= cluster.cpus and gpus <= cluster.gpus
+    return total_demand(options, cluster, sharing=1).fits(cluster)
+
+
+def total_demand(options: list[EngineOptions], cluster: Cluster, *, sharing: int) -> Demand:
+    """What all replicas of these engines ask for together."""
+    demands = [(engine_demand(entry, cluster, sharing=sharing), _replicas(entry)) for entry in options]
+    return Demand(
+        cpus=sum(demand.cpus * replicas for demand, replicas in demands),
+        gpus=sum(demand.gpus * replicas for demand, replicas in demands),
+    )
 
 
 def _replicas(options: EngineOptions) -> int:

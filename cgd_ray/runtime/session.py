@@ -18,8 +18,8 @@ log = structlog.get_logger(__name__)
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[None]:
-    """Connect to Ray for the length of a command.
+def ray_session() -> Iterator[bool]:
+    """Connect to Ray for the length of a command; yields whether a running cluster was joined.
 
     Inside a submitted job, or where `RAY_ADDRESS` is set, the running cluster is joined; elsewhere a local one is
     started and ended with the command. What a SIGKILL left of an earlier command on this node is ended first.
@@ -35,7 +35,7 @@ def ray_session() -> Iterator[None]:
     try:
         # Only now: connecting puts a handler of Ray's own in place, which aborts.
         with _signals_end_the_run():
-            yield
+            yield joined
     finally:
         ray.shutdown()
         processes.end_orphans()

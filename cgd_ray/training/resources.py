@@ -42,12 +42,17 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     if gpus is None:
         gpus = 1.0 if cluster.get("GPU", 0) > 0 else 0.0
     cpus = wanted.cpus_per_worker or _default_cpus(training.workers, beside_gpu=gpus > 0)
-    if cpus * training.workers > cluster.get("CPU", 0):
+    return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
+
+
+def warn_if_scarce(training: TrainingSection, resources: WorkerResources) -> None:
+    """Say that training will wait: a cluster with an autoscaler may grow."""
+    cluster = ray.cluster_resources()
+    if resources.cpus * training.workers > cluster.get("CPU", 0):
         log.warning(
             "the cluster has fewer CPUs than training asks for; waiting for it to grow",
-            workers=training.workers, cpus_per_worker=cpus, cluster_cpus=cluster.get("CPU", 0),
+            workers=training.workers, cpus_per_worker=resources.cpus, cluster_cpus=cluster.get("CPU", 0),
         )  # fmt: skip
-    return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
 
 
 def _default_cpus(workers: int, *, beside_gpu: bool) -> int:

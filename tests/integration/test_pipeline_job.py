@@ -4,13 +4,17 @@ import io
 import json
 import re
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import s3fs
+from transformers import AutoTokenizer
 
+from cgd_ray.storage.fingerprint import parent_digest
+from cgd_ray.training.encode import ChatEncoder
 from tests.servers import RayHead, S3Server
 
 RECIPE = "jobs/recipes/demo.yaml"
@@ -75,23 +79,33 @@ def test_progress_and_results_are_in_the_jobs_log(
     assert len(job.stdout.splitlines()) < 200  # engine logs go to files
 
 
+def rows(bucket: s3fs.S3FileSystem, stage: str) -> list[dict[str, Any]]:
+    parts = bucket.glob(f"bucket/job/tables/{stage}/*/*.parquet")
+    return [row for part in parts for row in pq.read_table(io.BytesIO(bucket.cat_file(part))).to_pylist()]
+
+
 def test_texts_belong_together(manifest: dict[str, Any], bucket: s3fs.S3FileSystem) -> None:
-    from cgd_ray.storage.fingerprint import parent_digest
-
-    def rows(stage: str) -> dict[str, Any]:
-        parts = bucket.glob(f"bucket/job/tables/{stage}/*/*.parquet")
-        return {
-            row["prompt_id"]: row
-            for part in parts
-            for row in pq.read_table(io.BytesIO(bucket.cat_file(part))).to_pylist()
-        }
-
-    prompts, drafts, answers, critiques, refinements = map(rows, ("prompts", "draft", "answer", "critique", "refine"))
+    stages = ("prompts", "draft", "answer", "critique", "refine")
+    prompts, drafts, answers, critiques, refinements = (
+        {row["prompt_id"]: row for row in rows(bucket, stage)} for stage in stages
+    )
     assert refinements
     for key, refinement in refinements.items():
         texts = (prompts[key]["prompt"], drafts[key]["text"], critiques[key]["text"], answers[key]["text"])
         assert refinement["parent"] == parent_digest(*texts)
         assert refinement["model"].startswith("demo:qwen2.5-0.5b@")
+
+
+def test_drafts_and_evaluation_send_the_bare_prompt_as_training_encodes_it(
+    manifest: dict[str, Any], bucket: s3fs.S3FileSystem, student_dir: Path
+) -> None:
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_dir), {})
+    prompts = {row["prompt_id"]: row["prompt"] for row in rows(bucket, "prompts")}
+    sent = rows(bucket, "draft") + rows(bucket, "evaluation")
+    assert len(sent) == 10 + 2 * 6
+    assert [row["prompt_tokens"] for row in sent] == [
+        len(encoder.prompt_ids(prompts[row["prompt_id"]])) for row in sent
+    ]
 
 
 def test_a_second_job_does_nothing_and_says_so(head: RayHead, manifest: dict[str, Any], settings: list[str]) -> None:
