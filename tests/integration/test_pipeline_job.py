@@ -103,9 +103,8 @@ def test_drafts_and_evaluation_send_the_bare_prompt_as_training_encodes_it(
     prompts = {row["prompt_id"]: row["prompt"] for row in rows(bucket, "prompts")}
     sent = rows(bucket, "draft") + rows(bucket, "evaluation")
     assert len(sent) == 10 + 2 * 6
-    assert [row["prompt_tokens"] for row in sent] == [
-        len(encoder.prompt_ids(prompts[row["prompt_id"]])) for row in sent
-    ]
+    expected = [len(encoder.prompt_ids(prompts[row["prompt_id"]])) for row in sent]
+    assert [row["prompt_tokens"] for row in sent] == expected
 
 
 def test_a_second_job_does_nothing_and_says_so(head: RayHead, manifest: dict[str, Any], settings: list[str]) -> None:
