@@ -21,19 +21,10 @@ def print_comparison(outcomes: Document, console: Console) -> None:
 
 
 def _comparison(outcomes: Document) -> tuple[str, Cells]:
-    head = [
-        "student",
-        "rows",
-        "steps",
-        "tokens trained",
-        "accuracy",
-        "interval",
-        "against base",
-        "interval",
-        "truncated",
-    ]
+    head = ["student", "rows", "steps", "supervised tok", "total tok", "accuracy", "interval"]
+    head += ["against base", "interval", "truncated"]
     base = next(iter(outcomes.values()))["evaluation"]["base"]
-    rows = [head, ["base", "", "", "", *_accuracy_cells(base), "", "", percent(base["truncated"])]]
+    rows = [head, ["base", "", "", "", "", *_accuracy_cells(base), "", "", percent(base["truncated"])]]
     for method, outcome in outcomes.items():
         training, trained = outcome["training"], outcome["evaluation"]["trained"]
         paired = outcome["evaluation"]["difference"]
@@ -41,7 +32,7 @@ def _comparison(outcomes: Document) -> tuple[str, Cells]:
             percent(paired["difference"], signed=True),
             interval([paired["interval"]["low"], paired["interval"]["high"]], signed=True),
         ]
-        counts = [str(training[name]) for name in ("rows", "steps", "total_tokens")]
+        counts = [str(training[name]) for name in ("rows", "steps", "supervised_tokens", "total_tokens")]
         rows.append([method, *counts, *_accuracy_cells(trained), *difference, percent(trained["truncated"])])
     return f"Methods on the same rows, {base['questions']} held-out questions (bare prompt)", rows
 
