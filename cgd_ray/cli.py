@@ -141,7 +141,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     store = preflight(recipe)
     recipe = pin_models(recipe)
     console = Console(width=None if sys.stdout.isatty() else 120)
-    chosen = [phase for phase in PHASES if phases is None or phase in phases]
+    chosen = {phase for phase in PHASES if phases is None or phase in phases}
     with ray_session() as joined:
         if not joined:
             require_room(recipe)
@@ -152,7 +152,9 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
 
 
 def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
-    recipes = {name: load_recipe(path, [*overrides, f"training.method={name}"]) for name in names or COMPARED}
+    methods = names or COMPARED
+    matched = [*overrides, f"training.compared_with=[{', '.join(methods)}]"]
+    recipes = {name: load_recipe(path, [*matched, f"training.method={name}"]) for name in methods}
     from cgd_ray.comparison import compare_methods
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import preflight, require_room

@@ -1,9 +1,11 @@
 """The whole way: prompts, generation, curation, training, evaluation, report. What is done is not done again."""
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar, get_args
+
+import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
@@ -21,11 +23,12 @@ from cgd_ray.storage.models import local_model, model_identity
 from cgd_ray.storage.runs import Document, Run
 from cgd_ray.training.trainer import TrainingResult, run_training
 
+log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
 Phase = Literal["generate", "train", "evaluate"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
+PHASES: frozenset[Phase] = frozenset(get_args(Phase))
 
 
 @dataclass
@@ -41,7 +44,7 @@ class Outcome:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def run_pipeline(recipe: Recipe, store: Store, phases: Collection[Phase] = PHASES) -> Outcome:
+def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> Outcome:
     """Run the phases in order; Ray is connected and `preflight` has passed.
 
     With fewer than all phases, the earlier ones must be complete.
@@ -50,7 +53,8 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Collection[Phase] = PHASE
         CgdError: a phase cannot go on; what is done stays done, and the same command continues.
     """
     run = Run(store, recipe.run.name)
-    run.write_json("config.json", recipe.model_dump(mode="json"))
+    if run.begin(recipe.model_dump(mode="json")):
+        log.info("the run's settings have changed; its report is made anew", run=recipe.run.name)
     outcome = Outcome(run=store.url(run.path("")).rstrip("/"))
     prompts = _timed(outcome, "prompts", lambda: prepare_prompts(recipe, store))
     outcome.prompts = _prompt_counts(prompts)
@@ -58,16 +62,30 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Collection[Phase] = PHASE
         _require_generated(recipe, store, prompts)
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
     curated = _timed(outcome, "curation", lambda: curate(recipe, store, prompts, generated.stages, outcome))
-    if "train" in phases and recipe.training.enabled:
-        _timed(outcome, "training", lambda: train(recipe, store, curated, outcome))
+    if "generate" in phases:
+        run.write_json("generation.json", outcome.generation | {"curation": outcome.curation})
+    if recipe.training.enabled and phases & {"train", "evaluate"}:
+        _timed(outcome, "training", lambda: train(recipe, store, curated, outcome, may_train="train" in phases))
         run.write_json("training.json", outcome.training)
-    if "evaluate" in phases and recipe.evaluation.enabled:
-        outcome.training = outcome.training or _trained(recipe, run)
+    if recipe.evaluation.enabled and "evaluate" in phases:
         _timed(outcome, "evaluation", lambda: evaluate(recipe, store, prompts, generated.stages, outcome))
-    if set(phases) == set(PHASES):
-        write_report(run, asdict(outcome))
-        run.write_json("manifest.json", asdict(outcome))  # last: its presence means that all of it is there
+        run.write_json("evaluation.json", outcome.evaluation)
+    if "evaluate" in phases:
+        _finish(run, outcome)
     return outcome
+
+
+def _finish(run: Run, outcome: Outcome) -> None:
+    """Report and manifest, last: its presence means that all of the run is there.
+
+    A run in which nothing was left to do keeps those of the invocation that did it, with its tokens and seconds.
+    """
+    spent = [outcome.evaluation.get(name, {}).get("spent") for name in ("base", "trained")]
+    idle = outcome.generation["reused"] and outcome.training.get("reused", True) and not any(spent)
+    if idle and run.read_json("manifest.json") is not None:
+        return
+    write_report(run, asdict(outcome))
+    run.write_json("manifest.json", asdict(outcome))
 
 
 def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Outcome) -> GenerationResult:
@@ -85,15 +103,19 @@ def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Ou
 
 def curate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Stages, outcome: Outcome) -> CurationResult:
     """Training examples from the generated rows."""
-    curated = run_curation(recipe, store, prompts.table, stages.all, train_rows(prompts.table))
+    curated = run_curation(recipe, store, stages.all, train_rows(prompts.table))
     outcome.curation = {"kept": curated.kept, "dropped": curated.dropped, "reused": curated.reused}
     return curated
 
 
-def train(recipe: Recipe, store: Store, curated: CurationResult, outcome: Outcome) -> TrainingResult:
-    """The trained student, exported into the run."""
+def train(
+    recipe: Recipe, store: Store, curated: CurationResult, outcome: Outcome, *, may_train: bool = True
+) -> TrainingResult:
+    """The trained student, exported into the run; without `may_train`, the one that is there already."""
     tokenizer = local_model(recipe.student.model, recipe.student.revision, recipe.storage)
-    result = run_training(recipe, store, curated.examples, str(tokenizer), student_identity(recipe))
+    result = run_training(
+        recipe, store, curated.examples, str(tokenizer), student_identity(recipe), may_train=may_train
+    )
     outcome.training = asdict(result) | {"method": recipe.training.method}
     return result
 
@@ -125,14 +147,6 @@ def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -
         raise CgdError(
             f"generation is not complete ({len(lacking.work)} rows lack something): run jobs/generate.py first"
         )
-
-
-def _trained(recipe: Recipe, run: Run) -> Document:
-    """What training left in the run; empty where the recipe does not train."""
-    found = run.read_json("training.json")
-    if found is None and recipe.training.enabled:
-        raise CgdError(f"run {run.name} has no trained student: run jobs/train.py first")
-    return found or {}
 
 
 def _prompt_counts(prompts: PreparedPrompts) -> Document:

@@ -57,7 +57,7 @@ def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
         CgdError: the run has no trained student yet.
     """
     training = Run(store, recipe.run.name).read_json("training.json")
-    if training is None:
+    if training is None or not store.exists(f"{training['student_name']}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     with _served(recipe, store.url(training["student_name"]), host, port):
@@ -96,7 +96,7 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
         "anonymous": recipe.storage.anonymous,
     }
     if isinstance(engine, VllmOptions):
-        demand = engine_demand(engine, read_cluster(), sharing=1)
+        demand = engine_demand(engine, read_cluster(), sharing=section.min_replicas)
         arguments |= {"dtype": engine.dtype, "accelerator_type": engine.accelerator_type}
         arguments |= {"cpus": int(demand.cpus), "gpus": int(demand.gpus)}
         arguments["max_model_len"] = section.max_model_len or engine.max_model_len

@@ -27,7 +27,8 @@ class VllmOptions(Section):
     accelerator_type: str | None = None
     """Ray accelerator type, for instance `H100`; none takes any node."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of each TP x PP worker; none means 1 where Ray has GPUs and 0 elsewhere."""
+    """GPUs of each TP x PP worker; none means 1 where Ray has GPUs or `accelerator_type` is given, and 0 elsewhere:
+    say 1 for a cluster that is scaled to zero when the run starts."""
     cpus: PositiveInt | None = None
     """CPU cores of one engine; on CPU they are its threads. None: all of the node's, or an equal share when
     both engines run at once."""

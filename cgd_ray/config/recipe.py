@@ -40,15 +40,16 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _references_where_needed(self) -> Self:
-        views = set(self.training.mix) if self.training.method == "mix" else {self.training.method}
+        views = self.training.views
         wants = {
             "training.method sft": self.training.enabled and "sft" in views,
             "curation.require_correct": self.curation.require_correct,
             "generation.critique.reference dataset": self.generation.critique.reference == "dataset",
+            "evaluation.enabled": self.evaluation.enabled,
         }
         for key, wanted in wants.items():
             if wanted and not self.has_references:
-                raise ValueError(f"{key} needs data.reference_column")
+                raise ValueError(f"{key} needs data.reference_column; name it, or switch that off")
         if self.training.enabled and "distill" in views and not self.generation.needs_answer:
             raise ValueError("training.method distill needs generation.answer.enabled=true")
         return self

@@ -18,7 +18,7 @@ class TrainingResources(Section):
     cpus_per_worker: PositiveInt | None = None
     """None: an equal share of the node's cores on CPU, 8 beside a GPU."""
     gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """None: 1 where the cluster has GPUs, 0 elsewhere."""
+    """None: 1 where the cluster has GPUs or `accelerator_type` is given, 0 elsewhere."""
     accelerator_type: str | None = None
 
 
@@ -30,6 +30,9 @@ class TrainingSection(Section):
     """Which view of the rows is trained on (docs/methods.md)."""
     mix: dict[ViewName, Annotated[float, Field(gt=0)]] = {"cgd": 1.0, "refsft": 1.0}
     """Weights of the views of method `mix`: each row takes one view, drawn by the seed."""
+    compared_with: list[MethodName] = []
+    """Methods that will be trained on the same rows: a row that one of them could not use is dropped for all
+    (`cgd compare` fills this in)."""
     epochs: PositiveInt = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     batch_size: PositiveInt = 64
@@ -58,6 +61,14 @@ class TrainingSection(Section):
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that Ray Train restarts dead workers from the last checkpoint."""
     resources: TrainingResources = TrainingResources()
+
+    @property
+    def views(self) -> set[ViewName]:
+        """The views that rows must serve: the method's own, and those of the methods that it is compared with."""
+        named: set[ViewName] = set()
+        for method in (self.method, *self.compared_with):
+            named |= set(self.mix) if method == "mix" else {method}
+        return named
 
     @model_validator(mode="after")
     def _batch_is_shared_out(self) -> Self:

@@ -1,28 +1,53 @@
 """Filters: small functions from a generated row to None (keep) or the reason to drop it."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from cgd_ray.config.generation import CurationSection
+from cgd_ray.config.training import TrainingSection, ViewName
+from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 
 Row = dict[str, Any]
 Filter = Callable[[Row], str | None]
+Target = Literal["refine", "answer", "reference"]
+
+_TARGETS: dict[ViewName, Target] = {"cgd": "refine", "refsft": "refine", "distill": "answer", "sft": "reference"}
 
 
-def build_filters(section: CurationSection) -> list[tuple[str, Filter]]:
-    """The recipe's filters in the order of their cost, each with the stage whose text it judges."""
+def targets(training: TrainingSection) -> set[Target]:
+    """The texts that the method learns, and those that the methods learn that it is compared with."""
+    return {_TARGETS[view] for view in training.views} | {"refine"}
+
+
+def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[str, Filter]]:
+    """The recipe's filters in the order of their cost, each with the stage whose text it judges.
+
+    Every learnt text must be there and pass: compared methods train on the same rows, all of them filtered alike.
+    """
     filters: list[tuple[str, Filter]] = [("refine", _empty)]
+    if "answer" in learnt:
+        filters.append(("answer", lambda row: None if row["answer"] else "missing"))
+    if "reference" in learnt:
+        filters.append(("reference", lambda row: None if row["reference"] else "missing"))
     if section.require_verdict:
         filters.append(("critique", _no_verdict))
     limit = section.max_refinement_tokens
     if limit is not None:
         filters.append(("refine", lambda row: "over-long" if row["refine_tokens"] > limit else None))
+    for name in ("refine", "answer"):
+        if name in learnt:
+            filters += _judges(section, name)
+    return filters
+
+
+def _judges(section: CurationSection, name: str) -> list[tuple[str, Filter]]:
+    filters: list[tuple[str, Filter]] = []
     if section.drop_mentions:
-        filters.append(("refine", _mentions))
+        filters.append((name, lambda row: "mentions its inputs" if mentions_inputs(row[name], row["prompt"]) else None))
     if section.require_correct:
-        filters.append(("refine", _wrong))
+        filters.append((name, lambda row: _wrong(row[name], row["reference"])))
     return filters
 
 
@@ -34,11 +59,9 @@ def _no_verdict(row: Row) -> str | None:
     return None if row["verdict"] else "no verdict"
 
 
-def _mentions(row: Row) -> str | None:
-    return "mentions its inputs" if mentions_inputs(row["refine"], row["prompt"]) else None
-
-
-def _wrong(row: Row) -> str | None:
-    if row["reference"] is None:
+def _wrong(text: str, reference: str | None) -> str | None:
+    if reference is None:
         return "no reference"
-    return None if grade(row["refine"], row["reference"]).correct else "wrong"
+    if not gold_of(reference):
+        return "reference without an answer"
+    return None if grade(text, reference).correct else "wrong"

@@ -9,17 +9,18 @@ import pyarrow as pa
 import structlog
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.curation.filters import Filter, build_filters
+from cgd_ray.curation.filters import Filter, build_filters, targets
 from cgd_ray.engines.chain import Row, Stage
 from cgd_ray.engines.join import JoinedRow, join_results
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.fingerprint import fingerprint, parent_digest
 from cgd_ray.storage.schemas import DROPPED, EXAMPLES
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
 _PART_ROWS = 10_000
+_VERSION = 1  # raise it whenever filters or the grader judge otherwise, and examples are made anew
 Key = tuple[str, int]
 
 
@@ -33,28 +34,24 @@ class CurationResult:
     reused: bool
 
 
-def run_curation(recipe: Recipe, store: Store, prompts: Table, stages: list[Stage], rows: pa.Table) -> CurationResult:
+def run_curation(recipe: Recipe, store: Store, stages: list[Stage], rows: pa.Table) -> CurationResult:
     """Make examples of the rows (`train` prompts, PROMPTS schema) whose stages all succeeded and that pass the filters.
 
-    The examples' fingerprint covers the prompts, the stages' fingerprints and results, and the filters, so that a grown
-    or repaired table is curated anew.
+    The examples' fingerprint covers the rows' own texts and the filters: a repaired row is curated anew, and what
+    another run adds to the shared tables changes nothing here.
 
     Raises:
         CgdError: nothing is left to train on.
     """
-    tables = {stage.name: stage.results.read() for stage in stages}
-    content = _content(recipe, prompts.fingerprint, stages, tables)
+    joined = list(join_results(rows, recipe.generation.draft.samples, stages))
+    content = _content(recipe, joined)
     examples, dropped = _tables(store, content)
     described = examples.description()
+    reused = described is not None
     if described is None:
-        kept, counts = _curate(
-            recipe, _faulted(join_results(rows, recipe.generation.draft.samples, stages)), examples, dropped
-        )
+        kept, counts = _curate(recipe, _faulted(joined), examples, dropped)
         described = {**content, "kept": kept, "dropped": counts}
         examples.describe(described)
-        reused = False
-    else:
-        reused = True
     result = CurationResult(examples, described["kept"], described["dropped"], reused)
     log.info("curation", kept=result.kept, dropped=result.dropped or "none", reused=reused)
     if result.kept == 0:
@@ -62,21 +59,26 @@ def run_curation(recipe: Recipe, store: Store, prompts: Table, stages: list[Stag
     return result
 
 
-def dropped_reasons(recipe: Recipe, store: Store, prompts: Table, stages: list[Stage]) -> dict[Key, str]:
+def dropped_reasons(recipe: Recipe, store: Store, joined: list[JoinedRow]) -> dict[Key, str]:
     """Why curation dropped rows, by key; empty where these very results were not curated yet."""
-    tables = {stage.name: stage.results.read() for stage in stages}
-    _, dropped = _tables(store, _content(recipe, prompts.fingerprint, stages, tables))
+    _, dropped = _tables(store, _content(recipe, joined))
     return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in dropped.read().to_pylist()}
 
 
-def _content(recipe: Recipe, prompts: str, stages: list[Stage], tables: dict[str, pa.Table]) -> dict[str, Any]:
+def _content(recipe: Recipe, joined: list[JoinedRow]) -> dict[str, Any]:
     """What the examples depend on."""
     return {
-        "prompts": prompts,
-        "stages": {stage.name: stage.results.fingerprint for stage in stages},
-        "results": {name: _digest(table) for name, table in tables.items()},
+        "version": _VERSION,
+        "rows": fingerprint({"rows": [_digest(row) for row in joined]}),
         "filters": recipe.curation.model_dump(),
+        "targets": sorted(targets(recipe.training)),
     }
+
+
+def _digest(row: JoinedRow) -> list[str | int]:
+    texts = [str(value) for name, value in sorted(row.texts.items()) if name not in ("prompt_id", "sample", "source")]
+    states = [f"{name} {result['status']}" for name, result in row.results.items() if result]
+    return [row.texts["prompt_id"], row.texts["sample"], parent_digest(*texts, *states)]
 
 
 def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
@@ -85,7 +87,7 @@ def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
 
 
 def _curate(recipe: Recipe, rows: Iterator[Row], examples: Table, dropped: Table) -> tuple[int, dict[str, int]]:
-    filters, counts = build_filters(recipe.curation), Counter[str]()
+    filters, counts = build_filters(recipe.curation, targets(recipe.training)), Counter[str]()
     kept: list[dict[str, Any]] = []
     out: list[dict[str, Any]] = []
     for row in rows:
@@ -145,9 +147,3 @@ def _example(row: Row) -> dict[str, Any]:
 def _write(table: Table, rows: list[dict[str, Any]]) -> None:
     for start in range(0, len(rows), _PART_ROWS):
         table.write_part(f"part-{start // _PART_ROWS:06d}", rows[start : start + _PART_ROWS])
-
-
-def _digest(table: pa.Table) -> str:
-    """What of a stage's results the examples depend on: keys, parents, states."""
-    columns = zip(*(table[name].to_pylist() for name in ("prompt_id", "sample", "parent", "status")), strict=True)
-    return fingerprint({"rows": [list(row) for row in columns]})

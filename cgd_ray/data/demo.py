@@ -9,7 +9,7 @@ from cgd_ray.data.demo_words import Draw, Worked
 from cgd_ray.data.rows import SourceRow
 from cgd_ray.storage.fingerprint import derived_seed
 
-DEMO_VERSION = 1
+DEMO_VERSION = 2
 """Part of the fingerprint of demo prompts: raise it whenever the text of a problem changes."""
 
 Kind = Callable[[Draw, int], Worked]

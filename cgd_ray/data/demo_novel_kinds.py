@@ -18,6 +18,8 @@ def averages(draw: Draw, steps: int) -> Worked:
         question = f"In {count} weeks {name} counts {total} {what} in all. What is the average per week?"
         return Worked(question, [f"The average is {total} / {count} = {mean}."], str(mean))
     parts = [mean + draw.number(-6, 6) for _ in range(count - 1)]
+    if sum(parts) >= total:  # nobody counts fewer than none: mirrored, they leave more than the mean
+        parts = [2 * mean - part for part in parts]
     last = total - sum(parts)
     if steps == 2:
         numbers = [*parts, last]

@@ -54,6 +54,10 @@ class CompletionError(Exception):
     """This one row cannot be completed now; it is kept as failed, with this text, and tried again by the next run."""
 
 
+class PromptTooLongError(CompletionError):
+    """The prompt leaves no room for the completion; the same engine would refuse it again, so it is not tried again."""
+
+
 class CeilingError(Exception):
     """The engine's spend ceiling is reached: the row stays undone and the run stops resumably."""
 

@@ -12,7 +12,16 @@ from typing import Any
 import pyarrow as pa
 
 from cgd_ray.config.generation import Sampling
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Decoding, Engine, Request, Turn
+from cgd_ray.engines.base import (
+    CeilingError,
+    Completion,
+    CompletionError,
+    Decoding,
+    Engine,
+    PromptTooLongError,
+    Request,
+    Turn,
+)
 from cgd_ray.storage.commit import Committer
 from cgd_ray.storage.fingerprint import derived_seed, parent_digest
 from cgd_ray.storage.tables import Table
@@ -39,6 +48,7 @@ WORK = pa.schema(
                         ("prompt_tokens", pa.int64()),
                         ("completion_tokens", pa.int64()),
                         ("cached_tokens", pa.int64()),
+                        ("started", pa.float64()),  # seconds since the epoch
                         ("seconds", pa.float64()),
                     ]
                 )
@@ -131,24 +141,25 @@ class ChainRunner:
 
     async def _one(self, stage: Stage, row: Row) -> "list[asyncio.Future[None]]":
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
-        error, completion = None, None
+        made: Completion | CompletionError
         try:
-            completion = await self._engine.complete(stage.request(row))
+            made = await self._engine.complete(stage.request(row))
         except CompletionError as failure:
-            error = " ".join(str(failure).split())[:1000]
+            made = failure
         seconds = time.monotonic() - clock
-        result = _result(stage, row, completion, error)
+        result = _result(stage, row, made)
         if result["status"] == "ok":
             row[stage.name] = result["text"]
-        cached = completion.cached_tokens if completion else None
+        cached = made.cached_tokens if isinstance(made, Completion) else None
         row["outcomes"].append(
             _outcome(
                 stage.name,
                 result["status"],
-                error=error,
+                error=result["error"],
                 prompt_tokens=result["prompt_tokens"] or 0,
                 completion_tokens=result["completion_tokens"] or 0,
                 cached_tokens=cached or 0,
+                started=started.timestamp(),
                 seconds=seconds,
             )
         )
@@ -170,13 +181,14 @@ def _texts(stage: Stage) -> list[str]:
     return [name for name in stage.inputs if name in TEXTS]
 
 
-def _result(stage: Stage, row: Row, completion: Completion | None, error: str | None) -> dict[str, Any]:
-    status = "failed" if completion is None else "truncated" if completion.truncated else "ok"
+def _result(stage: Stage, row: Row, made: Completion | CompletionError) -> Row:
+    completion = made if isinstance(made, Completion) else None
+    error = None if isinstance(made, Completion) else " ".join(str(made).split())[:1000]
     return {
         "prompt_id": row["prompt_id"],
         "sample": row["sample"],
         "parent": stage.parent(row),
-        "status": status,
+        "status": _status(made),
         "text": completion.text if completion else None,
         "finish_reason": completion.finish_reason if completion else None,
         "verdict": parse_verdict(completion.text) if completion and stage.has_verdict else None,
@@ -188,6 +200,17 @@ def _result(stage: Stage, row: Row, completion: Completion | None, error: str | 
     }
 
 
-def _outcome(stage: str, status: str, **values: Any) -> dict[str, Any]:
-    blank = {"error": None, "prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "seconds": 0.0}
+def _status(made: Completion | CompletionError) -> str:
+    match made:
+        case Completion():
+            return "truncated" if made.truncated else "ok"
+        case PromptTooLongError():
+            return "over-long"
+        case CompletionError():
+            return "failed"
+
+
+def _outcome(stage: str, status: str, **values: Any) -> Row:
+    blank: Row = dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0)
+    blank |= {"error": None, "started": 0.0, "seconds": 0.0}
     return {"stage": stage, "status": status, **blank, **values}

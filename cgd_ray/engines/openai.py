@@ -5,6 +5,7 @@ import os
 
 import openai
 from aiolimiter import AsyncLimiter
+from openai.types.chat import ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request
@@ -73,7 +74,7 @@ class OpenAIEngine:
         details = usage.prompt_tokens_details
         return Completion(
             text=choice.message.content or "",
-            truncated=choice.finish_reason == "length",
+            truncated=choice.finish_reason != "stop",  # also what a content filter cut off
             finish_reason=choice.finish_reason,
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
@@ -109,21 +110,35 @@ def api_key(options: TeacherOpenAI) -> str:
 
 
 def check_endpoint(options: TeacherOpenAI) -> None:
-    """Ask the endpoint for its models once.
+    """Ask the endpoint for its models, and one that is not among them for one token.
 
     Raises:
-        ConfigError: it cannot be reached, or refuses the key.
+        ConfigError: it cannot be reached, refuses the key, or has no such model.
     """
-    client = openai.OpenAI(base_url=options.base_url, api_key=api_key(options), max_retries=1, timeout=10)
+    client = openai.OpenAI(base_url=options.base_url, api_key=api_key(options), max_retries=1, timeout=30)
     where = f"teacher.engine.base_url {options.base_url}"
     try:
-        client.models.list()
-    except openai.AuthenticationError as error:
+        names = _listed_models(client)
+        if options.model not in names:
+            # Gateways take names that they do not list, so being asked decides.
+            hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
+            client.chat.completions.create(model=options.model, messages=[hello], max_tokens=1)
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
         raise ConfigError(f"{where}: the key in {options.api_key_env} is refused") from error
+    except openai.NotFoundError as error:
+        known = f"; it has {', '.join(names[:10])}" if names else ""
+        raise ConfigError(f"teacher.engine.model {options.model}: not known at {options.base_url}{known}") from error
     except openai.APIConnectionError as error:
         raise ConfigError(f"{where}: cannot be reached ({error.__cause__ or error}); is the server up?") from error
     except openai.APIStatusError:
-        # Some endpoints have no /models; that they answer at all is what is checked here.
-        return
+        return  # it answers, and does not say that there is no such model
     finally:
         client.close()
+
+
+def _listed_models(client: openai.OpenAI) -> list[str]:
+    """Names of the endpoint's models; none where it has no such list."""
+    try:
+        return [model.id for model in client.models.list()]
+    except (openai.NotFoundError, openai.BadRequestError):
+        return []

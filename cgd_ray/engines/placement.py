@@ -46,7 +46,9 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
     """
     if not isinstance(options, VllmOptions):
         return Demand(cpus=0.01, gpus=0)
-    per_worker = options.gpus_per_worker if options.gpus_per_worker is not None else float(cluster.gpus > 0)
+    per_worker = options.gpus_per_worker
+    if per_worker is None:  # a cluster that is scaled to zero has no GPU yet, but the recipe names its kind
+        per_worker = float(cluster.gpus > 0 or options.accelerator_type is not None)
     gpus = per_worker * options.tensor_parallel_size * options.pipeline_parallel_size
     if gpus:
         return Demand(cpus=options.cpus or 1, gpus=gpus)

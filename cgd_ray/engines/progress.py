@@ -1,5 +1,6 @@
 """Progress of rows through stages: a bar where a person waits, a line every few seconds elsewhere."""
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -25,8 +26,14 @@ class StageTally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
-    started: float = 0.0
+    started: float = math.inf
     ended: float = 0.0
+    """Seconds since the epoch, by the clocks of the engines' nodes."""
+
+    @property
+    def seconds(self) -> float:
+        """From the first start to the last end."""
+        return max(0.0, self.ended - self.started)
 
 
 class Progress:
@@ -56,10 +63,9 @@ class Progress:
     def add(self, outcome: dict[str, Any]) -> StageTally:
         """Count one finished stage of one row; returns the stage's tally."""
         tally = self._tallies[outcome["stage"]]
-        now = time.monotonic()
-        # Outcomes arrive when their row leaves the operator: the first one began as long ago as it took.
-        tally.started = tally.started or now - outcome["seconds"]
-        tally.ended = now
+        # Outcomes arrive when their row leaves the operator, later stages' at the same time as earlier ones'.
+        tally.started = min(tally.started, outcome["started"])
+        tally.ended = max(tally.ended, outcome["started"] + outcome["seconds"])
         tally.rows += 1
         tally.failed += outcome["status"] == "failed"
         tally.truncated += outcome["status"] == "truncated"
@@ -78,7 +84,7 @@ class Progress:
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
                 "cached_tokens": tally.cached_tokens,
-                "seconds": round(tally.ended - tally.started, 2),
+                "seconds": round(tally.seconds, 2),
                 "completion_tokens_per_second": round(_speed(tally), 1),
             }
             for stage, tally in self._tallies.items()
@@ -108,4 +114,4 @@ class Progress:
 
 
 def _speed(tally: StageTally) -> float:
-    return tally.completion_tokens / max(tally.ended - tally.started, 1e-9)
+    return tally.completion_tokens / max(tally.seconds, 1e-9)

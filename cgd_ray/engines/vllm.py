@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
-from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.chat import encode_chat
 from cgd_ray.runtime import processes
@@ -109,7 +109,7 @@ class VllmEngine:
         )
         room = engine.model_config.max_model_len - len(tokens)
         if room < request.decoding.max_tokens:
-            raise CompletionError(
+            raise PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens, which leaves {room} of max_tokens {request.decoding.max_tokens} "
                 f"(max_model_len {engine.model_config.max_model_len})"
             )

@@ -16,6 +16,8 @@ from cgd_ray.engines.chain import TEXTS, WORK, Row, Stage
 from cgd_ray.engines.placement import read_cluster
 from cgd_ray.engines.pool import run_chains
 from cgd_ray.engines.progress import Progress
+from cgd_ray.errors import CgdError
+from cgd_ray.grading.answers import gold_of
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
@@ -34,9 +36,23 @@ class Bare:
 
 
 def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
-    """The held-out prompts with a reference, smallest hash first, at most `evaluation.limit`."""
-    table = prompts.read()
-    table = table.filter(pc.and_(pc.equal(table["split"], "heldout"), pc.is_valid(table["reference"])))
+    """The held-out prompts that can be graded, smallest hash first, at most `evaluation.limit`.
+
+    Raises:
+        CgdError: none has a reference that states an answer.
+    """
+    heldout = prompts.read()
+    heldout = heldout.filter(pc.equal(heldout["split"], "heldout"))
+    gradable = [bool(reference and gold_of(reference)) for reference in heldout["reference"].to_pylist()]
+    table = heldout.filter(pa.array(gradable, pa.bool_()))
+    if len(table) == 0:
+        raise CgdError(
+            f"evaluation: none of {len(heldout)} held-out prompts has a reference that states an answer (a "
+            'number, a box, "#### ...", "the answer is ..."); name another data.reference_column, or set '
+            "evaluation.enabled=false"
+        )
+    if len(table) < len(heldout):
+        log.warning("held-out prompts without a gradable reference are left out", count=len(heldout) - len(table))
     order = sorted(range(len(table)), key=lambda i: holdout_position(table["prompt_id"][i].as_py()))
     return table.take(pa.array(order[: recipe.evaluation.limit], pa.int64()))
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.join import JoinedRow
 from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
+from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.grading.overlap import copy_rate
@@ -72,9 +73,9 @@ def compare(base: Graded, trained: Graded, recipe: Recipe) -> Document:
 def generated_quality(rows: Iterable[JoinedRow]) -> Document:
     """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
 
-    Only rows with a reference whose stage succeeded are counted; `rows` says how many.
+    Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many.
     """
-    marked = [(row, _marks(row)) for row in rows if row.texts["reference"]]
+    marked = [(row, _marks(row)) for row in rows if row.texts["reference"] and gold_of(row.texts["reference"])]
     quality: Document = {
         name: _share([marks[name] for _, marks in marked if name in marks])
         for name in ("draft", "answer", "refine")

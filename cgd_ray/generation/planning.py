@@ -15,9 +15,10 @@ class StageCount:
 
     ok: int = 0
     truncated: int = 0
+    over_long: int = 0
     failed: int = 0
     pending: int = 0
-    blocked: int = 0  # an upstream stage was truncated: there is nothing to work on
+    blocked: int = 0  # an upstream stage has no whole text: there is nothing to work on
 
 
 @dataclass
@@ -68,6 +69,8 @@ def _judge(row: Row, stage: Stage, result: Row | None, count: StageCount) -> Non
         row["todo"].append(stage.name)
     elif result["status"] == "truncated":
         count.truncated += 1
+    elif result["status"] == "over-long":
+        count.over_long += 1
     else:
         count.ok += 1
 

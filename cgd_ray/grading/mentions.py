@@ -11,12 +11,11 @@ _MENTIONS = re.compile(
             |earlier\s+(answer|response|attempt)|student(['\u2019]s)?(\s+(answer|response|solution|reasoning))?)
       | as\s+(noted|mentioned|pointed\s+out|explained)\s+(above\s+)?in\s+the\s+(critique|feedback|review)
       | verdict\s*:\s*(right|wrong)
-    )""",
+    )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 
 def mentions_inputs(text: str, prompt: str) -> bool:
     """Whether a text speaks of a critique, a draft or a student that its own prompt does not speak of."""
-    found = _MENTIONS.search(text)
-    return found is not None and found.group(0).lower() not in prompt.lower()
+    return any(found.group(0).lower() not in prompt.lower() for found in _MENTIONS.finditer(text))

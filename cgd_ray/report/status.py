@@ -21,12 +21,13 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     """Rows per stage and state; what the next run of this recipe would generate."""
     stages, rows = _load(recipe, store)
     current = plan(rows, recipe.generation.draft.samples, stages.all)
-    table = RichTable("stage", "table", "ok", "truncated", "failed", "pending", "blocked", "to do")
+    table = RichTable("stage", "table", "ok", "truncated", "over-long", "failed", "pending", "blocked", "to do")
     for stage in stages.all:
         count = current.counts[stage.name]
         numbers = (
             count.ok,
             count.truncated,
+            count.over_long,
             count.failed,
             count.pending,
             count.blocked,
@@ -44,8 +45,8 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
 def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dropped: bool) -> None:
     """The first rows with all their texts, in the order of their keys."""
     stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
-    reasons = dropped_reasons(recipe, store, prompts, stages.all)
-    joined = join_results(train_rows(prompts), recipe.generation.draft.samples, stages.all)
+    joined = list(join_results(train_rows(prompts), recipe.generation.draft.samples, stages.all))
+    reasons = dropped_reasons(recipe, store, joined)
     wanted = (row for row in joined if not dropped or _key(row) in reasons)
     for row in islice(wanted, count):
         _print_row(console, row, reasons.get(_key(row)))

@@ -46,6 +46,7 @@ def _generation(outcome: Document) -> Cells:
         "stage",
         "ok",
         "truncated",
+        "over-long",
         "failed",
         "made now",
         "prompt tok",
@@ -67,7 +68,9 @@ def _generation(outcome: Document) -> Cells:
             if spent
             else ["0 (reused)", "", "", "", ""]
         )
-        rows.append([stage, str(counts["ok"]), str(counts["truncated"]), str(counts["failed"]), *made])
+        rows.append(
+            [stage, str(counts["ok"]), str(counts["truncated"]), str(counts["over_long"]), str(counts["failed"]), *made]
+        )
     return rows
 
 

@@ -25,6 +25,19 @@ class Run:
         """Put a JSON document into the run."""
         self.store.write(self.path(name), json.dumps(content, indent=1, ensure_ascii=False, default=str).encode())
 
+    def begin(self, config: Document) -> bool:
+        """Write the run's configuration; returns whether it differs from that of an earlier invocation.
+
+        Where it differs, the earlier manifest and report no longer tell of what the folder will hold: they go.
+        """
+        before = self.read_json("config.json")
+        changed = before is not None and before != config
+        if changed:
+            for name in ("manifest.json", "report.md"):
+                self.store.remove(self.path(name))
+        self.write_json("config.json", config)
+        return changed
+
     def read_json(self, name: str) -> Document | None:
         """A JSON document of the run, or None where it is not there yet."""
         try:

@@ -20,8 +20,9 @@ RESULTS = pa.schema(
     [
         *KEY,
         pa.field("parent", pa.string(), nullable=False),  # digest of exactly the texts it was made from
-        pa.field("status", pa.string(), nullable=False),  # "ok", "truncated" or "failed"
-        pa.field("text", pa.string()),  # null where it failed
+        # "ok", "truncated", "over-long" (the prompt leaves no room for a completion) or "failed" (to be tried again)
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("text", pa.string()),  # null where it failed or was over-long
         pa.field("finish_reason", pa.string()),
         pa.field("verdict", pa.string()),  # "right" or "wrong"; critiques only
         pa.field("error", pa.string()),  # why it failed

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from cgd_ray.storage.filesystem import Store
 
-# Readers take success over failure. A truncated result is a success here: the same model would truncate it again.
-_STATUS_RANK = {"ok": 0, "truncated": 0, "failed": 1}
+# Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
+_STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "failed": 1}
 
 
 @dataclass(frozen=True)

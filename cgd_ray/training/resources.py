@@ -40,7 +40,8 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     wanted = training.resources
     gpus = wanted.gpus_per_worker
     if gpus is None:
-        gpus = 1.0 if cluster.get("GPU", 0) > 0 else 0.0
+        # A cluster that is scaled to zero has no GPU yet, but the recipe names its kind.
+        gpus = 1.0 if cluster.get("GPU", 0) > 0 or wanted.accelerator_type else 0.0
     cpus = wanted.cpus_per_worker or _default_cpus(training.workers, beside_gpu=gpus > 0)
     return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
 

@@ -58,12 +58,18 @@ class TrainingResult:
 
 
 def run_training(
-    recipe: Recipe, store: Store, examples: Table, student_path: str, student_identity: str
+    recipe: Recipe,
+    store: Store,
+    examples: Table,
+    student_path: str,
+    student_identity: str,
+    *,
+    may_train: bool = True,
 ) -> TrainingResult:
     """Train the student on the examples and export it to `runs/NAME/student`.
 
     The same command continues from the last checkpoint, and does nothing where the student is there. A setting that
-    changes the result starts afresh in a folder of its own.
+    changes the result starts afresh, with checkpoints of its own; its student takes the place of the run's earlier one.
 
     Args:
         recipe: the whole recipe; `student`, `training`, `run.seed` and `storage` matter here.
@@ -72,11 +78,12 @@ def run_training(
         student_path: directory with the student on this node, for its tokenizer. Workers bring the model to their own
             nodes.
         student_identity: who the student is, as `cgd_ray.storage.models` says.
+        may_train: else the student of these very settings must be there.
 
     Raises:
         ConfigError: the student has no usable chat template.
-        CgdError: no rows are left, the layout changed under a checkpoint, training diverged or its workers died more
-            than `training.max_failures` times.
+        CgdError: no student is there and none may be trained, no rows are left, the layout changed under a checkpoint,
+            training diverged, or its workers died more than `training.max_failures` times.
     """
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_path), recipe.generation.draft.chat_template_kwargs)
     prompts = load_prompts(recipe.generation.prompts)
@@ -88,6 +95,10 @@ def run_training(
     if finished is not None:
         log.info("student is there already, nothing to train", student=plan.student)
         return finished
+    if not may_train:
+        raise CgdError(f"run {recipe.run.name} has no student of these settings: run jobs/train.py first")
+    if store.exists(f"{plan.student}/manifest.json"):
+        log.warning("the run's student is of other settings and will be replaced", student=store.url(plan.student))
     plan.prepare_folder()
     outcome = _fit(plan)
     log.info("student exported", student=store.url(plan.student), steps=outcome.progress.step)

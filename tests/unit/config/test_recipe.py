@@ -73,6 +73,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
             {"data": {"type": "jsonl", "path": "x"}, "curation": {"require_correct": True}},
             "curation.require_correct needs data.reference_column",
         ),
+        ({"data": {"type": "jsonl", "path": "x"}}, "evaluation.enabled needs data.reference_column"),
         ({"teacher": {"engine": {"type": "openai", "model": "m", "spend_ceiling": 1.0}}}, "spend_ceiling needs"),
         ({"student": {"model": "s", "api_key": "sk-123"}}, "student.api_key: unknown key"),
     ],

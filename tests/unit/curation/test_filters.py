@@ -5,13 +5,15 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.generation import CurationSection
-from cgd_ray.curation.filters import build_filters
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.curation.filters import build_filters, targets
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.grading.overlap import copy_rate
 
 
-def reasons(row: dict[str, Any], **settings: Any) -> list[str]:
-    found = (judge(row) for _, judge in build_filters(CurationSection(**settings)))
+def reasons(row: dict[str, Any], training: TrainingSection | None = None, **settings: Any) -> list[str]:
+    learnt = targets(training or TrainingSection())
+    found = (judge(row) for _, judge in build_filters(CurationSection(**settings), learnt))
     return [reason for reason in found if reason]
 
 
@@ -41,10 +43,25 @@ def test_a_good_row_is_kept() -> None:
         ({"refine": r"The student's answer is wrong; it is \boxed{4}"}, {}, "mentions its inputs"),
         ({"refine": r"\boxed{5}"}, {"require_correct": True}, "wrong"),
         ({"reference": None}, {"require_correct": True}, "no reference"),
+        ({"reference": "It depends\non many things."}, {"require_correct": True}, "reference without an answer"),
     ],
 )
 def test_a_bad_row_is_dropped_with_its_reason(changes: dict[str, Any], settings: dict[str, Any], reason: str) -> None:
     assert reasons(row(**changes), **settings) == [reason]
+
+
+DISTILL = TrainingSection(method="distill")
+COMPARED = TrainingSection(method="cgd", compared_with=["cgd", "mix", "distill"])
+
+
+@pytest.mark.parametrize("training", [DISTILL, COMPARED])
+@pytest.mark.parametrize(
+    ("answer", "found"), [(r"\boxed{4}", []), (r"\boxed{5}", ["wrong"]), (None, ["missing", "wrong"])]
+)
+def test_every_learnt_text_is_judged(training: TrainingSection, answer: str | None, found: list[str]) -> None:
+    judged = row(answer=answer or "")
+    assert reasons(judged, training, require_correct=True) == found
+    assert reasons(judged, require_correct=True) == []  # nobody learns the answer
 
 
 @pytest.mark.parametrize(
@@ -56,14 +73,16 @@ def test_a_bad_row_is_dropped_with_its_reason(changes: dict[str, Any], settings:
         "The previous answer was wrong.",
         "4.\nVerdict: right",
         "The student\u2019s answer is right.",
+        "A student shares apples. As noted in the critique, the sum is 4.",
     ],
 )
 def test_mentions_are_found(text: str) -> None:
-    assert mentions_inputs(text, "What is 2 + 2?")
+    assert mentions_inputs(text, "A student shares apples. What is 2 + 2?")
 
 
 @pytest.mark.parametrize(
-    "text", ["Each student gets 4 apples.", "The first step is to add.", "A draft horse eats 4 kg."]
+    "text",
+    ["Each student gets 4 apples.", "The students need 4.", "The first step is to add.", "A draft horse eats 4 kg."],
 )
 def test_ordinary_words_are_no_mentions(text: str) -> None:
     prompt = "A student shares apples. A draft horse eats some."

@@ -3,7 +3,7 @@ from collections import Counter
 from fractions import Fraction
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cgd_ray.data.demo import NOVEL_KINDS, SEEN_KINDS, DemoProblem, demo_problem
@@ -49,10 +49,12 @@ def test_the_reference_is_graded_right_against_itself(problem: DemoProblem) -> N
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 5), st.booleans())
+@example(77668, 510510, 3, True)  # noqa: FBT003  an average that once left a number below 0
 def test_a_problem_is_pure_and_has_at_most_max_steps(seed: int, index: int, steps: int, novel: bool) -> None:  # noqa: FBT001
     problem = demo_problem(seed, index, steps, novel=novel)
     assert problem == demo_problem(seed, index, steps, novel=novel)
     assert 1 <= len(equations(problem)) <= steps
+    assert not problem.gold.startswith("-")
 
 
 def test_the_first_problems_of_seed_0_never_change() -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.curation.run import run_curation
 from cgd_ray.data.identity import prompt_id
-from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
 from cgd_ray.engines.chain import ChainRunner, parse_verdict
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.generation.planning import plan, with_attempts
@@ -230,3 +231,33 @@ def test_the_reference_is_shown_to_the_teacher_only_where_asked_for(tmp_path: Pa
 )
 def test_the_last_verdict_line_counts(text: str, verdict: str | None) -> None:
     assert parse_verdict(text) == verdict
+
+
+class Strict(Counting):
+    """Has no room for the critique of one row."""
+
+    async def complete(self, request: Request) -> Completion:
+        if request.key.startswith("critique") and "What is 1 + 1?" in request.turns[0].content:
+            raise PromptTooLongError("the prompt has 9000 tokens")
+        return await super().complete(request)
+
+
+def test_a_prompt_without_room_is_done_with_and_never_tried_again(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    walk(stages, plan(prompts(3), 1, stages.all).work, Strict(ScriptedOptions(type="scripted")))
+    after = plan(prompts(3), 1, stages.all)
+    assert after.is_done
+    assert (after.counts["critique"].ok, after.counts["critique"].over_long) == (2, 1)
+    assert after.counts["refine"].blocked == 1
+
+
+def test_curation_is_the_same_whatever_another_run_adds_to_the_tables(tmp_path: Path) -> None:
+    made, store = recipe(tmp_path, curation={"require_correct": False}), Store(str(tmp_path))
+    stages = build_stages(made, store)
+    walk(stages, plan(prompts(3), 1, stages.all).work, engine())
+    first = run_curation(made, store, stages.all, prompts(3))
+    walk(stages, plan(prompts(6), 1, stages.all).work, engine())
+    again = run_curation(made, store, stages.all, prompts(3))
+    assert again.reused
+    assert again.examples.fingerprint == first.examples.fingerprint
+    assert not run_curation(made, store, stages.all, prompts(6)).reused
