@@ -28,11 +28,14 @@ from serving.app import build
 log = structlog.get_logger(__name__)
 
 
-def ask_served_student(recipe: Recipe, store: Store, student: str, console: Console) -> str:
+def ask_served_student(recipe: Recipe, store: Store, student: str, console: Console) -> None:
     """Serve the student at a free port, ask it the first held-out question, print both students' answers.
 
-    Returns the served answer. `student` is the exported model's name in the store.
+    Left out where the cluster serves something already. `student` is the exported model's name in the store.
     """
+    if _cluster_serves():
+        log.warning("Serve runs on this cluster already: no question is asked over HTTP")
+        return
     rows = heldout_rows(recipe, prepare_prompts(recipe, store).table).slice(0, 1)
     question = rows["prompt"][0].as_py()
     base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, student_identity(recipe))
@@ -47,15 +50,19 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
     ):
         console.print(f"[bold]{title}[/bold]")
         console.print(text, markup=False, highlight=False)
-    return answer
 
 
 def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
     """Serve the run's student at `serving.host` and `serving.port` until SIGINT or SIGTERM.
 
     Raises:
-        CgdError: the run has no trained student yet.
+        CgdError: the run has no trained student yet, or the cluster serves something already.
     """
+    if _cluster_serves():
+        raise CgdError(
+            "Serve runs on this cluster already, at its own address; add the student with `serve deploy` "
+            "(docs/cluster.md), or end it with `serve shutdown`"
+        )
     training = Run(store, recipe.run.name).read_json("training.json")
     if training is None or not store.exists(f"{training['student_name']}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
@@ -64,6 +71,11 @@ def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
         log.info("serving; Ctrl-C ends it", url=f"http://{host}:{port}/v1", model=recipe.serving.model_id)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
+
+
+def _cluster_serves() -> bool:
+    """Whether somebody else's Serve runs here: its address is not ours to choose, nor its end ours to bring about."""
+    return bool(serve.status().proxies)
 
 
 @contextlib.contextmanager

@@ -45,7 +45,7 @@ class Lock:
 
 LOCKS = (
     Lock("cpu", ("cpu", "build", "dev"), "overrides-cpu.txt"),
-    Lock("gpu", ("gpu", "build"), "overrides-gpu.txt"),
+    Lock("gpu", ("gpu", "build", "dev"), "overrides-gpu.txt"),
     Lock("eval", ("cpu", "build", "dev", "eval"), "overrides-cpu.txt", on_top_of="cpu"),
     Lock("deepspeed", (), only="deepspeed"),
 )

@@ -60,6 +60,10 @@ class Progress:
         """Prompt and completion tokens of all stages."""
         return sum(tally.prompt_tokens + tally.completion_tokens for tally in self._tallies.values())
 
+    def tally(self, stage: str) -> StageTally:
+        """What a stage did so far."""
+        return self._tallies[stage]
+
     def add(self, outcome: dict[str, Any]) -> StageTally:
         """Count one finished stage of one row; returns the stage's tally."""
         tally = self._tallies[outcome["stage"]]

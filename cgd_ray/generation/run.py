@@ -67,6 +67,7 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
             for part in (stages.student, stages.teacher):
                 current = plan(rows, samples, stages.all)
                 _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
+    guard.require_some()
     done = plan(rows, samples, stages.all)
     return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
 
@@ -145,6 +146,7 @@ class _Guard:
         self._ceiling = recipe.generation.max_total_tokens
         self._max_failed = recipe.generation.max_failed_fraction
         self.progress = progress
+        self._errors: dict[str, str] = {}
 
     def check(self, outcomes: list[dict[str, Any]]) -> None:
         for outcome in outcomes:
@@ -156,7 +158,16 @@ class _Guard:
                 f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
             )
 
+    def require_some(self) -> None:
+        """Stop where a stage failed on all its rows, few as they were: what comes after it would only hide why."""
+        for stage, error in self._errors.items():
+            tally = self.progress.tally(stage)
+            if tally.failed == tally.rows:
+                raise StoppedError(f"{stage}: all {tally.rows} rows failed; the last error: {error}")
+
     def _check_failures(self, stage: str, tally: StageTally, error: str | None) -> None:
+        if error is not None:
+            self._errors[stage] = error
         done = tally.rows
         if done >= self._ENOUGH_ROWS and tally.failed > self._max_failed * done:
             raise StoppedError(

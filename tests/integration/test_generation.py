@@ -79,6 +79,12 @@ def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:
         generate(recipe(tmp_path, teacher=teacher, data={"limit": 200}))
 
 
+def test_a_few_rows_that_all_fail_stop_the_run_with_their_error(tmp_path: Path) -> None:
+    teacher = {"engine": {"type": "scripted", "model": "t", "fail_fraction": 1.0}}
+    with pytest.raises(StoppedError, match=r"critique: all 5 rows failed; the last error: "):
+        generate(recipe(tmp_path, teacher=teacher, data={"limit": 5}))
+
+
 def test_a_token_ceiling_stops_and_the_same_command_continues(tmp_path: Path) -> None:
     # Slow enough that the driver stops the run long before its last row.
     slow = {"engine": {"type": "scripted", "model": "t", "latency_ms": 100, "max_in_flight": 8}}

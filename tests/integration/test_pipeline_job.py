@@ -15,6 +15,8 @@ from transformers import AutoTokenizer
 
 from cgd_ray.storage.fingerprint import parent_digest
 from cgd_ray.training.encode import ChatEncoder
+from cgd_ray.training.packing import batches, join, padding, plan_passes
+from cgd_ray.training.rows import EncodedRows
 from tests.servers import RayHead, S3Server
 
 RECIPE = "jobs/recipes/demo.yaml"
@@ -61,7 +63,7 @@ def test_every_phase_ran(manifest: dict[str, Any]) -> None:
     assert manifest["generation"]["execution"] == "streaming"
     stages = manifest["generation"]["stages"]
     assert {
-        name: count["ok"] + count["truncated"] + count["blocked"] for name, count in stages.items()
+        name: count["ok"] + count["truncated"] + count["over_long"] + count["blocked"] for name, count in stages.items()
     } == dict.fromkeys(["draft", "answer", "critique", "refine"], 10)
     assert stages["refine"]["ok"] > 0
     assert manifest["training"]["steps"] >= 1
@@ -105,6 +107,26 @@ def test_drafts_and_evaluation_send_the_bare_prompt_as_training_encodes_it(
     assert len(sent) == 10 + 2 * 6
     expected = [len(encoder.prompt_ids(prompts[row["prompt_id"]])) for row in sent]
     assert [row["prompt_tokens"] for row in sent] == expected
+
+
+def test_supervised_tokens_of_the_jobs_batches_are_the_targets_and_their_end(
+    manifest: dict[str, Any], bucket: s3fs.S3FileSystem, student_dir: Path
+) -> None:
+    # Expected: texts of the stored examples and the tokenizer; nothing of the encoder, which wrote the rows under test.
+    tokenizer = AutoTokenizer.from_pretrained(student_dir)
+    (name,) = bucket.glob("bucket/job/tables/encoded/*/*.parquet")
+    table = pq.read_table(io.BytesIO(bucket.cat_file(name)))
+    encoded = EncodedRows(table)
+    refinements = {row["prompt_id"]: row["refinement"] for row in rows(bucket, "examples")}
+    targets = [refinements[key] + "<|im_end|>" for key in table["prompt_id"].to_pylist()]
+    assert len(targets) == manifest["training"]["rows"] > 1
+    for batch in batches(len(encoded), 4, epochs=1, seed=0):
+        for members in sum(plan_passes(encoded.lengths[batch].tolist(), 2, capacity=512), []):
+            numbers = [batch[index] for index in members]
+            packed = join([encoded.row(number) for number in numbers]) if numbers else padding()
+            assert (packed.input_ids[packed.predicting + 1] == packed.labels).all()
+            if numbers:
+                assert tokenizer.decode(packed.labels) == "".join(targets[number] for number in numbers)
 
 
 def test_a_second_job_does_nothing_and_says_so(head: RayHead, manifest: dict[str, Any], settings: list[str]) -> None:
