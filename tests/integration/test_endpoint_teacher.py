@@ -17,6 +17,9 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.engines.openai import check_endpoint
+from cgd_ray.errors import ConfigError
 from tests.servers import REPOSITORY, free_port
 
 RECIPE = "jobs/recipes/openai-teacher.yaml"
@@ -111,6 +114,22 @@ def test_the_endpoints_texts_train_a_student(output: str, root: Path) -> None:
         assert "teacher" in row["model"]
         assert row["prompt_tokens"] > 50
         assert row["status"] == "ok" or row["finish_reason"] == "length"
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "message"),
+    [
+        ("change-me", None, "teacher.engine.model change-me: not known at .*; it has teacher"),
+        ("teacher", "sk-wrong", "the key in CGD_TEST_TEACHER_KEY is refused"),
+    ],
+)
+def test_a_wrong_model_or_key_is_said_before_anything_is_made(
+    teacher: Endpoint, model: str, key: str | None, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CGD_TEST_TEACHER_KEY", key or teacher.key)
+    options = TeacherOpenAI(type="openai", model=model, base_url=teacher.url, api_key_env="CGD_TEST_TEACHER_KEY")
+    with pytest.raises(ConfigError, match=message):
+        check_endpoint(options)
 
 
 def test_the_key_is_in_no_file_no_log_and_no_card(teacher: Endpoint, output: str, root: Path, logs: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import subprocess
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_supervised_tokens_of_the_jobs_batches_are_the_targets_and_their_end(
     targets = [refinements[key] + "<|im_end|>" for key in table["prompt_id"].to_pylist()]
     assert len(targets) == manifest["training"]["rows"] > 1
     for batch in batches(len(encoded), 4, epochs=1, seed=0):
-        for members in sum(plan_passes(encoded.lengths[batch].tolist(), 2, capacity=512), []):
+        for members in chain.from_iterable(plan_passes(encoded.lengths[batch].tolist(), 2, capacity=512)):
             numbers = [batch[index] for index in members]
             packed = join([encoded.row(number) for number in numbers]) if numbers else padding()
             assert (packed.input_ids[packed.predicting + 1] == packed.labels).all()
