@@ -1,4 +1,4 @@
-"""The whole way with a teacher behind HTTP: a real vLLM server with a key, staged, ZeRO-3."""
+"""The whole way, one job per phase, with a teacher behind HTTP: a real vLLM server with a key, staged, ZeRO-3."""
 
 import json
 import os
@@ -86,17 +86,22 @@ def output(teacher: Endpoint, root: Path, logs: Path) -> str:
         "training.batch_size=2",
         "evaluation.max_tokens=48",
     ]
-    done = subprocess.run(
-        [sys.executable, "jobs/pipeline.py", RECIPE, *overrides],
-        cwd=REPOSITORY,
-        env={**os.environ, "CGD_TEST_TEACHER_KEY": teacher.key, "RAY_TMPDIR": str(logs)},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
+    environment = {**os.environ, "CGD_TEST_TEACHER_KEY": teacher.key, "RAY_TMPDIR": str(logs)}
+    said = ""
+    for phase in ("generate", "train", "evaluate"):
+        assert not (root / "runs/openai-teacher/manifest.json").exists()
+        done = subprocess.run(
+            [sys.executable, f"jobs/{phase}.py", RECIPE, *overrides],
+            cwd=REPOSITORY,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+        )
+        said += done.stdout + done.stderr
+        assert done.returncode == 0, said[-5000:]
+    return said
 
 
 def test_the_endpoints_texts_train_a_student(output: str, root: Path) -> None:
