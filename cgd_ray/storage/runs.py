@@ -31,7 +31,7 @@ class Run:
         Where it differs, the earlier manifest and report no longer tell of what the folder will hold: they go.
         """
         before = self.read_json("config.json")
-        changed = before is not None and before != config
+        changed = before is not None and _telling(before) != _telling(config)
         if changed:
             for name in ("manifest.json", "report.md"):
                 self.store.remove(self.path(name))
@@ -45,3 +45,8 @@ class Run:
         except FileNotFoundError:
             return None
         return content
+
+
+def _telling(config: Document) -> Document:
+    """The sections that decide what a report says."""
+    return {name: section for name, section in config.items() if name not in ("serving", "storage")}
