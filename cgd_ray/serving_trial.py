@@ -20,10 +20,9 @@ from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.generation.stages import student_identity
 from cgd_ray.runtime import processes
-from cgd_ray.runtime.logs import quiet_libraries
+from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
-from serving.app import build
 
 log = structlog.get_logger(__name__)
 
@@ -81,6 +80,9 @@ def _cluster_serves() -> bool:
 @contextlib.contextmanager
 def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
     log.info("serving the trained student (loads in under a minute on CPU)", port=port)
+    with quiet_vllm():
+        from serving.app import build  # seconds of imports that runs without serving are spared
+
     before = processes.children()
     serve.start(http_options={"host": host, "port": port})
     quiet_libraries()

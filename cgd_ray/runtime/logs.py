@@ -1,8 +1,11 @@
 """One structured logger, and the tail of an engine's log for the error that needs it."""
 
+import contextlib
 import logging
+import os
 import sys
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import structlog
@@ -36,6 +39,20 @@ def quiet_libraries() -> None:
     """Keep what libraries say about their own doings off the terminal. Again after Serve's start, which resets it."""
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
+def quiet_vllm() -> Iterator[None]:
+    """Import vLLM in here: it says on the terminal what it did not find, where nobody is to compute with it."""
+    before = os.environ.get("VLLM_LOGGING_LEVEL")
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VLLM_LOGGING_LEVEL"]
+        else:
+            os.environ["VLLM_LOGGING_LEVEL"] = before
 
 
 def own_log_tail(lines: int = 25) -> str:
