@@ -1,0 +1,142 @@
+"""The HTTP teacher against a server that answers as told: retries, limits, what counts as truncated."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Decoding, Request, Turn
+from cgd_ray.engines.openai import OpenAIEngine
+
+
+@dataclass
+class Script:
+    """Answers in turn, the last one for ever; what was asked."""
+
+    answers: list[tuple[int, dict[str, Any]]]
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    url: str = ""
+
+
+def answer(text: str = "fine", finish_reason: str = "stop") -> tuple[int, dict[str, Any]]:
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"role": "assistant", "content": text}}
+    usage = {"prompt_tokens": 1000, "completion_tokens": 500, "total_tokens": 1500}
+    return 200, {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": usage,
+    }
+
+
+BUSY = (429, {"error": {"message": "slow down"}})
+REFUSED = (400, {"error": {"message": "too long"}})
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    told = Script([answer()])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            told.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            status, body = told.answers.pop(0) if len(told.answers) > 1 else told.answers[0]
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Retry-After", "0")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    told.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    yield told
+    server.shutdown()
+    server.server_close()
+
+
+def ask(script: Script, count: int = 1, **options: Any) -> list[Completion | BaseException]:
+    settings = TeacherOpenAI(type="openai", model="m", base_url=script.url, api_key_env=None, **options)
+    decoding = Decoding(max_tokens=7, temperature=0.0, top_p=1.0, seed=3, chat_template_kwargs={"thinking": False})
+    request = Request("k", (Turn("user", "What is 1 + 1?"),), decoding)
+
+    async def scenario() -> list[Completion | BaseException]:
+        engine = OpenAIEngine(settings)
+        await engine.start()
+        made = await asyncio.gather(*(engine.complete(request) for _ in range(count)), return_exceptions=True)
+        await engine.close()
+        return made
+
+    return asyncio.run(scenario())
+
+
+def test_a_request_says_everything_and_nothing_else(script: Script) -> None:
+    (made,) = ask(script, extra_body={"top_k": 1})
+    assert made == Completion("fine", truncated=False, finish_reason="stop", prompt_tokens=1000, completion_tokens=500)
+    assert script.asked == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "What is 1 + 1?"}],
+            "max_tokens": 7,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "seed": 3,
+            "chat_template_kwargs": {"thinking": False},
+            "top_k": 1,
+        }
+    ]
+
+
+def test_a_busy_endpoint_is_asked_again(script: Script) -> None:
+    script.answers = [BUSY, BUSY, answer()]
+    (made,) = ask(script, max_retries=2)
+    assert isinstance(made, Completion)
+    assert len(script.asked) == 3
+
+
+@pytest.mark.parametrize(("fault", "asked"), [(BUSY, 2), (REFUSED, 1)])
+def test_what_stays_wrong_fails_the_row_with_the_endpoints_words(
+    script: Script, fault: tuple[int, dict[str, Any]], asked: int
+) -> None:
+    script.answers = [fault]
+    (made,) = ask(script, max_retries=1)
+    assert isinstance(made, CompletionError)
+    assert fault[1]["error"]["message"] in str(made)
+    assert len(script.asked) == asked
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+def test_a_text_that_was_cut_off_is_truncated(script: Script, reason: str) -> None:
+    script.answers = [answer(finish_reason=reason)]
+    (made,) = ask(script)
+    assert isinstance(made, Completion)
+    assert made.truncated
+
+
+def test_the_spend_ceiling_stops_before_the_next_request(script: Script) -> None:
+    prices = {"price_per_million_prompt_tokens": 1.0, "price_per_million_completion_tokens": 2.0}  # 0.002 a request
+    made = ask(script, count=9, concurrency=1, spend_ceiling=0.005, **prices)
+    assert [isinstance(one, Completion) for one in made] == [True] * 3 + [False] * 6
+    assert all("spend_ceiling 0.005 is reached" in str(one) for one in made if isinstance(one, CeilingError))
+    assert len(script.asked) == 3
+
+
+def test_requests_keep_the_rate_limit(script: Script) -> None:
+    started = time.monotonic()
+    ask(script, count=16, requests_per_minute=600)
+    assert time.monotonic() - started >= 1.5  # ten a second, the first at once
+    assert len(script.asked) == 16
