@@ -75,7 +75,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     try:
-        _wait_for_port(port)
+        wait_for_port(port)
         yield S3Server(f"http://127.0.0.1:{port}", "bucket", environment)
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
@@ -103,14 +103,14 @@ def ray_head(home: Path, more: dict[str, str]) -> Iterator[RayHead]:
     with (home / "head.log").open("w") as log:
         process = subprocess.Popen([*head, "--block"], env=environment, stdout=log, stderr=log)
     try:
-        _wait_for_port(dashboard, seconds=90)
+        wait_for_port(dashboard, seconds=90)
         yield RayHead(f"http://127.0.0.1:{dashboard}", environment)
     finally:
         process.terminate()  # --block ends the head's processes with it
         process.wait(timeout=60)
 
 
-def _wait_for_port(port: int, seconds: float = 20) -> None:
+def wait_for_port(port: int, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with socket.socket() as probe:

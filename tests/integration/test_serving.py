@@ -3,7 +3,6 @@
 import json
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from transformers import AutoTokenizer
 from cgd_ray.training.encode import ChatEncoder
 from serving.app import build, llm_config
 from serving.options import parse_args
+from tests.servers import free_port, wait_for_port
 
 MAX_MODEL_LEN = 1024
 QUESTIONS = [
@@ -48,12 +48,6 @@ class Endpoint:
         return self.client.chat.completions.create(messages=messages, **options)  # type: ignore[call-overload]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def bucket(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """The student in an S3 bucket: arguments for `build`, and the keys in the environment."""
@@ -76,16 +70,6 @@ def bucket(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         finally:
             server.terminate()
             server.wait(timeout=30)
-
-
-def wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.1)
-    pytest.fail(f"nothing listens on port {port} after 30 s")
 
 
 @pytest.fixture(scope="module")
