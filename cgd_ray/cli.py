@@ -133,7 +133,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     recipe = load_recipe(path, overrides)
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.pipeline import PHASES, run_pipeline
-    from cgd_ray.preflight import preflight, require_room
+    from cgd_ray.preflight import preflight
     from cgd_ray.report.summary import print_report
     from cgd_ray.runtime.session import ray_session
     from cgd_ray.serving_trial import ask_served_student
@@ -142,12 +142,10 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     recipe = pin_models(recipe)
     console = Console(width=None if sys.stdout.isatty() else 120)
     chosen = {phase for phase in PHASES if phases is None or phase in phases}
-    with ray_session() as joined:
-        if not joined:
-            require_room(recipe)
+    with ray_session():
         outcome = asdict(run_pipeline(recipe, store, chosen))
         print_report(outcome, console)
-        if recipe.serving.trial and phases is None and outcome["training"]:
+        if recipe.serving.trial and phases is None and outcome["training"] and outcome["evaluation"]:
             ask_served_student(recipe, store, outcome["training"]["student_name"], console)
 
 
@@ -157,14 +155,12 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     recipes = {name: load_recipe(path, [*matched, f"training.method={name}"]) for name in methods}
     from cgd_ray.comparison import compare_methods
     from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import preflight, require_room
+    from cgd_ray.preflight import preflight
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(next(iter(recipes.values())))
     pinned = {name: pin_models(recipe) for name, recipe in recipes.items()}
-    with ray_session() as joined:
-        if not joined:
-            require_room(next(iter(pinned.values())))
+    with ray_session():
         compare_methods(pinned, store, Console(width=None if sys.stdout.isatty() else 140))
 
 
@@ -179,10 +175,11 @@ def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:
 
 def _status(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
+    from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import preflight
     from cgd_ray.report.status import print_status
 
-    print_status(recipe, preflight(recipe), Console())
+    print_status(pin_models(recipe), preflight(recipe), Console())
 
 
 def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> None:

@@ -5,8 +5,6 @@ from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar, get_args
 
-import structlog
-
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
@@ -20,10 +18,10 @@ from cgd_ray.generation.stages import Stages, build_stages, student_identity
 from cgd_ray.report.summary import write_report
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.models import local_model, model_identity
-from cgd_ray.storage.runs import Document, Run
+from cgd_ray.storage.runs import Document, Run, telling
+from cgd_ray.training.resources import check_room, worker_resources
 from cgd_ray.training.trainer import TrainingResult, run_training
 
-log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
@@ -53,39 +51,47 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> O
         CgdError: a phase cannot go on; what is done stays done, and the same command continues.
     """
     run = Run(store, recipe.run.name)
-    if run.begin(recipe.model_dump(mode="json")):
-        log.info("the run's settings have changed; its report is made anew", run=recipe.run.name)
+    config = recipe.model_dump(mode="json")
+    run.write_json("config.json", config)
     outcome = Outcome(run=store.url(run.path("")).rstrip("/"))
     prompts = _timed(outcome, "prompts", lambda: prepare_prompts(recipe, store))
     outcome.prompts = _prompt_counts(prompts)
     if "generate" not in phases:
         _require_generated(recipe, store, prompts)
+    if recipe.evaluation.enabled:
+        heldout_rows(recipe, prompts.table)  # before anything is paid for: is there something to grade against?
+    if "train" in phases and recipe.training.enabled and run.read_json("student/manifest.json") is None:
+        check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
     curated = _timed(outcome, "curation", lambda: curate(recipe, store, prompts, generated.stages, outcome))
-    if "generate" in phases:
-        run.write_json("generation.json", outcome.generation | {"curation": outcome.curation})
     if recipe.training.enabled and phases & {"train", "evaluate"}:
         _timed(outcome, "training", lambda: train(recipe, store, curated, outcome, may_train="train" in phases))
-        run.write_json("training.json", outcome.training)
     if recipe.evaluation.enabled and "evaluate" in phases:
         _timed(outcome, "evaluation", lambda: evaluate(recipe, store, prompts, generated.stages, outcome))
-        run.write_json("evaluation.json", outcome.evaluation)
-    if "evaluate" in phases:
-        _finish(run, outcome)
+    record(run, outcome, telling(config), whole="evaluate" in phases)
     return outcome
 
 
-def _finish(run: Run, outcome: Outcome) -> None:
-    """Report and manifest, last: its presence means that all of the run is there.
+def record(run: Run, outcome: Outcome, config: Document, *, whole: bool) -> None:
+    """Put each phase's outcome into the run, with what it had cost when it was done; at the end report and manifest.
 
-    A run in which nothing was left to do keeps those of the invocation that did it, with its tokens and seconds.
+    The manifest comes last: its presence means that all of the run is there, for the settings that it names.
     """
-    spent = [outcome.evaluation.get(name, {}).get("spent") for name in ("base", "trained")]
-    idle = outcome.generation["reused"] and outcome.training.get("reused", True) and not any(spent)
-    if idle and run.read_json("manifest.json") is not None:
-        return
-    write_report(run, asdict(outcome))
-    run.write_json("manifest.json", asdict(outcome))
+    recorded = asdict(outcome)
+    for phase in ("generation", "training", "evaluation"):
+        if recorded[phase]:
+            work = {"reused": _idle(recorded[phase]), "seconds": outcome.seconds[phase]}
+            recorded[phase] = run.record(f"{phase}.json", recorded[phase] | {"work": work})
+            recorded["seconds"][phase] = recorded[phase]["work"]["seconds"]
+    if whole:
+        write_report(run, recorded)
+        run.write_json("manifest.json", recorded | {"config": config})
+
+
+def _idle(document: Document) -> bool:
+    """Whether the phase found all its work done."""
+    models = [document[name] for name in ("base", "trained") if name in document]
+    return not any(model["spent"] for model in models) if models else bool(document["reused"])
 
 
 def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Outcome) -> GenerationResult:

@@ -7,13 +7,11 @@ from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.sources import check_source
 from cgd_ray.engines.openai import check_endpoint
-from cgd_ray.engines.placement import Cluster, Demand, EngineOptions, read_cluster, total_demand
 from cgd_ray.errors import ConfigError
 from cgd_ray.generation.stages import student_identity, teacher_identity
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.storage.filesystem import Store, require_writable
-from cgd_ray.training.resources import worker_resources
 
 
 def open_store(recipe: Recipe) -> Store:
@@ -52,32 +50,3 @@ def preflight(recipe: Recipe) -> Store:
     if isinstance(recipe.teacher.engine, TeacherOpenAI):
         check_endpoint(recipe.teacher.engine)
     return store
-
-
-def require_room(recipe: Recipe) -> None:
-    """Refuse what could only wait for ever on a cluster that does not grow: the one that this command started.
-
-    Raises:
-        ConfigError: engines or training workers ask for more than there is; names the section.
-    """
-    cluster = read_cluster()
-    engines: dict[str, EngineOptions] = {
-        "student.engine": recipe.student.engine,
-        "teacher.engine": recipe.teacher.engine,
-    }
-    for section, options in engines.items():
-        _require(section, total_demand([options], cluster, sharing=1), cluster)
-    if recipe.generation.execution == "streaming":
-        both = total_demand(list(engines.values()), cluster, sharing=2)
-        _require("generation.execution=streaming, with both engines at once,", both, cluster)
-    if recipe.training.enabled:
-        worker, count = worker_resources(recipe.training), recipe.training.workers
-        _require("training.workers", Demand(worker.cpus * count, worker.gpus * count), cluster)
-
-
-def _require(section: str, demand: Demand, cluster: Cluster) -> None:
-    if not demand.fits(cluster):
-        raise ConfigError(
-            f"{section} asks for {demand.cpus:g} CPUs and {demand.gpus:g} GPUs, and this machine has {cluster.cpus:g} "
-            f"and {cluster.gpus:g}; ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
-        )

@@ -31,7 +31,7 @@ class TrainingSection(Section):
     mix: dict[ViewName, Annotated[float, Field(gt=0)]] = {"cgd": 1.0, "refsft": 1.0}
     """Weights of the views of method `mix`: each row takes one view, drawn by the seed."""
     compared_with: list[MethodName] = []
-    """Methods that will be trained on the same rows: a row that one of them could not use is dropped for all
+    """Methods that will be trained on the same curated rows: curation drops a row for all where one lacks its text
     (`cgd compare` fills this in)."""
     epochs: PositiveInt = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6

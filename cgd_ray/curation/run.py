@@ -59,9 +59,11 @@ def run_curation(recipe: Recipe, store: Store, stages: list[Stage], rows: pa.Tab
     return result
 
 
-def dropped_reasons(recipe: Recipe, store: Store, joined: list[JoinedRow]) -> dict[Key, str]:
-    """Why curation dropped rows, by key; empty where these very results were not curated yet."""
-    _, dropped = _tables(store, _content(recipe, joined))
+def dropped_reasons(recipe: Recipe, store: Store, joined: list[JoinedRow]) -> dict[Key, str] | None:
+    """Why curation dropped rows, by key; None where these very results were not curated yet."""
+    examples, dropped = _tables(store, _content(recipe, joined))
+    if examples.description() is None:
+        return None
     return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in dropped.read().to_pylist()}
 
 

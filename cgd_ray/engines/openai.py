@@ -120,14 +120,15 @@ def check_endpoint(options: TeacherOpenAI) -> None:
     try:
         names = _listed_models(client)
         if options.model not in names:
-            # Gateways take names that they do not list, so being asked decides.
+            # Gateways take names that they do not list, and keys that may not list: being asked decides.
             hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
             client.chat.completions.create(model=options.model, messages=[hello], max_tokens=1)
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        raise ConfigError(f"{where}: the key in {options.api_key_env} is refused") from error
+        mend = f"the key in {options.api_key_env} is refused" if options.api_key_env else "it wants a key (api_key_env)"
+        raise ConfigError(f"{where}: {mend}") from error
     except openai.NotFoundError as error:
-        known = f"; it has {', '.join(names[:10])}" if names else ""
-        raise ConfigError(f"teacher.engine.model {options.model}: not known at {options.base_url}{known}") from error
+        known = f"it has {', '.join(names[:10])}" if names else "does teacher.engine.base_url end in /v1?"
+        raise ConfigError(f"teacher.engine.model {options.model}: not known at {options.base_url}; {known}") from error
     except openai.APIConnectionError as error:
         raise ConfigError(f"{where}: cannot be reached ({error.__cause__ or error}); is the server up?") from error
     except openai.APIStatusError:
@@ -137,8 +138,8 @@ def check_endpoint(options: TeacherOpenAI) -> None:
 
 
 def _listed_models(client: openai.OpenAI) -> list[str]:
-    """Names of the endpoint's models; none where it has no such list."""
+    """Names of the endpoint's models; none where it does not give such a list."""
     try:
         return [model.id for model in client.models.list()]
-    except (openai.NotFoundError, openai.BadRequestError):
+    except (openai.APIStatusError, AttributeError):
         return []

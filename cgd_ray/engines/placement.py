@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import ray
 
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
+from cgd_ray.errors import ConfigError
+from cgd_ray.runtime.session import joins_cluster
 
 EngineOptions = VllmOptions | TeacherOpenAI | ScriptedOptions
 
@@ -55,22 +57,29 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
     return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)
 
 
+def require_room(what: str, demand: Demand) -> None:
+    """Refuse what could only wait for ever: a cluster that this command started does not grow.
+
+    Raises:
+        ConfigError: names what asks for more than there is.
+    """
+    cluster = read_cluster()
+    if not joins_cluster() and not demand.fits(cluster):
+        raise ConfigError(
+            f"{what} asks for {demand.cpus:g} CPUs and {demand.gpus:g} GPUs at once, and this machine has "
+            f"{cluster.cpus:g} and {cluster.gpus:g}; ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
+        )
+
+
 def fits(options: list[EngineOptions], cluster: Cluster) -> bool:
     """Whether all replicas of these engines can run at once without starving each other.
 
     On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many
     they want.
     """
-    return total_demand(options, cluster, sharing=1).fits(cluster)
-
-
-def total_demand(options: list[EngineOptions], cluster: Cluster, *, sharing: int) -> Demand:
-    """What all replicas of these engines ask for together."""
-    demands = [(engine_demand(entry, cluster, sharing=sharing), _replicas(entry)) for entry in options]
-    return Demand(
-        cpus=sum(demand.cpus * replicas for demand, replicas in demands),
-        gpus=sum(demand.gpus * replicas for demand, replicas in demands),
-    )
+    demands = [(engine_demand(entry, cluster, sharing=1), _replicas(entry)) for entry in options]
+    cpus = sum(demand.cpus * replicas for demand, replicas in demands)
+    return Demand(cpus, sum(demand.gpus * replicas for demand, replicas in demands)).fits(cluster)
 
 
 def _replicas(options: EngineOptions) -> int:

@@ -15,6 +15,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from cgd_ray.engines.base import Engine
 from cgd_ray.engines.chain import WORK, ChainRunner, Row, Stage
+from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.errors import CgdError
 
 # A block is one task of an actor and leaves the operator when its slowest row is done, so it is small; each task costs
@@ -68,8 +69,10 @@ def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
     Closing the iterator stops the pools. Every result is on storage before its row is yielded.
 
     Raises:
+        ConfigError: the engines could only wait for ever for room.
         CgdError: an engine could not start or died; the text is the engine's own, with the tail of its log.
     """
+    require_chains_fit(chains)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # Ray 2.60 has no other way to bound the restarts of a pool's actors, and says so at every call.
@@ -95,6 +98,18 @@ def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
             yield from batch.to_pylist()
     except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
         raise _explained(error) from error
+
+
+def require_chains_fit(chains: list[Chain]) -> None:
+    """Refuse chains that could only wait for ever.
+
+    Raises:
+        ConfigError: together they ask for more than a cluster has that does not grow.
+    """
+    if chains:
+        cpus = sum(chain.cpus * chain.replicas for chain in chains)
+        gpus = sum(chain.gpus * chain.replicas for chain in chains)
+        require_room(" and ".join(f"{chain.role}.engine" for chain in chains), Demand(cpus, gpus))
 
 
 def _resources(chain: Chain) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class StageTally:
     rows: int = 0
     failed: int = 0
     truncated: int = 0
+    over_long: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
@@ -60,10 +61,6 @@ class Progress:
         """Prompt and completion tokens of all stages."""
         return sum(tally.prompt_tokens + tally.completion_tokens for tally in self._tallies.values())
 
-    def tally(self, stage: str) -> StageTally:
-        """What a stage did so far."""
-        return self._tallies[stage]
-
     def add(self, outcome: dict[str, Any]) -> StageTally:
         """Count one finished stage of one row; returns the stage's tally."""
         tally = self._tallies[outcome["stage"]]
@@ -73,6 +70,7 @@ class Progress:
         tally.rows += 1
         tally.failed += outcome["status"] == "failed"
         tally.truncated += outcome["status"] == "truncated"
+        tally.over_long += outcome["status"] == "over-long"
         for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
             setattr(tally, name, getattr(tally, name) + outcome[name])
         self._show(outcome["stage"], tally)
@@ -85,6 +83,7 @@ class Progress:
                 "rows": tally.rows,
                 "failed": tally.failed,
                 "truncated": tally.truncated,
+                "over_long": tally.over_long,
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
                 "cached_tokens": tally.cached_tokens,

@@ -11,7 +11,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.placement import Cluster, fits, read_cluster
-from cgd_ray.engines.pool import Chain, run_chains
+from cgd_ray.engines.pool import Chain, require_chains_fit, run_chains
 from cgd_ray.engines.progress import Progress, StageTally
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.planning import Plan, plan, with_attempts
@@ -59,16 +59,16 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
     for stage in stages.all:
         stage.results.describe(stage.description)
     execution = _execution(recipe, current, stages)
+    parts = [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
+    for part in parts:  # before anything is paid for
+        require_chains_fit(_chains(recipe, _needed(current, stages, part)))
     guard = _Guard(recipe, Progress(current.todo))
     with guard.progress:
-        if execution == "streaming":
-            _run(recipe, guard, current.work, _needed(current, stages))
-        else:
-            for part in (stages.student, stages.teacher):
-                current = plan(rows, samples, stages.all)
-                _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
-    guard.require_some()
+        for part in parts:
+            current = plan(rows, samples, stages.all)
+            _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
     done = plan(rows, samples, stages.all)
+    guard.require_some(done)
     return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
 
 
@@ -106,11 +106,7 @@ def _for_role(work: pa.Table, stages: list[Stage]) -> pa.Table:
 def _run(recipe: Recipe, guard: "_Guard", work: pa.Table, needed: list[Stage]) -> None:
     if not needed or len(work) == 0:
         return
-    by_role: dict[str, list[Stage]] = {}
-    for stage in with_attempts(needed):
-        by_role.setdefault(_role(stage), []).append(stage)
-    cluster = read_cluster()
-    chains = [_chain(recipe, role, stages, cluster, len(by_role)) for role, stages in by_role.items()]
+    chains = _chains(recipe, with_attempts(needed))
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
@@ -120,6 +116,15 @@ def _run(recipe: Recipe, guard: "_Guard", work: pa.Table, needed: list[Stage]) -
             guard.check(row["outcomes"])
     finally:
         rows.close()
+
+
+def _chains(recipe: Recipe, needed: list[Stage]) -> list[Chain]:
+    """The chains of these stages, one for each engine."""
+    by_role: dict[str, list[Stage]] = {}
+    for stage in needed:
+        by_role.setdefault(_role(stage), []).append(stage)
+    cluster = read_cluster()
+    return [_chain(recipe, role, stages, cluster, len(by_role)) for role, stages in by_role.items()]
 
 
 def _chain(recipe: Recipe, role: str, stages: list[Stage], cluster: Cluster, sharing: int) -> Chain:
@@ -158,19 +163,21 @@ class _Guard:
                 f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
             )
 
-    def require_some(self) -> None:
-        """Stop where a stage failed on all its rows, few as they were: what comes after it would only hide why."""
+    def require_some(self, done: Plan) -> None:
+        """Stop where a stage has no result at all, few rows as there were: what comes next would only hide why."""
         for stage, error in self._errors.items():
-            tally = self.progress.tally(stage)
-            if tally.failed == tally.rows:
-                raise StoppedError(f"{stage}: all {tally.rows} rows failed; the last error: {error}")
+            count = done.counts[stage]
+            if not (count.ok or count.truncated):
+                raise StoppedError(
+                    f"{stage}: all {count.failed + count.over_long} rows failed; the last error: {error}"
+                )
 
     def _check_failures(self, stage: str, tally: StageTally, error: str | None) -> None:
         if error is not None:
             self._errors[stage] = error
-        done = tally.rows
-        if done >= self._ENOUGH_ROWS and tally.failed > self._max_failed * done:
+        lost = tally.failed + tally.over_long
+        if tally.rows >= self._ENOUGH_ROWS and lost > self._max_failed * tally.rows:
             raise StoppedError(
-                f"{stage}: {tally.failed} of {done} rows failed, more than generation.max_failed_fraction "
-                f"{self._max_failed}; the last error: {error}"
+                f"{stage}: {lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
+                f"{self._max_failed}; the last error: {self._errors.get(stage)}"
             )

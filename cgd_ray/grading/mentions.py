@@ -7,8 +7,8 @@ import re
 _MENTIONS = re.compile(
     r"""\b(
         (the|this|your|my|a|an|first|initial|original|previous|earlier|student(['\u2019]s)?|provided|given)\s+
-            (draft|critique|critic|first\s+attempt|initial\s+(answer|response|attempt)|previous\s+(answer|response|attempt)
-            |earlier\s+(answer|response|attempt)|student(['\u2019]s)?(\s+(answer|response|solution|reasoning))?)
+            ((draft|critique|critic|first\s+attempt|(initial|previous|earlier)\s+(answer|response|attempt))s?
+            |student(['\u2019]s)?(\s+(answer|response|solution|reasoning))?)
       | as\s+(noted|mentioned|pointed\s+out|explained)\s+(above\s+)?in\s+the\s+(critique|feedback|review)
       | verdict\s*:\s*(right|wrong)
     )\b""",

@@ -14,7 +14,7 @@ from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import train_rows
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Run
+from cgd_ray.storage.runs import Run, telling
 
 
 def print_status(recipe: Recipe, store: Store, console: Console) -> None:
@@ -36,7 +36,8 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
         table.add_row(stage.name, stage.results.fingerprint, *map(str, numbers))
     console.print(table)
     run = Run(store, recipe.run.name)
-    complete = run.read_json("manifest.json") is not None
+    manifest = run.read_json("manifest.json")
+    complete = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))
     console.print(
         f"{store.url(run.path('')).rstrip('/')}: {'complete' if complete else 'not complete'}", soft_wrap=True
     )
@@ -47,6 +48,9 @@ def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dr
     stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
     joined = list(join_results(train_rows(prompts), recipe.generation.draft.samples, stages.all))
     reasons = dropped_reasons(recipe, store, joined)
+    if reasons is None:
+        console.print("these rows were not curated yet with these settings: what is dropped is not known")
+        reasons = {}
     wanted = (row for row in joined if not dropped or _key(row) in reasons)
     for row in islice(wanted, count):
         _print_row(console, row, reasons.get(_key(row)))

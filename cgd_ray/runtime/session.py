@@ -18,8 +18,8 @@ log = structlog.get_logger(__name__)
 
 
 @contextlib.contextmanager
-def ray_session() -> Iterator[bool]:
-    """Connect to Ray for the length of a command; yields whether a running cluster was joined.
+def ray_session() -> Iterator[None]:
+    """Connect to Ray for the length of a command.
 
     Inside a submitted job, or where `RAY_ADDRESS` is set, the running cluster is joined; elsewhere a local one is
     started and ended with the command. What a SIGKILL left of an earlier command on this node is ended first.
@@ -30,15 +30,19 @@ def ray_session() -> Iterator[bool]:
     ended = processes.end_orphans()
     if ended:
         log.warning("ended processes that an earlier run had left behind", count=ended)
-    joined = bool(os.environ.get("RAY_ADDRESS"))  # Ray sets it for the driver of a submitted job
-    _connect(joined=joined)
+    _connect()
     try:
         # Only now: connecting puts a handler of Ray's own in place, which aborts.
         with _signals_end_the_run():
-            yield joined
+            yield
     finally:
         ray.shutdown()
         processes.end_orphans()
+
+
+def joins_cluster() -> bool:
+    """Whether commands join a running cluster, which may grow."""
+    return bool(os.environ.get("RAY_ADDRESS"))  # Ray sets it for the driver of a submitted job
 
 
 def in_job() -> bool:
@@ -46,14 +50,14 @@ def in_job() -> bool:
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
-def _connect(*, joined: bool) -> None:
+def _connect() -> None:
     # Workers inherit the driver's environment where Ray is started here; keep tokenizers from forking warnings there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     quiet_libraries()
     try:
-        if joined:
+        if joins_cluster():
             ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
         else:
             ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)

@@ -25,18 +25,15 @@ class Run:
         """Put a JSON document into the run."""
         self.store.write(self.path(name), json.dumps(content, indent=1, ensure_ascii=False, default=str).encode())
 
-    def begin(self, config: Document) -> bool:
-        """Write the run's configuration; returns whether it differs from that of an earlier invocation.
+    def record(self, name: str, document: Document) -> Document:
+        """Write what a phase came to; returns it as written.
 
-        Where it differs, the earlier manifest and report no longer tell of what the folder will hold: they go.
+        Where this invocation found all of it done, what it had cost stays on record: tokens, seconds, execution.
         """
-        before = self.read_json("config.json")
-        changed = before is not None and _telling(before) != _telling(config)
-        if changed:
-            for name in ("manifest.json", "report.md"):
-                self.store.remove(self.path(name))
-        self.write_json("config.json", config)
-        return changed
+        earlier = self.read_json(name)
+        recorded = _with_costs(document, earlier) if earlier else document
+        self.write_json(name, recorded)
+        return recorded
 
     def read_json(self, name: str) -> Document | None:
         """A JSON document of the run, or None where it is not there yet."""
@@ -47,6 +44,20 @@ class Run:
         return content
 
 
-def _telling(config: Document) -> Document:
-    """The sections that decide what a report says."""
+def telling(config: Document) -> Document:
+    """The sections that decide what a manifest says."""
     return {name: section for name, section in config.items() if name not in ("serving", "storage")}
+
+
+_COSTS = ("spent", "execution", "seconds", "reused")
+
+
+def _with_costs(new: Document, earlier: Document) -> Document:
+    nested = {
+        key: _with_costs(value, earlier[key])
+        for key, value in new.items()
+        if key not in _COSTS and isinstance(value, dict) and isinstance(earlier.get(key), dict)
+    }
+    idle = new.get("reused") is True or new.get("spent") == {}
+    kept = {key: earlier[key] for key in _COSTS if idle and key in new and key in earlier}
+    return {**new, **nested, **kept}

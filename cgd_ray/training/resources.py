@@ -9,6 +9,7 @@ import ray.train
 import structlog
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.storage.filesystem import Store
 
 _CPUS_BESIDE_A_GPU = 8
@@ -46,8 +47,14 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
 
 
-def warn_if_scarce(training: TrainingSection, resources: WorkerResources) -> None:
-    """Say that training will wait: a cluster with an autoscaler may grow."""
+def check_room(training: TrainingSection, resources: WorkerResources) -> None:
+    """Say that training will wait for a cluster to grow.
+
+    Raises:
+        ConfigError: this command's own cluster, which does not grow, has too few CPUs or GPUs.
+    """
+    asked = Demand(resources.cpus * training.workers, resources.gpus * training.workers)
+    require_room(f"training with {training.workers} workers", asked)
     cluster = ray.cluster_resources()
     if resources.cpus * training.workers > cluster.get("CPU", 0):
         log.warning(

@@ -24,7 +24,7 @@ from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
 from cgd_ray.training.job import About, RankJob, RankOutcome
 from cgd_ray.training.ray_worker import Refused, train_on_ray
-from cgd_ray.training.resources import WorkerResources, pyarrow_filesystem, warn_if_scarce, worker_resources
+from cgd_ray.training.resources import WorkerResources, check_room, pyarrow_filesystem, worker_resources
 from cgd_ray.training.steps import shown_steps
 
 log = structlog.get_logger(__name__)
@@ -235,7 +235,7 @@ def _fit(plan: _Plan) -> RankOutcome:
 def _trainer(plan: _Plan, board: ActorHandle) -> TorchTrainer:
     training = plan.recipe.training
     resources = worker_resources(training)
-    warn_if_scarce(training, resources)
+    check_room(training, resources)
     return TorchTrainer(
         partial(train_on_ray, plan.job(resources), board),
         scaling_config=resources.scaling(training),

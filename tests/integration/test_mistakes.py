@@ -38,7 +38,7 @@ def rows(tmp_path: Path) -> Path:
         (None, f"{ENDPOINT}, api_key_env: CGD_NO_SUCH}}", "environment variable CGD_NO_SUCH is not set"),
         (None, "generation.prompts=/nowhere/prompts", "generation.prompts /nowhere/prompts"),
         (None, "teacher.engine.replicas=500", "teacher.engine asks for "),
-        (None, "training.resources.cpus_per_worker=500", "training.workers asks for 1000 CPUs and 0 GPUs, and this"),
+        (None, "training.resources.cpus_per_worker=500", "training with 2 workers asks for 1000 CPUs"),
         (None, "run.root=/proc/nowhere", "run.root /proc/nowhere: cannot be written"),
     ],
 )

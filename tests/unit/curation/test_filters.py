@@ -71,6 +71,8 @@ def test_every_learnt_text_is_judged(training: TrainingSection, answer: str | No
         "The student made an error.",
         "Your draft forgot a step.",
         "The previous answer was wrong.",
+        "The previous answers were wrong.",
+        "Your drafts forgot a step.",
         "4.\nVerdict: right",
         "The student\u2019s answer is right.",
         "A student shares apples. As noted in the critique, the sum is 4.",
