@@ -63,29 +63,31 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> O
     if "train" in phases and recipe.training.enabled and run.read_json("student/manifest.json") is None:
         check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
+    recorded = {"generation": _record(run, "generation", outcome.generation, outcome)}
     curated = _timed(outcome, "curation", lambda: curate(recipe, store, prompts, generated.stages, outcome))
     if recipe.training.enabled and phases & {"train", "evaluate"}:
         _timed(outcome, "training", lambda: train(recipe, store, curated, outcome, may_train="train" in phases))
+        recorded["training"] = _record(run, "training", outcome.training, outcome)
     if recipe.evaluation.enabled and "evaluate" in phases:
         _timed(outcome, "evaluation", lambda: evaluate(recipe, store, prompts, generated.stages, outcome))
-    record(run, outcome, telling(config), whole="evaluate" in phases)
+        recorded["evaluation"] = _record(run, "evaluation", outcome.evaluation, outcome)
+    if "evaluate" in phases:
+        _finish(run, outcome, recorded, telling(config))
     return outcome
 
 
-def record(run: Run, outcome: Outcome, config: Document, *, whole: bool) -> None:
-    """Put each phase's outcome into the run, with what it had cost when it was done; at the end report and manifest.
+def _record(run: Run, phase: str, document: Document, outcome: Outcome) -> Document:
+    """Put a phase's outcome into the run, with what it had cost when it was done, this time or earlier."""
+    work = {"reused": _idle(document), "seconds": outcome.seconds[phase]}
+    return run.record(f"{phase}.json", document | {"work": work})
 
-    The manifest comes last: its presence means that all of the run is there, for the settings that it names.
-    """
-    recorded = asdict(outcome)
-    for phase in ("generation", "training", "evaluation"):
-        if recorded[phase]:
-            work = {"reused": _idle(recorded[phase]), "seconds": outcome.seconds[phase]}
-            recorded[phase] = run.record(f"{phase}.json", recorded[phase] | {"work": work})
-            recorded["seconds"][phase] = recorded[phase]["work"]["seconds"]
-    if whole:
-        write_report(run, recorded)
-        run.write_json("manifest.json", recorded | {"config": config})
+
+def _finish(run: Run, outcome: Outcome, recorded: Document, config: Document) -> None:
+    """Report and manifest, which comes last: all of the run is there, for the settings that it names."""
+    seconds = {phase: document["work"]["seconds"] for phase, document in recorded.items()}
+    manifest = asdict(outcome) | recorded | {"seconds": outcome.seconds | seconds}
+    write_report(run, manifest)
+    run.write_json("manifest.json", manifest | {"config": config})
 
 
 def _idle(document: Document) -> bool:
