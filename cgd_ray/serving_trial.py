@@ -85,9 +85,10 @@ def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
 
     before = processes.children()
     serve.start(http_options={"host": host, "port": port})
-    quiet_libraries()
     try:
+        quiet_libraries()
         serve.run(build(serve_args(recipe, model)), route_prefix="/")
+        quiet_libraries()  # the application's imports set their loggers up again
         yield
     finally:
         serve.shutdown()
