@@ -30,13 +30,17 @@ def ray_session() -> Iterator[None]:
     ended = processes.end_orphans()
     if ended:
         log.warning("ended processes that an earlier run had left behind", count=ended)
+    before = processes.children()
     _connect()
+    # Most of Ray's processes end with the driver even when it is killed; its agents do not.
+    ours = [] if joins_cluster() else [processes.record(pid, "ray") for pid in processes.children() - before]
     try:
         # Only now: connecting puts a handler of Ray's own in place, which aborts.
         with _signals_end_the_run():
             yield
     finally:
         ray.shutdown()
+        processes.end(ours)
         processes.end_orphans()
 
 
