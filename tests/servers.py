@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,10 +91,13 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 def ray_head(home: Path, more: dict[str, str]) -> Iterator[RayHead]:
     """Start a head with a token of its own in the private home."""
     port, dashboard = free_port(), free_port()
+    folder = tempfile.mkdtemp(prefix="cgd-")
     environment = {
         **os.environ,
         **more,
         "HOME": str(home),
+        # Its own, so that nothing later takes its address from there; the test's folders are too deep for Ray's sockets.
+        "RAY_TMPDIR": folder,
         "CGD_CACHE_DIR": str(cache_folder("models").parent),
         "RAY_AUTH_MODE": "token",
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -108,6 +113,7 @@ def ray_head(home: Path, more: dict[str, str]) -> Iterator[RayHead]:
     finally:
         process.terminate()  # --block ends the head's processes with it
         process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_for_port(port: int, seconds: float = 20) -> None:

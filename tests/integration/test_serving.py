@@ -78,7 +78,9 @@ def endpoint(bucket: dict[str, Any]) -> Iterator[Endpoint]:
     # pytest's own folders are too deep for the paths of Ray's sockets
     folder = Path(tempfile.mkdtemp(prefix="cgd-serve-"))
     before = set(psutil.Process().children(recursive=True))
-    ray.init(num_cpus=4, include_dashboard=False, _temp_dir=str(folder), object_store_memory=200 * 2**20)
+    ray.init(
+        address="local", num_cpus=4, include_dashboard=False, _temp_dir=str(folder), object_store_memory=200 * 2**20
+    )
     port = free_port()
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
@@ -189,5 +191,5 @@ def test_prompts_stay_out_of_the_logs(endpoint: Endpoint) -> None:
 def test_the_engine_is_among_the_processes_that_must_end() -> None:
     # Else the check at the end of the fixture `endpoint` would prove nothing.
     commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
-    assert [command for command in commands if "EngineCore" in command]
+    assert [command for command in commands if "VLLM::" in command]
     assert len([command for command in commands if "ServeReplica" in command]) == 2

@@ -42,7 +42,7 @@ WORKER = "ray::RayTrainWorker"
 def cluster(s3: S3Server) -> Iterator[None]:
     """Ray on two CPUs, started after the S3 server: its processes inherit the keys."""
     assert s3.environment.items() <= os.environ.items()
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
