@@ -96,7 +96,7 @@ def ray_head(home: Path, more: dict[str, str]) -> Iterator[RayHead]:
         **os.environ,
         **more,
         "HOME": str(home),
-        # Its own, so that nothing later takes its address from there; the test's folders are too deep for Ray's sockets.
+        # Its own, so that nothing later finds its address there; the test's folders are too deep for Ray's sockets.
         "RAY_TMPDIR": folder,
         "CGD_CACHE_DIR": str(cache_folder("models").parent),
         "RAY_AUTH_MODE": "token",

@@ -190,6 +190,7 @@ def test_prompts_stay_out_of_the_logs(endpoint: Endpoint) -> None:
 @pytest.mark.usefixtures("endpoint")
 def test_the_engine_is_among_the_processes_that_must_end() -> None:
     # Else the check at the end of the fixture `endpoint` would prove nothing.
-    commands = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
-    assert [command for command in commands if "VLLM::" in command]
-    assert len([command for command in commands if "ServeReplica" in command]) == 2
+    below = psutil.Process().children(recursive=True)
+    titles = [f"{process.name()} {' '.join(process.cmdline())}" for process in below]
+    assert [title for title in titles if "VLLM::" in title], titles
+    assert len([title for title in titles if "ServeReplica" in title]) == 2
