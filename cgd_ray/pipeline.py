@@ -5,6 +5,8 @@ from collections.abc import Callable, Set
 from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar, get_args
 
+import pyarrow as pa
+
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
@@ -53,33 +55,36 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> O
     run = Run(store, recipe.run.name)
     config = recipe.model_dump(mode="json")
     run.write_json("config.json", config)
+    settings = telling(config)
     outcome = Outcome(run=store.url(run.path("")).rstrip("/"))
     prompts = _timed(outcome, "prompts", lambda: prepare_prompts(recipe, store))
     outcome.prompts = _prompt_counts(prompts)
     if "generate" not in phases:
         _require_generated(recipe, store, prompts)
-    if recipe.evaluation.enabled:
-        heldout_rows(recipe, prompts.table)  # before anything is paid for: is there something to grade against?
+    # Before anything is paid for: is there something to grade against?
+    questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
     if "train" in phases and recipe.training.enabled and run.read_json("student/manifest.json") is None:
         check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
-    recorded = {"generation": _record(run, "generation", outcome.generation, outcome)}
+    recorded = {"generation": _record(run, "generation", outcome.generation, outcome, settings)}
     curated = _timed(outcome, "curation", lambda: curate(recipe, store, prompts, generated.stages, outcome))
     if recipe.training.enabled and phases & {"train", "evaluate"}:
         _timed(outcome, "training", lambda: train(recipe, store, curated, outcome, may_train="train" in phases))
-        recorded["training"] = _record(run, "training", outcome.training, outcome)
-    if recipe.evaluation.enabled and "evaluate" in phases:
-        _timed(outcome, "evaluation", lambda: evaluate(recipe, store, prompts, generated.stages, outcome))
-        recorded["evaluation"] = _record(run, "evaluation", outcome.evaluation, outcome)
+        recorded["training"] = _record(run, "training", outcome.training, outcome, settings)
+    if questions is not None and "evaluate" in phases:
+        _timed(outcome, "evaluation", lambda: evaluate(recipe, store, questions, outcome))
+        joined = join_results(train_rows(prompts.table), recipe.generation.draft.samples, generated.stages.all)
+        outcome.evaluation["generated"] = generated_quality(joined)
+        recorded["evaluation"] = _record(run, "evaluation", outcome.evaluation, outcome, settings)
     if "evaluate" in phases:
-        _finish(run, outcome, recorded, telling(config))
+        _finish(run, outcome, recorded, settings)
     return outcome
 
 
-def _record(run: Run, phase: str, document: Document, outcome: Outcome) -> Document:
+def _record(run: Run, phase: str, document: Document, outcome: Outcome, settings: Document) -> Document:
     """Put a phase's outcome into the run, with what it had cost when it was done, this time or earlier."""
     work = {"reused": _idle(document), "seconds": outcome.seconds[phase]}
-    return run.record(f"{phase}.json", document | {"work": work})
+    return run.record(f"{phase}.json", document | {"work": work}, settings)
 
 
 def _finish(run: Run, outcome: Outcome, recorded: Document, config: Document) -> None:
@@ -128,9 +133,8 @@ def train(
     return result
 
 
-def evaluate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Stages, outcome: Outcome) -> None:
-    """Base against trained student on the held-out prompts, and the quality of what was generated."""
-    rows = heldout_rows(recipe, prompts.table)
+def evaluate(recipe: Recipe, store: Store, rows: pa.Table, outcome: Outcome) -> None:
+    """Base against trained student on the held-out prompts (PROMPTS schema)."""
     confidence = recipe.evaluation.confidence
     models = {"base": (recipe.student.model, student_identity(recipe))}
     if outcome.training:
@@ -143,9 +147,6 @@ def evaluate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Sta
         outcome.evaluation[name] = accuracy_table(graded[name], rows, confidence) | {"spent": spent}
     if "trained" in graded:
         outcome.evaluation["difference"] = compare(graded["base"], graded["trained"], recipe)
-    if recipe.has_references:
-        generated = join_results(train_rows(prompts.table), recipe.generation.draft.samples, stages.all)
-        outcome.evaluation["generated"] = generated_quality(generated)
 
 
 def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -> None:

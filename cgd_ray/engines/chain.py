@@ -93,6 +93,15 @@ class Stage:
         return Request(f"{self.name}-{row['prompt_id']}-{row['sample']}", self.conversation(row), decoding)
 
 
+@dataclass(frozen=True)
+class BarePrompt:
+    """x and nothing else: drafts, the teacher's direct answers, and evaluation, as at inference."""
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        return (Turn("user", row["prompt"]),)
+
+
 _VERDICT = re.compile(r"^\W*verdict\W+(right|wrong)\W*$", re.IGNORECASE | re.MULTILINE)
 
 

@@ -1,6 +1,5 @@
 """The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -10,9 +9,8 @@ import structlog
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.identity import holdout_position
-from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import build_chain, engine_identity
-from cgd_ray.engines.chain import TEXTS, WORK, Row, Stage
+from cgd_ray.engines.chain import TEXTS, WORK, BarePrompt, Row, Stage
 from cgd_ray.engines.placement import read_cluster
 from cgd_ray.engines.pool import run_chains
 from cgd_ray.engines.progress import Progress
@@ -24,15 +22,6 @@ from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Bare:
-    """x and nothing else, as at inference."""
-
-    def __call__(self, row: Row) -> tuple[Turn, ...]:
-        """The conversation that asks for this row's completion."""
-        return (Turn("user", row["prompt"]),)
 
 
 def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
@@ -80,9 +69,8 @@ def run_evaluation(
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
     section = recipe.evaluation
-    template = (
-        recipe.generation.draft.chat_template_kwargs
-    )  # the student's: it drafts, trains and answers with the same
+    # The student's: it drafts, trains and answers with the same.
+    template = recipe.generation.draft.chat_template_kwargs
     sampling = Sampling(
         max_tokens=section.max_tokens,
         temperature=section.temperature,
@@ -106,7 +94,7 @@ def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
         sampling=sampling,
         seed=recipe.run.seed,
         inputs=("prompt",),
-        conversation=Bare(),
+        conversation=BarePrompt(),
         attempt=1 + len(results.parts()),
         description=content,
     )

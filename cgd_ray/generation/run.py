@@ -64,8 +64,9 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
         require_chains_fit(_chains(recipe, _needed(current, stages, part)))
     guard = _Guard(recipe, Progress(current.todo))
     with guard.progress:
-        for part in parts:
-            current = plan(rows, samples, stages.all)
+        for number, part in enumerate(parts):
+            if number:  # what the part before made
+                current = plan(rows, samples, stages.all)
             _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
     done = plan(rows, samples, stages.all)
     guard.require_some(done)

@@ -8,22 +8,13 @@ from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import engine_identity
-from cgd_ray.engines.chain import Row, Stage
+from cgd_ray.engines.chain import BarePrompt, Row, Stage
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.models import model_identity, pinned_revision
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
-
-
-@dataclass(frozen=True)
-class BarePrompt:
-    """x and nothing else: drafts and the teacher's direct answers."""
-
-    def __call__(self, row: Row) -> tuple[Turn, ...]:
-        """The conversation that asks for this row's completion."""
-        return (Turn("user", row["prompt"]),)
 
 
 @dataclass(frozen=True)

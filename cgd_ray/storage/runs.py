@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
 
 Document = dict[str, Any]
 """A JSON document: manifests, scores, reports."""
@@ -25,13 +26,15 @@ class Run:
         """Put a JSON document into the run."""
         self.store.write(self.path(name), json.dumps(content, indent=1, ensure_ascii=False, default=str).encode())
 
-    def record(self, name: str, document: Document) -> Document:
-        """Write what a phase came to; returns it as written.
+    def record(self, name: str, document: Document, settings: Document) -> Document:
+        """Write what a phase came to under these settings; returns it as written.
 
-        Where this invocation found all of it done, what it had cost stays on record: tokens, seconds, execution.
+        Where this invocation found all of it done, what it had cost under the same settings stays on record: tokens,
+        seconds, execution.
         """
-        earlier = self.read_json(name)
-        recorded = _with_costs(document, earlier) if earlier else document
+        earlier, recorded = self.read_json(name), document | {"settings": fingerprint(settings)}
+        if earlier and earlier["settings"] == recorded["settings"]:
+            recorded = _with_costs(recorded, earlier)
         self.write_json(name, recorded)
         return recorded
 

@@ -68,7 +68,8 @@ def _distill(example: Example, _: PromptSet) -> Conversation | Lacking:
 
 
 VIEWS: Mapping[ViewName, View] = {"cgd": _cgd, "refsft": _refsft, "sft": _sft, "distill": _distill}
-"""Every single-view method. A new method is one function and one line here (and its name in `ViewName`)."""
+"""Every single-view method. A new one is a function and a line here, its name in `ViewName`, and the text that it
+learns in `cgd_ray.curation.filters`."""
 
 
 def view(example: Example, method: ViewName, prompts: PromptSet) -> Conversation | Lacking:
