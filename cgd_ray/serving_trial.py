@@ -19,7 +19,6 @@ from cgd_ray.engines.placement import engine_demand, read_cluster
 from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.generation.stages import student_identity
-from cgd_ray.runtime import processes
 from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
@@ -83,7 +82,6 @@ def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
     with quiet_vllm():
         from serving.app import build  # seconds of imports that runs without serving are spared
 
-    before = processes.children()
     serve.start(http_options={"host": host, "port": port})
     try:
         quiet_libraries()
@@ -92,7 +90,6 @@ def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
         yield
     finally:
         serve.shutdown()
-        processes.end([processes.record(pid, "serve") for pid in _engines(processes.children() - before)])
 
 
 def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
@@ -132,11 +129,6 @@ def _ask(url: str, recipe: Recipe, question: str) -> str:
         )
     log.info("answered over HTTP", seconds=round(time.monotonic() - started, 1))
     return answer.choices[0].message.content or ""
-
-
-def _engines(pids: set[int]) -> list[int]:
-    """Engine cores among new processes: they must not outlive their replica."""
-    return [pid for pid in pids if "VLLM" in processes.name(pid)]
 
 
 def _free_port() -> int:

@@ -1,9 +1,11 @@
 """Real models for tests, the `gpu` marker, and CI's rule that nothing may be skipped unseen."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from cgd_ray.storage.demo_models import fetch
 
@@ -44,6 +46,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if needing and not _has_cuda():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _logging_of_no_earlier_test() -> Iterator[None]:
+    """A command that a test ran in this process logs to that test's captured standard error, which closes with it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import s3fs
 
 from cgd_ray.runtime.state import cache_folder
@@ -114,6 +115,15 @@ def ray_head(home: Path, more: dict[str, str]) -> Iterator[RayHead]:
         process.terminate()  # --block ends the head's processes with it
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def is_engine(process: psutil.Process) -> bool:
+    """Whether it is a vLLM engine core: it is spawned, and sooner or later gives itself a title."""
+    try:
+        title = f"{process.name()} {' '.join(process.cmdline())}"
+    except psutil.Error:
+        return False
+    return "VLLM::" in title or "multiprocessing.spawn" in title
 
 
 def wait_for_port(port: int, seconds: float = 20) -> None:

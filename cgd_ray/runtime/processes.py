@@ -77,11 +77,3 @@ def _started(pid: int) -> float | None:
         return process.create_time()
     except psutil.NoSuchProcess:
         return None
-
-
-def name(pid: int) -> str:
-    """The title of a process, empty where it is gone."""
-    try:
-        return str(psutil.Process(pid).name())
-    except psutil.NoSuchProcess:
-        return ""

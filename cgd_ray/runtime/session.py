@@ -32,16 +32,21 @@ def ray_session() -> Iterator[None]:
         log.warning("ended processes that an earlier run had left behind", count=ended)
     before = processes.children()
     _connect()
-    # Most of Ray's processes end with the driver even when it is killed; its agents do not.
-    ours = [] if joins_cluster() else [processes.record(pid, "ray") for pid in processes.children() - before]
+    _record_cluster(before)  # for the next start: most of Ray's processes end with a killed driver, its agents do not
     try:
         # Only now: connecting puts a handler of Ray's own in place, which aborts.
         with _signals_end_the_run():
             yield
     finally:
+        cluster = _record_cluster(before)  # again: workers came, and one may not notice that its cluster ended
         ray.shutdown()
-        processes.end(ours)
+        processes.end(cluster)
         processes.end_orphans()
+
+
+def _record_cluster(before: set[int]) -> list[processes.Record]:
+    """Write down the processes of the cluster that this command started; none where it joined one."""
+    return [] if joins_cluster() else [processes.record(pid, "ray") for pid in processes.children() - before]
 
 
 def joins_cluster() -> bool:

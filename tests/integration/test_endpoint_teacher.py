@@ -1,5 +1,6 @@
 """The whole way, one job per phase, with a teacher behind HTTP: a real vLLM server with a key, staged, ZeRO-3."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -119,6 +120,17 @@ def test_the_endpoints_texts_train_a_student(output: str, root: Path) -> None:
         assert "teacher" in row["model"]
         assert row["prompt_tokens"] > 50
         assert row["status"] == "ok" or row["finish_reason"] == "length"
+
+
+@pytest.mark.usefixtures("output")
+def test_no_process_outlives_its_job(logs: Path) -> None:
+    assert [title for title, environment in _processes() if environment.get("RAY_TMPDIR") == str(logs)] == []
+
+
+def _processes() -> Iterator[tuple[str, dict[str, str]]]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            yield process.name(), process.environ()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.servers import REPOSITORY
+from tests.servers import REPOSITORY, is_engine
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
@@ -55,7 +55,7 @@ def wait_for_engine(command: "subprocess.Popen[str]") -> list[psutil.Process]:
     while time.monotonic() < deadline:
         assert command.poll() is None, command.communicate()[1][-2000:]
         below = psutil.Process(command.pid).children(recursive=True)
-        if any("VLLM::" in title(process) for process in below):
+        if any(is_engine(process) for process in below):
             return below
         time.sleep(0.2)
     command.kill()

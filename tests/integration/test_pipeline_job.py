@@ -18,7 +18,7 @@ from cgd_ray.storage.fingerprint import parent_digest
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.packing import batches, join, padding, plan_passes
 from cgd_ray.training.rows import EncodedRows
-from tests.servers import RayHead, S3Server
+from tests.servers import RayHead, S3Server, is_engine
 
 RECIPE = "jobs/recipes/demo.yaml"
 SMALL = [
@@ -175,5 +175,4 @@ def test_the_upload_is_small(head: RayHead) -> None:
 
 
 def test_no_engine_outlives_its_job(manifest: dict[str, Any]) -> None:
-    titles = [" ".join(process.cmdline()) for process in psutil.process_iter() if process.is_running()]
-    assert [title for title in titles if "VLLM::" in title] == []
+    assert [process for process in psutil.process_iter() if is_engine(process)] == []
