@@ -10,13 +10,13 @@ import pyarrow as pa
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
-from cgd_ray.engines.join import join_results
+from cgd_ray.engines.join import Join
 from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.evaluation.scores import accuracy_table, compare, generated_quality, grade_results
 from cgd_ray.generation.planning import plan
-from cgd_ray.generation.run import GenerationResult, run_generation, train_rows
-from cgd_ray.generation.stages import Stages, build_stages, student_identity
+from cgd_ray.generation.run import GenerationResult, join_of, run_generation
+from cgd_ray.generation.stages import build_stages, student_identity
 from cgd_ray.report.summary import write_report
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.models import local_model, model_identity
@@ -67,13 +67,13 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> O
         check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
     recorded = {"generation": _record(run, "generation", outcome.generation, outcome, settings)}
-    curated = _timed(outcome, "curation", lambda: curate(recipe, store, prompts, generated.stages, outcome))
+    joined = join_of(recipe, prompts.table, generated.stages)
+    curated = _timed(outcome, "curation", lambda: curate(recipe, store, joined, outcome))
     if recipe.training.enabled and phases & {"train", "evaluate"}:
         _timed(outcome, "training", lambda: train(recipe, store, curated, outcome, may_train="train" in phases))
         recorded["training"] = _record(run, "training", outcome.training, outcome, settings)
     if questions is not None and "evaluate" in phases:
         _timed(outcome, "evaluation", lambda: evaluate(recipe, store, questions, outcome))
-        joined = join_results(train_rows(prompts.table), recipe.generation.draft.samples, generated.stages.all)
         outcome.evaluation["generated"] = generated_quality(joined)
         recorded["evaluation"] = _record(run, "evaluation", outcome.evaluation, outcome, settings)
     if "evaluate" in phases:
@@ -114,9 +114,9 @@ def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Ou
     return result
 
 
-def curate(recipe: Recipe, store: Store, prompts: PreparedPrompts, stages: Stages, outcome: Outcome) -> CurationResult:
+def curate(recipe: Recipe, store: Store, joined: Join, outcome: Outcome) -> CurationResult:
     """Training examples from the generated rows."""
-    curated = run_curation(recipe, store, stages.all, train_rows(prompts.table))
+    curated = run_curation(recipe, store, joined)
     outcome.curation = {"kept": curated.kept, "dropped": curated.dropped, "reused": curated.reused}
     return curated
 
@@ -150,12 +150,10 @@ def evaluate(recipe: Recipe, store: Store, rows: pa.Table, outcome: Outcome) -> 
 
 
 def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -> None:
-    stages = build_stages(recipe, store).all
-    lacking = plan(train_rows(prompts.table), recipe.generation.draft.samples, stages)
-    if not lacking.is_done:
-        raise CgdError(
-            f"generation is not complete ({len(lacking.work)} rows lack something): run jobs/generate.py first"
-        )
+    todo = plan(join_of(recipe, prompts.table, build_stages(recipe, store))).todo
+    if any(todo.values()):
+        lacking = ", ".join(f"{rows} of {stage}" for stage, rows in todo.items() if rows)
+        raise CgdError(f"generation is not complete (still to do: {lacking}): run jobs/generate.py first")
 
 
 def _prompt_counts(prompts: PreparedPrompts) -> Document:

@@ -1,25 +1,27 @@
 """The curation phase: generated rows in, training examples and the dropped rows with their reasons out."""
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters, targets
-from cgd_ray.engines.chain import Row, Stage
-from cgd_ray.engines.join import JoinedRow, join_results
+from cgd_ray.engines.chain import Row
+from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.errors import CgdError
+from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.fingerprint import fingerprint, parent_digest
+from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import DROPPED, EXAMPLES
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_PART_ROWS = 10_000
 _VERSION = 1  # raise it whenever filters or the grader judge otherwise, and examples are made anew
 Key = tuple[str, int]
 
@@ -34,8 +36,8 @@ class CurationResult:
     reused: bool
 
 
-def run_curation(recipe: Recipe, store: Store, stages: list[Stage], rows: pa.Table) -> CurationResult:
-    """Make examples of the rows (`train` prompts, PROMPTS schema) whose stages all succeeded and that pass the filters.
+def run_curation(recipe: Recipe, store: Store, joined: Join) -> CurationResult:
+    """Make examples of the rows whose stages all succeeded and that pass the filters.
 
     The examples' fingerprint covers the rows' own texts and the filters: a repaired row is curated anew, and what
     another run adds to the shared tables changes nothing here.
@@ -43,13 +45,12 @@ def run_curation(recipe: Recipe, store: Store, stages: list[Stage], rows: pa.Tab
     Raises:
         CgdError: nothing is left to train on.
     """
-    joined = list(join_results(rows, recipe.generation.draft.samples, stages))
     content = _content(recipe, joined)
     examples, dropped = _tables(store, content)
     described = examples.description()
     reused = described is not None
     if described is None:
-        kept, counts = _curate(recipe, _faulted(joined), examples, dropped)
+        kept, counts = _curate(recipe, joined, examples, dropped)
         described = {**content, "kept": kept, "dropped": counts}
         examples.describe(described)
     result = CurationResult(examples, described["kept"], described["dropped"], reused)
@@ -59,7 +60,7 @@ def run_curation(recipe: Recipe, store: Store, stages: list[Stage], rows: pa.Tab
     return result
 
 
-def dropped_reasons(recipe: Recipe, store: Store, joined: list[JoinedRow]) -> dict[Key, str] | None:
+def dropped_reasons(recipe: Recipe, store: Store, joined: Join) -> dict[Key, str] | None:
     """Why curation dropped rows, by key; None where these very results were not curated yet."""
     examples, dropped = _tables(store, _content(recipe, joined))
     if examples.description() is None:
@@ -67,20 +68,25 @@ def dropped_reasons(recipe: Recipe, store: Store, joined: list[JoinedRow]) -> di
     return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in dropped.read().to_pylist()}
 
 
-def _content(recipe: Recipe, joined: list[JoinedRow]) -> dict[str, Any]:
+def _content(recipe: Recipe, joined: Join) -> dict[str, Any]:
     """What the examples depend on."""
     return {
         "version": _VERSION,
-        "rows": fingerprint({"rows": [_digest(row) for row in joined]}),
+        "rows": _rows_digest(joined),
         "filters": recipe.curation.model_dump(),
         "targets": sorted(targets(recipe.training)),
     }
 
 
-def _digest(row: JoinedRow) -> list[str | int]:
-    texts = [str(value) for name, value in sorted(row.texts.items()) if name not in ("prompt_id", "sample", "source")]
-    states = [f"{name} {result['status']}" for name, result in row.results.items() if result]
-    return [row.texts["prompt_id"], row.texts["sample"], parent_digest(*texts, *states)]
+def _rows_digest(joined: Join) -> str:
+    """Of every row's key, texts and states; told from digests, without reading a text."""
+    whole = hashlib.sha256()
+    for shard in joined.shards():
+        for row in joined.rows(shard, texts=False):
+            states = {name: result and (result["status"], result["digest"]) for name, result in row.results.items()}
+            key = [row.texts["prompt_id"], row.texts["sample"], row.digests["prompt"], row.digests["reference"]]
+            whole.update(json.dumps([key, states]).encode())
+    return whole.hexdigest()[:16]
 
 
 def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
@@ -88,27 +94,36 @@ def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
     return Table(store, "examples", digest, EXAMPLES), Table(store, "dropped", digest, DROPPED)
 
 
-def _curate(recipe: Recipe, rows: Iterator[Row], examples: Table, dropped: Table) -> tuple[int, dict[str, int]]:
-    filters, counts = build_filters(recipe.curation, targets(recipe.training)), Counter[str]()
-    kept: list[dict[str, Any]] = []
-    out: list[dict[str, Any]] = []
-    for row in rows:
+def _curate(recipe: Recipe, joined: Join, examples: Table, dropped: Table) -> tuple[int, dict[str, int]]:
+    shards = list(enumerate(joined.shards()))
+    kept, counts = 0, Counter[str]()
+    for more, reasons in spread(partial(_curate_shard, recipe, joined, examples, dropped), shards):
+        kept += more
+        counts.update(reasons)
+    return kept, dict(counts)
+
+
+def _curate_shard(
+    recipe: Recipe, joined: Join, examples: Table, dropped: Table, numbered: tuple[int, Shard]
+) -> tuple[int, Counter[str]]:
+    number, shard = numbered
+    filters = build_filters(recipe.curation, targets(recipe.training))
+    kept: list[Row] = []
+    out: list[Row] = []
+    for row in _faulted(joined.rows(shard)):
         fault = row.pop("fault") or _first_fault(row, filters)
         if fault is None:
             kept.append(_example(row))
         else:
-            counts[f"{fault[0]}: {fault[1]}"] += 1
-            out.append(
-                {
-                    "prompt_id": row["prompt_id"],
-                    "sample": row["sample"],
-                    "stage": fault[0],
-                    "reason": fault[1],
-                }
-            )
-    _write(examples, kept)
-    _write(dropped, out)
-    return len(kept), dict(counts)
+            out.append(_dropped(row, *fault))
+    for table, rows in ((examples, kept), (dropped, out)):
+        if rows:
+            table.write_part(f"part-{number:06d}", rows)
+    return len(kept), Counter(f"{row['stage']}: {row['reason']}" for row in out)
+
+
+def _dropped(row: Row, stage: str, reason: str) -> Row:
+    return {"prompt_id": row["prompt_id"], "sample": row["sample"], "stage": stage, "reason": reason}
 
 
 def _faulted(rows: Iterable[JoinedRow]) -> Iterator[Row]:
@@ -144,8 +159,3 @@ def _first_fault(row: Row, filters: list[tuple[str, Filter]]) -> tuple[str, str]
 def _example(row: Row) -> dict[str, Any]:
     names = ("prompt_id", "sample", "prompt", "draft", "critique", "verdict", "answer", "reference")
     return {name: row[name] for name in names} | {"refinement": row["refine"]}
-
-
-def _write(table: Table, rows: list[dict[str, Any]]) -> None:
-    for start in range(0, len(rows), _PART_ROWS):
-        table.write_part(f"part-{start // _PART_ROWS:06d}", rows[start : start + _PART_ROWS])

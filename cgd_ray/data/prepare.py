@@ -10,6 +10,7 @@ import structlog
 from cgd_ray.config.data import DemoData
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.demo import DEMO_VERSION
+from cgd_ray.data.ordering import SortedRows
 from cgd_ray.data.sources import describe_source, source_identity
 from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_source
 from cgd_ray.errors import ConfigError
@@ -18,8 +19,11 @@ from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table
 
-PART_ROWS = 50_000
-"""Prompts held in memory at a time, and rows of a part file."""
+READ_ROWS = 50_000
+"""Prompts held in memory at a time."""
+
+PART_ROWS = 8_192
+"""Rows of a part file, about: what is planned, curated and retried as one piece."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,14 @@ def _demo_seed(recipe: Recipe, data: DemoData) -> int:
 def _write(recipe: Recipe, table: Table) -> _Counts:
     merger, counts = Merger(recipe.data.prompt_template), _Counts()
     prompts = _split(recipe, merger)
-    number = 0
-    while rows := [_row(prompt, split) for prompt, split in islice(prompts, PART_ROWS)]:
-        table.write_part(f"part-{number:06d}", rows)
-        number += 1
-        heldout = sum(row["split"] == "heldout" for row in rows)
-        counts.heldout += heldout
-        counts.train += len(rows) - heldout
+    with SortedRows(PROMPTS) as ordered:
+        while rows := [_row(prompt, split) for prompt, split in islice(prompts, READ_ROWS)]:
+            ordered.add(rows)
+            heldout = sum(row["split"] == "heldout" for row in rows)
+            counts.heldout += heldout
+            counts.train += len(rows) - heldout
+        for number, part in enumerate(ordered.parts(PART_ROWS)):
+            table.write_part(f"part-{number:06d}", part)
     counts.duplicates = merger.duplicates
     return counts
 

@@ -23,20 +23,16 @@ from cgd_ray.engines.base import (
     Turn,
 )
 from cgd_ray.storage.commit import Committer
-from cgd_ray.storage.fingerprint import derived_seed, parent_digest
+from cgd_ray.storage.fingerprint import derived_seed, parent_digest, text_digest
 from cgd_ray.storage.tables import Table
 
 TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
 """Stages whose texts a row can carry."""
 
-WORK = pa.schema(
+DONE = pa.schema(
     [
         pa.field("prompt_id", pa.string()),
         pa.field("sample", pa.int32()),
-        pa.field("prompt", pa.string()),
-        pa.field("reference", pa.string()),
-        *(pa.field(name, pa.string()) for name in TEXTS),
-        pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
         pa.field(
             "outcomes",
             pa.list_(
@@ -56,7 +52,18 @@ WORK = pa.schema(
         ),
     ]
 )
-"""Rows between operators: the key, the texts so far, what is still to be done, and what was done on the way."""
+"""Rows at the end of their way: the key, and what was done on it. Their texts are on storage."""
+
+WORK = pa.schema(
+    [
+        *DONE,
+        pa.field("prompt", pa.string()),
+        pa.field("reference", pa.string()),
+        *(pa.field(name, pa.string()) for name in TEXTS),
+        pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
+    ]
+)
+"""Rows between operators: with the texts so far, and what is still to be done."""
 
 Row = dict[str, Any]
 
@@ -77,9 +84,13 @@ class Stage:
     has_verdict: bool = False
     description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
 
-    def parent(self, row: Row) -> str:
-        """Digest of exactly the texts that the row's result is made from."""
-        return parent_digest(*(row[name] or "" for name in self.inputs))
+    def parent(self, digests: dict[str, str]) -> str:
+        """Digest of exactly the texts that a result is made from, given the digest of each by its name."""
+        return parent_digest(*(digests[name] for name in self.inputs))
+
+    def parent_of(self, row: Row) -> str:
+        """The same, given the texts."""
+        return self.parent({name: text_digest(row[name] or "") for name in self.inputs})
 
     def request(self, row: Row) -> Request:
         """What the engine is asked for this row; the seed is the row's own."""
@@ -196,8 +207,9 @@ def _result(stage: Stage, row: Row, made: Completion | CompletionError) -> Row:
     return {
         "prompt_id": row["prompt_id"],
         "sample": row["sample"],
-        "parent": stage.parent(row),
+        "parent": stage.parent_of(row),
         "status": _status(made),
+        "digest": text_digest(completion.text) if completion else None,
         "text": completion.text if completion else None,
         "finish_reason": completion.finish_reason if completion else None,
         "verdict": parse_verdict(completion.text) if completion and stage.has_verdict else None,

@@ -1,13 +1,16 @@
 """The one join of prompts with what the stages made of them: by key, and by the digest of the texts."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from cgd_ray.engines.chain import TEXTS, Row, Stage
+from cgd_ray.storage.fingerprint import text_digest
+from cgd_ray.storage.tables import IdRange, Table
 
-_PROMPT = ["prompt_id", "prompt", "reference", "source"]
+_PROMPT = ["prompt_id", "split", "prompt", "reference", "source"]
+_STATES = ["prompt_id", "sample", "parent", "status", "attempt", "digest"]
 
 
 @dataclass(frozen=True)
@@ -18,28 +21,74 @@ class JoinedRow:
     """`prompt_id`, `sample`, `prompt`, `reference`, `source`, and each stage's text, None where it did not succeed."""
     results: dict[str, Row | None]
     """By stage, upstream first: the row of its table (RESULTS schema), None where there is none."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Of the prompt, the reference, and every stage's text that succeeded."""
 
 
-def join_results(prompts: pa.Table, samples: int, stages: list[Stage]) -> Iterator[JoinedRow]:
-    """Every (prompt, sample) with its results, in the order of the prompts.
+@dataclass(frozen=True)
+class Shard:
+    """Prompts of one part of their table, and the parts of each stage's table that may hold their results."""
 
-    A result counts only if it was made from exactly the texts that the row has now (its parent digest).
+    prompts: str
+    results: dict[str, list[str]]
 
-    Args:
-        prompts: rows of the PROMPTS schema.
-        samples: drafts per prompt.
-        stages: upstream first.
+
+@dataclass(frozen=True)
+class Join:
+    """The `train` prompts of a run, each `samples` times, joined with the results of its stages (upstream first).
+
+    A result counts only if it was made from exactly the texts that the row has now (its parent digest). One shard is
+    held in memory at a time.
     """
-    results = {stage.name: stage.results.read().to_pylist() for stage in stages}
-    by_key = {
-        name: {(row["prompt_id"], row["sample"], row["parent"]): row for row in rows} for name, rows in results.items()
-    }
-    for prompt in prompts.select(_PROMPT).to_pylist():
-        for sample in range(samples):
-            joined = JoinedRow({**dict.fromkeys(TEXTS), **prompt, "sample": sample}, {})
-            for stage in stages:
-                result = by_key[stage.name].get((prompt["prompt_id"], sample, stage.parent(joined.texts)))
-                joined.results[stage.name] = result
-                if result and result["status"] == "ok":
-                    joined.texts[stage.name] = result["text"]
-            yield joined
+
+    prompts: Table
+    samples: int
+    stages: list[Stage]
+
+    def shards(self) -> list[Shard]:
+        """All shards, in the order of the prompts' ids; lists every table once."""
+        parts = {stage.name: [(name, IdRange.of_part(name)) for name in stage.results.parts()] for stage in self.stages}
+        return [_shard(prompts, parts) for prompts in self.prompts.parts()]
+
+    def rows(self, shard: Shard, *, texts: bool = True) -> Iterator[JoinedRow]:
+        """A shard's rows, in the order of their ids.
+
+        Without `texts` the stages' texts are not read: results hold `status`, `digest` and the key only.
+        """
+        prompts = self.prompts.read([shard.prompts], _PROMPT)
+        prompts = prompts.filter(pc.equal(prompts["split"], "train"))
+        results = {stage.name: _by_key(stage.results, shard, None if texts else _STATES) for stage in self.stages}
+        for prompt in prompts.to_pylist():
+            for sample in range(self.samples):
+                yield self._row(prompt, sample, results)
+
+    def __iter__(self) -> Iterator[JoinedRow]:
+        for shard in self.shards():
+            yield from self.rows(shard)
+
+    def _row(self, prompt: Row, sample: int, results: "dict[str, _Results]") -> JoinedRow:
+        digests = {"prompt": text_digest(prompt["prompt"]), "reference": text_digest(prompt["reference"] or "")}
+        joined = JoinedRow({**dict.fromkeys(TEXTS), **prompt, "sample": sample}, {}, digests)
+        del joined.texts["split"]
+        for stage in self.stages:
+            result = None
+            if all(name in digests for name in stage.inputs):
+                result = results[stage.name].get((prompt["prompt_id"], sample, stage.parent(digests)))
+            joined.results[stage.name] = result
+            if result and result["status"] == "ok":
+                joined.texts[stage.name] = result.get("text")
+                digests[stage.name] = result["digest"]
+        return joined
+
+
+_Results = dict[tuple[str, int, str], Row]
+
+
+def _shard(prompts: str, parts: dict[str, list[tuple[str, IdRange]]]) -> Shard:
+    ids = IdRange.of_part(prompts)
+    return Shard(prompts, {stage: [name for name, held in named if held.meets(ids)] for stage, named in parts.items()})
+
+
+def _by_key(table: Table, shard: Shard, columns: list[str] | None) -> _Results:
+    rows = table.read(shard.results[table.stage], columns).to_pylist()
+    return {(row["prompt_id"], row["sample"], row["parent"]): row for row in rows}

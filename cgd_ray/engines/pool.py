@@ -14,13 +14,13 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from cgd_ray.engines.base import Engine
-from cgd_ray.engines.chain import WORK, ChainRunner, Row, Stage
+from cgd_ray.engines.chain import DONE, WORK, ChainRunner, Row, Stage
 from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.errors import CgdError
 
-# A block is one task of an actor and leaves the operator when its slowest row is done, so it is small; each task costs
-# the driver about a millisecond, so it is not smaller.
-_BLOCK_ROWS = 8
+BLOCK_ROWS = 8
+"""Rows of a block of work. A block is one task of an actor and leaves the operator when its slowest row is done, so it
+is small; each task costs the driver about a millisecond, so it is not smaller."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Chain:
 class ChainActor:
     """One engine of the pool. Rows are coroutines on the engine's loop; Ray's own loop only waits for them."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, schema: pa.Schema) -> None:
+        self._schema = schema
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
         self._engine = chain.make_engine()
@@ -57,14 +58,19 @@ class ChainActor:
             asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._runner.run(row), self._loop))
             for row in batch.to_pylist()
         ]
-        return pa.Table.from_pylist(await asyncio.gather(*rows), schema=WORK)
+        return pa.Table.from_pylist(await asyncio.gather(*rows), schema=self._schema)
 
     def __del__(self) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.close(), self._loop).result(timeout=30)
 
 
-def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
-    """Stream work rows through the chains, all pools at once; yields each row at the end of its way.
+def work_of(table: pa.Table) -> ray.data.Dataset:
+    """Rows of the WORK schema as blocks of work."""
+    return ray.data.from_arrow([table.slice(start, BLOCK_ROWS) for start in range(0, len(table), BLOCK_ROWS)])
+
+
+def run_chains(chains: list[Chain], work: ray.data.Dataset) -> Generator[Row]:
+    """Stream blocks of work through the chains, all pools at once; yields each row (DONE schema) at the end of its way.
 
     Closing the iterator stops the pools. Every result is on storage before its row is yielded.
 
@@ -77,13 +83,11 @@ def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
     context.enable_progress_bars = False
     # Ray 2.60 has no other way to bound the restarts of a pool's actors, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
-    blocks = [work.slice(start, _BLOCK_ROWS) for start in range(0, len(work), _BLOCK_ROWS)]
-    dataset = ray.data.from_arrow(blocks)
     for chain in chains:
-        tasks = max(1, chain.max_in_flight // _BLOCK_ROWS)
-        dataset = dataset.map_batches(
+        tasks = max(1, chain.max_in_flight // BLOCK_ROWS)
+        work = work.map_batches(
             ChainActor,
-            fn_constructor_args=[chain],
+            fn_constructor_args=[chain, DONE if chain is chains[-1] else WORK],
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(
@@ -94,7 +98,7 @@ def run_chains(chains: list[Chain], work: pa.Table) -> Generator[Row]:
             **_resources(chain),
         )
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        for batch in work.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
     except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
         raise _explained(error) from error

@@ -12,7 +12,7 @@ from cgd_ray.data.identity import holdout_position
 from cgd_ray.engines.build import build_chain, engine_identity
 from cgd_ray.engines.chain import TEXTS, WORK, BarePrompt, Row, Stage
 from cgd_ray.engines.placement import read_cluster
-from cgd_ray.engines.pool import run_chains
+from cgd_ray.engines.pool import run_chains, work_of
 from cgd_ray.engines.progress import Progress
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.answers import gold_of
@@ -55,7 +55,7 @@ def run_evaluation(
     """
     stage = _stage(recipe, store, identity)
     done = {row["parent"] for row in stage.results.read().to_pylist() if row["status"] != "failed"}
-    work = [_work(row) for row in rows.to_pylist() if stage.parent(row) not in done]
+    work = [_work(row) for row in rows.to_pylist() if stage.parent_of(row) not in done]
     spent: dict[str, Any] = {}
     if work:
         log.info(f"evaluating the {name} student", prompts=len(work))
@@ -64,7 +64,7 @@ def run_evaluation(
     else:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
     table = stage.results.read()
-    return table.filter(pc.is_in(table["parent"], pa.array([stage.parent(row) for row in rows.to_pylist()]))), spent
+    return table.filter(pc.is_in(table["parent"], pa.array([stage.parent_of(row) for row in rows.to_pylist()]))), spent
 
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
@@ -127,7 +127,7 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(work)}) as progress:
-        for row in run_chains([chain], work):
+        for row in run_chains([chain], work_of(work)):
             for outcome in row["outcomes"]:
                 progress.add(outcome)
     return progress.summary()["evaluation"]

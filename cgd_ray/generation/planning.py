@@ -1,12 +1,18 @@
 """Which rows lack which stages: the prompts joined with what the tables hold, by key and by parent digest."""
 
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 
 import pyarrow as pa
 
 from cgd_ray.engines.chain import TEXTS, WORK, Row, Stage
-from cgd_ray.engines.join import join_results
+from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.tables import Table
+
+_WORK_ROWS = 256
 
 
 @dataclass
@@ -23,33 +29,40 @@ class StageCount:
 
 @dataclass
 class Plan:
-    """Rows that lack something, and how the stages stand."""
+    """How the stages of a run stand, and the shards that hold rows that lack something."""
 
-    work: pa.Table
     counts: dict[str, StageCount] = field(default_factory=dict)
     todo: dict[str, int] = field(default_factory=dict)  # rows to do per stage, failed ones included
+    shards: list[Shard] = field(default_factory=list)
 
     @property
     def is_done(self) -> bool:
         """Whether no row lacks anything."""
-        return len(self.work) == 0
+        return not self.shards
+
+    @property
+    def rows(self) -> int:
+        """All rows of the run."""
+        return max((sum(vars(count).values()) for count in self.counts.values()), default=0)
 
 
-def plan(prompts: pa.Table, samples: int, stages: list[Stage]) -> Plan:
-    """Join prompts (the `train` rows) with the stages' results.
+def plan(join: Join) -> Plan:
+    """Count how the rows stand; shards are judged side by side where there is a cluster, and no text is read.
 
     A stage whose upstream is still to be made counts as pending; failed rows are to be done again.
     """
-    counts = {stage.name: StageCount() for stage in stages}
-    rows = []
-    for joined in join_results(prompts, samples, stages):
-        row = {**joined.texts, "todo": [], "outcomes": []}
-        for stage in stages:
-            _judge(row, stage, joined.results[stage.name], counts[stage.name])
-        if row["todo"]:
-            rows.append(row)
-    todo = {stage.name: sum(stage.name in row["todo"] for row in rows) for stage in stages}
-    return Plan(pa.Table.from_pylist(rows, schema=WORK), counts, todo)
+    whole = Plan({stage.name: StageCount() for stage in join.stages}, {stage.name: 0 for stage in join.stages})
+    for part in spread(partial(_plan_shard, join), join.shards()):
+        _add(whole, part)
+    return whole
+
+
+def work(join: Join, shard: Shard, stages: Set[str]) -> Iterator[pa.Table]:
+    """A shard's rows (WORK schema) that lack one of these stages, in blocks of any size."""
+    rows = (_work_row(join.stages, joined) for joined in join.rows(shard))
+    wanted = (row for row in rows if stages & set(row["todo"]))
+    while block := list(islice(wanted, _WORK_ROWS)):
+        yield pa.Table.from_pylist(block, schema=WORK)
 
 
 def with_attempts(stages: list[Stage]) -> list[Stage]:
@@ -57,16 +70,45 @@ def with_attempts(stages: list[Stage]) -> list[Stage]:
     return [replace(stage, attempt=_next_attempt(stage.results)) for stage in stages]
 
 
-def _judge(row: Row, stage: Stage, result: Row | None, count: StageCount) -> None:
+def _plan_shard(join: Join, shard: Shard) -> Plan:
+    found = Plan({stage.name: StageCount() for stage in join.stages}, {stage.name: 0 for stage in join.stages})
+    for joined in join.rows(shard, texts=False):
+        todo: list[str] = []
+        for stage in join.stages:
+            _judge(joined, stage, todo, found.counts[stage.name])
+        for name in todo:
+            found.todo[name] += 1
+    if any(found.todo.values()):
+        found.shards.append(shard)
+    return found
+
+
+def _add(whole: Plan, part: Plan) -> None:
+    for name, count in part.counts.items():
+        for state, rows in vars(count).items():
+            setattr(whole.counts[name], state, getattr(whole.counts[name], state) + rows)
+        whole.todo[name] += part.todo[name]
+    whole.shards += part.shards
+
+
+def _work_row(stages: list[Stage], joined: JoinedRow) -> Row:
+    todo: list[str] = []
+    for stage in stages:
+        _judge(joined, stage, todo, StageCount())
+    return {**joined.texts, "todo": todo, "outcomes": []}
+
+
+def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) -> None:
+    result = joined.results[stage.name]
     upstream = [name for name in stage.inputs if name in TEXTS]
-    if any(row[name] is None and name not in row["todo"] for name in upstream):
+    if any(name not in joined.digests and name not in todo for name in upstream):
         count.blocked += 1
-    elif result is None or any(name in row["todo"] for name in upstream):
+    elif result is None or any(name in todo for name in upstream):
         count.pending += 1
-        row["todo"].append(stage.name)
+        todo.append(stage.name)
     elif result["status"] == "failed":
         count.failed += 1
-        row["todo"].append(stage.name)
+        todo.append(stage.name)
     elif result["status"] == "truncated":
         count.truncated += 1
     elif result["status"] == "over-long":

@@ -1,25 +1,28 @@
 """The generation phase: plan what is missing, build only the engines that have work, stream the rows through."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
+import ray.data
 import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.chain import Stage
+from cgd_ray.engines.join import Join
 from cgd_ray.engines.placement import Cluster, fits, read_cluster
-from cgd_ray.engines.pool import Chain, require_chains_fit, run_chains
+from cgd_ray.engines.pool import BLOCK_ROWS, Chain, require_chains_fit, run_chains
 from cgd_ray.engines.progress import Progress, StageTally
 from cgd_ray.errors import StoppedError
-from cgd_ray.generation.planning import Plan, plan, with_attempts
+from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
+_READER_CPUS = 0.01  # the engines may hold all whole ones
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,9 @@ class GenerationResult:
         return not self.tallies
 
 
-def train_rows(prompts: Table) -> pa.Table:
-    """The prompts that are drafted on and trained on."""
-    table = prompts.read()
-    return table.filter(pc.equal(table["split"], "train"))
+def join_of(recipe: Recipe, prompts: Table, stages: Stages) -> Join:
+    """The run's rows with what is generated of them."""
+    return Join(prompts, recipe.generation.draft.samples, stages.all)
 
 
 def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationResult:
@@ -50,11 +52,11 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
         StoppedError: a ceiling or too many failures stopped it; the same command continues.
         CgdError: an engine could not start or died.
     """
-    stages, rows = build_stages(recipe, store), train_rows(prompts)
-    samples = recipe.generation.draft.samples
-    current = plan(rows, samples, stages.all)
+    stages = build_stages(recipe, store)
+    join = join_of(recipe, prompts, stages)
+    current = plan(join)
     if current.is_done:
-        log.info("generation: nothing to do, no engine is loaded", rows=len(rows) * samples)
+        log.info("generation: nothing to do, no engine is loaded", rows=current.rows)
         return GenerationResult(stages, _counts(current))
     for stage in stages.all:
         stage.results.describe(stage.description)
@@ -66,9 +68,10 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
     with guard.progress:
         for number, part in enumerate(parts):
             if number:  # what the part before made
-                current = plan(rows, samples, stages.all)
-            _run(recipe, guard, _for_role(current.work, part), _needed(current, stages, part))
-    done = plan(rows, samples, stages.all)
+                current = plan(join)
+            if needed := _needed(current, stages, part):
+                _run(recipe, guard, _work(join, current, needed), needed)
+    done = plan(join)
     guard.require_some(done)
     return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
 
@@ -98,25 +101,41 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
     return [stage for stage in (among or stages.all) if current.todo[stage.name]]
 
 
-def _for_role(work: pa.Table, stages: list[Stage]) -> pa.Table:
-    names = {stage.name for stage in stages}
-    mask = [bool(names & set(todo)) for todo in work["todo"].to_pylist()]
-    return work.filter(pa.array(mask, pa.bool_()))
+def _work(join: Join, current: Plan, needed: list[Stage]) -> ray.data.Dataset:
+    """The rows that lack one of these stages, read where there is a core to spare while the engines already work."""
+    shards = ray.data.from_items(
+        [{"shard": shard} for shard in current.shards], override_num_blocks=len(current.shards)
+    )
+    blocks = shards.map_batches(
+        _Blocks(join, frozenset(stage.name for stage in needed)),
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=_READER_CPUS,
+    )
+    return blocks.repartition(target_num_rows_per_block=BLOCK_ROWS)
 
 
-def _run(recipe: Recipe, guard: "_Guard", work: pa.Table, needed: list[Stage]) -> None:
-    if not needed or len(work) == 0:
-        return
+@dataclass(frozen=True)
+class _Blocks:
+    join: Join
+    stages: frozenset[str]
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        for shard in batch["shard"]:
+            yield from work(self.join, shard, self.stages)
+
+
+def _run(recipe: Recipe, guard: "_Guard", rows: ray.data.Dataset, needed: list[Stage]) -> None:
     chains = _chains(recipe, with_attempts(needed))
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
-    rows = run_chains(chains, work)
+    done = run_chains(chains, rows)
     try:
-        for row in rows:
+        for row in done:
             guard.check(row["outcomes"])
     finally:
-        rows.close()
+        done.close()
 
 
 def _chains(recipe: Recipe, needed: list[Stage]) -> list[Chain]:

@@ -2,27 +2,26 @@
 
 from itertools import islice
 
-import pyarrow as pa
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import dropped_reasons
 from cgd_ray.data.prepare import prepare_prompts
-from cgd_ray.engines.join import JoinedRow, join_results
+from cgd_ray.engines.join import Join, JoinedRow
 from cgd_ray.generation.planning import plan
-from cgd_ray.generation.run import train_rows
-from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.generation.run import join_of
+from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run, telling
 
 
 def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     """Rows per stage and state; what the next run of this recipe would generate."""
-    stages, rows = _load(recipe, store)
-    current = plan(rows, recipe.generation.draft.samples, stages.all)
+    joined = _joined(recipe, store)
+    current = plan(joined)
     table = RichTable("stage", "table", "ok", "truncated", "over-long", "failed", "pending", "blocked", "to do")
-    for stage in stages.all:
+    for stage in joined.stages:
         count = current.counts[stage.name]
         numbers = (
             count.ok,
@@ -45,8 +44,7 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
 
 def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dropped: bool) -> None:
     """The first rows with all their texts, in the order of their keys."""
-    stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
-    joined = list(join_results(train_rows(prompts), recipe.generation.draft.samples, stages.all))
+    joined = _joined(recipe, store)
     reasons = dropped_reasons(recipe, store, joined)
     if reasons is None:
         console.print("these rows were not curated yet with these settings: what is dropped is not known")
@@ -73,5 +71,5 @@ def _key(row: JoinedRow) -> tuple[str, int]:
     return row.texts["prompt_id"], row.texts["sample"]
 
 
-def _load(recipe: Recipe, store: Store) -> tuple[Stages, pa.Table]:
-    return build_stages(recipe, store), train_rows(prepare_prompts(recipe, store).table)
+def _joined(recipe: Recipe, store: Store) -> Join:
+    return join_of(recipe, prepare_prompts(recipe, store).table, build_stages(recipe, store))

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import struct
 from typing import Any
 
 
@@ -12,17 +11,17 @@ def fingerprint(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def parent_digest(*texts: str) -> str:
-    """Thirty-two hex digits of exactly these texts, in this order.
+def text_digest(text: str) -> str:
+    """Thirty-two hex digits of exactly this text."""
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
-    Each text goes in behind its length, so that ("ab", "c") and ("a", "bc") differ.
+
+def parent_digest(*digests: str) -> str:
+    """Thirty-two hex digits of the digests of the texts that something was made from, in this order.
+
+    Digests, not texts: whether a result belongs to its row can then be told without reading any text.
     """
-    digest = hashlib.blake2b(digest_size=16)
-    for text in texts:
-        raw = text.encode()
-        digest.update(struct.pack("<Q", len(raw)))
-        digest.update(raw)
-    return digest.hexdigest()
+    return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def derived_seed(*parts: str | int) -> int:

@@ -1,9 +1,13 @@
-"""Append-only tables of Parquet parts: `root/tables/STAGE/FINGERPRINT/part-*.parquet`, `table.json` beside them."""
+"""Append-only tables of Parquet parts: `root/tables/STAGE/FINGERPRINT/part-*.parquet`, `table.json` beside them.
+
+Work is given out in the order of prompt ids, so a part holds a narrow range of them. Its name ends in that range:
+what a listing says is the index, and rows of some prompts are found without opening the other parts.
+"""
 
 import functools
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +17,7 @@ import pyarrow.parquet as pq
 
 from cgd_ray.storage.filesystem import Store
 
+_DIGITS = 4  # of an id, in a part's name: 65,536 ranges
 # Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
 _STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "failed": 1}
 
@@ -46,43 +51,76 @@ class Table:
         return content
 
     def write_part(self, part: str, rows: list[dict[str, Any]] | pa.Table) -> None:
-        """Commit rows as the part of that name, whole or not at all."""
+        """Commit rows as the part of that name, whole or not at all; the range of their ids goes into the name."""
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
         buffer = io.BytesIO()
         pq.write_table(table.cast(self.schema), buffer, compression="zstd")
-        self.store.write(f"{self.folder}/{part}.parquet", buffer.getvalue())
+        self.store.write(f"{self.folder}/{part}-{IdRange.of(table)}.parquet", buffer.getvalue())
 
     def parts(self) -> list[str]:
         """Names of the parts, sorted."""
         return self.store.names(self.folder, suffix=".parquet")
 
-    def batches(self) -> Iterator[pa.Table]:
-        """The parts one by one, as they were written, with a column `part` added."""
-        for part in self.parts():
-            table = pq.read_table(io.BytesIO(self.store.read(f"{self.folder}/{part}")), schema=self.schema)
+    def batches(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """Parts one by one, as they were written, with a column `part` added; all of them where none are named."""
+        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        for part in self.parts() if parts is None else parts:
+            content = io.BytesIO(self.store.read(f"{self.folder}/{part}"))
+            table = pq.read_table(content, schema=schema, columns=columns)
             yield table.append_column("part", pa.array([part] * len(table), pa.string()))
 
-    def read(self) -> pa.Table:
-        """All rows, one per key (and parent, where results have one), sorted by key.
+    def read(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> pa.Table:
+        """Rows, one per key (and parent, where results have one), sorted by key.
 
         Where it was written more than once, success wins over failure, then the lowest attempt, then the part name.
+
+        Args:
+            parts: names of parts; none takes all.
+            columns: names of columns, among them the key, `parent`, `status` and `attempt` where the table has them.
         """
-        tables = list(self.batches())
+        tables = list(self.batches(parts, columns))
         if not tables:
-            return self.schema.empty_table()
-        return _one_per_key(pa.concat_tables(tables), self.schema)
+            return self.schema.empty_table().select(columns or self.schema.names)
+        return _one_per_key(pa.concat_tables(tables))
 
 
-def _one_per_key(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    keys = [name for name in ("prompt_id", "sample", "parent") if name in schema.names]
+@dataclass(frozen=True, order=True)
+class IdRange:
+    """A closed range of prompt ids, by their first hex digits."""
+
+    first: str
+    last: str
+
+    @staticmethod
+    def of(rows: pa.Table) -> "IdRange":
+        """The range that holds all the rows."""
+        ends = pc.min_max(rows["prompt_id"]).as_py()
+        return IdRange(*((ends[end] or "")[:_DIGITS] for end in ("min", "max")))
+
+    @staticmethod
+    def of_part(name: str) -> "IdRange":
+        """The range that a part's name says."""
+        return IdRange(*name.removesuffix(".parquet").split("-")[-2:])
+
+    def meets(self, other: "IdRange") -> bool:
+        """Whether an id may be in both."""
+        return self.first <= other.last and other.first <= self.last
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+def _one_per_key(table: pa.Table) -> pa.Table:
+    names = [name for name in table.schema.names if name != "part"]
+    keys = [name for name in ("prompt_id", "sample", "parent") if name in names]
     order = [(name, "ascending") for name in keys]
-    if "status" in schema.names:
+    if "status" in names:
         ranks = pa.array([_STATUS_RANK[status] for status in table["status"].to_pylist()], pa.int8())
         table = table.append_column("rank", ranks)
         order += [("rank", "ascending"), ("attempt", "ascending")]
     order.append(("part", "ascending"))
     table = table.sort_by(order)
-    return table.filter(_first_of_each(table, keys)).select(schema.names)
+    return table.filter(_first_of_each(table, keys)).select(names)
 
 
 def _first_of_each(table: pa.Table, keys: list[str]) -> pa.ChunkedArray | pa.Array:

@@ -14,7 +14,7 @@ import pytest
 import s3fs
 from transformers import AutoTokenizer
 
-from cgd_ray.storage.fingerprint import parent_digest
+from cgd_ray.storage.fingerprint import parent_digest, text_digest
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.packing import batches, join, padding, plan_passes
 from cgd_ray.training.rows import EncodedRows
@@ -95,7 +95,7 @@ def test_texts_belong_together(manifest: dict[str, Any], bucket: s3fs.S3FileSyst
     assert refinements
     for key, refinement in refinements.items():
         texts = (prompts[key]["prompt"], drafts[key]["text"], critiques[key]["text"], answers[key]["text"])
-        assert refinement["parent"] == parent_digest(*texts)
+        assert refinement["parent"] == parent_digest(*map(text_digest, texts))
         assert refinement["model"].startswith("demo:qwen2.5-0.5b@")
 
 

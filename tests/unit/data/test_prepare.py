@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -134,7 +135,7 @@ def test_what_an_interrupted_call_left_is_completed(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(prepare, "PART_ROWS", 8)
     write_part = Table.write_part
 
-    def dies_at_the_third(self: Table, part: str, rows: list[Row]) -> None:
+    def dies_at_the_third(self: Table, part: str, rows: pa.Table) -> None:
         if part == "part-000002":
             raise KeyboardInterrupt
         write_part(self, part, rows)

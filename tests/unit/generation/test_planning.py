@@ -12,12 +12,15 @@ from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.curation.run import run_curation
 from cgd_ray.data.identity import prompt_id
 from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
-from cgd_ray.engines.chain import ChainRunner, parse_verdict
+from cgd_ray.engines.chain import WORK, ChainRunner, parse_verdict
+from cgd_ray.engines.join import Join
 from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.generation.planning import plan, with_attempts
+from cgd_ray.generation.planning import plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint, text_digest
 from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table
 
 
 def recipe(root: Path, **changes: Any) -> Recipe:
@@ -46,6 +49,21 @@ def prompts(count: int) -> pa.Table:
         for i, text in enumerate(texts)
     ]
     return pa.Table.from_pylist(rows, schema=PROMPTS)
+
+
+def joined(stages: Stages, rows: pa.Table, samples: int = 1) -> Join:
+    """The rows as a prompts table of their own, joined with the stages' tables."""
+    table = Table(stages.draft.results.store, "prompts", fingerprint({"rows": rows.to_pylist()}), PROMPTS)
+    table.write_part("part-000000", rows)
+    return Join(table, samples, stages.all)
+
+
+def lacking(join: Join) -> pa.Table:
+    """All rows that lack something."""
+    names = {stage.name for stage in join.stages}
+    return pa.concat_tables(
+        [WORK.empty_table(), *(block for shard in join.shards() for block in work(join, shard, names))]
+    )
 
 
 class Counting(ScriptedEngine):
@@ -78,29 +96,29 @@ def engine(**options: Any) -> Counting:
 
 def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    first = plan(prompts(5), 1, stages.all)
+    first = plan(joined(stages, prompts(5)))
     assert first.todo == {"draft": 5, "critique": 5, "refine": 5}
-    walk(stages, first.work, engine())
-    second = plan(prompts(5), 1, stages.all)
+    walk(stages, lacking(joined(stages, prompts(5))), engine())
+    second = plan(joined(stages, prompts(5)))
     assert second.is_done
     assert [count.ok for count in second.counts.values()] == [5, 5, 5]
 
 
 def test_growing_the_data_generates_only_the_new_rows(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    walk(stages, plan(prompts(5), 1, stages.all).work, engine())
+    walk(stages, lacking(joined(stages, prompts(5))), engine())
     asked = engine()
-    walk(stages, plan(prompts(8), 1, stages.all).work, asked)
+    walk(stages, lacking(joined(stages, prompts(8))), asked)
     assert len(asked.asked) == 3 * 3
 
 
 def test_rows_enter_at_the_stage_that_they_lack(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    walk(stages, plan(prompts(4), 1, stages.all).work, engine(), only=["draft"])
-    current = plan(prompts(4), 1, stages.all)
+    walk(stages, lacking(joined(stages, prompts(4))), engine(), only=["draft"])
+    current = plan(joined(stages, prompts(4)))
     assert current.todo == {"draft": 0, "critique": 4, "refine": 4}
     asked = engine()
-    walk(stages, current.work, asked)
+    walk(stages, lacking(joined(stages, prompts(4))), asked)
     assert {request.key.split("-")[0] for request in asked.asked} == {"critique", "refine"}
 
 
@@ -149,52 +167,53 @@ def test_a_failed_row_is_kept_with_its_reason_and_tried_again(tmp_path: Path) ->
             return await super().complete(request)
 
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    walk(stages, plan(prompts(3), 1, stages.all).work, Failing(ScriptedOptions(type="scripted")))
-    after = plan(prompts(3), 1, stages.all)
+    walk(stages, lacking(joined(stages, prompts(3))), Failing(ScriptedOptions(type="scripted")))
+    after = plan(joined(stages, prompts(3)))
     assert (after.counts["critique"].failed, after.todo) == (3, {"draft": 0, "critique": 3, "refine": 3})
     kept = stages.critique.results.read().to_pylist()
     assert {row["error"] for row in kept} == {"HTTP 503 from the endpoint"}
-    walk(stages, after.work, engine())
-    assert plan(prompts(3), 1, stages.all).is_done
+    walk(stages, lacking(joined(stages, prompts(3))), engine())
+    assert plan(joined(stages, prompts(3))).is_done
 
 
 def test_nothing_is_paid_for_after_a_truncated_draft(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
     asked = engine(truncate_fraction=1.0)
-    walk(stages, plan(prompts(3), 1, stages.all).work, asked)
+    walk(stages, lacking(joined(stages, prompts(3))), asked)
     assert len(asked.asked) == 3
-    after = plan(prompts(3), 1, stages.all)
+    after = plan(joined(stages, prompts(3)))
     assert after.is_done
     assert (after.counts["draft"].truncated, after.counts["refine"].blocked) == (3, 3)
 
 
 def test_a_critique_of_another_draft_is_not_used(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    walk(stages, plan(prompts(1), 1, stages.all).work, engine())
+    walk(stages, lacking(joined(stages, prompts(1))), engine())
     rows = stages.draft.results.read().to_pylist()
+    other = {"text": "another draft", "digest": text_digest("another draft")}
     for part in stages.draft.results.parts():
         stages.draft.results.store.remove(f"{stages.draft.results.folder}/{part}")
-    stages.draft.results.write_part("part-0001-x-000000", [{**rows[0], "text": "another draft"}])
-    assert plan(prompts(1), 1, stages.all).todo == {"draft": 0, "critique": 1, "refine": 1}
+    stages.draft.results.write_part("part-0001-x-000000", [{**rows[0], **other}])
+    assert plan(joined(stages, prompts(1))).todo == {"draft": 0, "critique": 1, "refine": 1}
 
 
 def test_the_same_prompt_with_other_white_space_is_done_once_and_then_stays_done(tmp_path: Path) -> None:
     # Its id is the same, the text that the model sees is not.
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    walk(stages, plan(prompts(1), 1, stages.all).work, engine())
+    walk(stages, lacking(joined(stages, prompts(1))), engine())
     spaced = prompts(1).set_column(2, PROMPTS.field("prompt"), pa.array(["What is  0 + 0?"]))
-    current = plan(spaced, 1, stages.all)
+    current = plan(joined(stages, spaced))
     assert current.todo == {"draft": 1, "critique": 1, "refine": 1}
-    walk(stages, current.work, engine())
-    assert plan(spaced, 1, stages.all).is_done
-    assert plan(prompts(1), 1, stages.all).is_done
+    walk(stages, lacking(joined(stages, spaced)), engine())
+    assert plan(joined(stages, spaced)).is_done
+    assert plan(joined(stages, prompts(1))).is_done
 
 
 def test_samples_have_their_own_seeds_and_results(tmp_path: Path) -> None:
     changed = recipe(tmp_path, generation={"draft": {"samples": 3, "temperature": 1.0}})
     stages = build_stages(changed, Store(str(tmp_path)))
     asked = engine()
-    walk(stages, plan(prompts(2), 3, stages.all).work, asked)
+    walk(stages, lacking(joined(stages, prompts(2), 3)), asked)
     seeds = [request.decoding.seed for request in asked.asked if request.key.startswith("draft")]
     assert len(set(seeds)) == 6
     assert len(stages.refine.results.read()) == 6
@@ -203,7 +222,7 @@ def test_samples_have_their_own_seeds_and_results(tmp_path: Path) -> None:
 def test_the_refine_conversation_continues_the_critique(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
     asked = engine()
-    walk(stages, plan(prompts(1), 1, stages.all).work, asked)
+    walk(stages, lacking(joined(stages, prompts(1))), asked)
     critique, refine = (next(r for r in asked.asked if r.key.startswith(name)) for name in ("critique", "refine"))
     assert refine.turns[0] == critique.turns[0]
     assert [turn.role for turn in refine.turns] == ["user", "assistant", "user"]
@@ -215,7 +234,7 @@ def test_the_reference_is_shown_to_the_teacher_only_where_asked_for(tmp_path: Pa
         root = tmp_path / reference
         changed = recipe(root, generation={"critique": {"reference": reference}})
         stages, asked = build_stages(changed, Store(str(root))), engine()
-        walk(stages, plan(table, 1, stages.all).work, asked)
+        walk(stages, lacking(joined(stages, table)), asked)
         assert any("SECRET-GOLD" in turn.content for request in asked.asked for turn in request.turns) is shown
 
 
@@ -244,8 +263,8 @@ class Strict(Counting):
 
 def test_a_prompt_without_room_is_done_with_and_never_tried_again(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
-    walk(stages, plan(prompts(3), 1, stages.all).work, Strict(ScriptedOptions(type="scripted")))
-    after = plan(prompts(3), 1, stages.all)
+    walk(stages, lacking(joined(stages, prompts(3))), Strict(ScriptedOptions(type="scripted")))
+    after = plan(joined(stages, prompts(3)))
     assert after.is_done
     assert (after.counts["critique"].ok, after.counts["critique"].over_long) == (2, 1)
     assert after.counts["refine"].blocked == 1
@@ -254,10 +273,10 @@ def test_a_prompt_without_room_is_done_with_and_never_tried_again(tmp_path: Path
 def test_curation_is_the_same_whatever_another_run_adds_to_the_tables(tmp_path: Path) -> None:
     made, store = recipe(tmp_path, curation={"require_correct": False}), Store(str(tmp_path))
     stages = build_stages(made, store)
-    walk(stages, plan(prompts(3), 1, stages.all).work, engine())
-    first = run_curation(made, store, stages.all, prompts(3))
-    walk(stages, plan(prompts(6), 1, stages.all).work, engine())
-    again = run_curation(made, store, stages.all, prompts(3))
+    walk(stages, lacking(joined(stages, prompts(3))), engine())
+    first = run_curation(made, store, joined(stages, prompts(3)))
+    walk(stages, lacking(joined(stages, prompts(6))), engine())
+    again = run_curation(made, store, joined(stages, prompts(3)))
     assert again.reused
     assert again.examples.fingerprint == first.examples.fingerprint
-    assert not run_curation(made, store, stages.all, prompts(6)).reused
+    assert not run_curation(made, store, joined(stages, prompts(6))).reused

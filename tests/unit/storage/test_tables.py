@@ -8,9 +8,9 @@ import pytest
 
 from cgd_ray.storage.commit import Committer
 from cgd_ray.storage.filesystem import Store, require_writable
-from cgd_ray.storage.fingerprint import derived_seed, fingerprint, parent_digest
+from cgd_ray.storage.fingerprint import derived_seed, fingerprint, parent_digest, text_digest
 from cgd_ray.storage.schemas import RESULTS
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.tables import IdRange, Table
 
 
 def result(prompt: str, status: str, attempt: int, text: str | None = None, sample: int = 0) -> dict[str, Any]:
@@ -18,6 +18,7 @@ def result(prompt: str, status: str, attempt: int, text: str | None = None, samp
         "prompt_id": prompt,
         "sample": sample,
         "parent": "p",
+        "digest": text,
         "status": status,
         "text": text,
         "finish_reason": None,
@@ -59,7 +60,7 @@ def test_an_empty_table_has_the_schema(table: Table) -> None:
 def test_unfinished_writes_are_not_parts(table: Table, tmp_path: Path) -> None:
     table.write_part("part-0001-a-000000", [result("a", "ok", 1, "x")])
     (tmp_path / table.folder / ".part-0001-b-000000.parquet.12ab.tmp").write_bytes(b"half a part")
-    assert table.parts() == ["part-0001-a-000000.parquet"]
+    assert table.parts() == ["part-0001-a-000000-a-a.parquet"]
     assert len(table.read()) == 1
 
 
@@ -83,8 +84,11 @@ def test_a_root_that_cannot_be_written_is_named() -> None:
 
 
 def test_digests_depend_on_every_text_and_its_place() -> None:
-    assert parent_digest("ab", "c") != parent_digest("a", "bc")
-    assert parent_digest("a", "") != parent_digest("a")
+    def parent(*texts: str) -> str:
+        return parent_digest(*map(text_digest, texts))
+
+    assert parent("ab", "c") != parent("a", "bc") != parent("bc", "a")
+    assert parent("a", "") != parent("a")
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert derived_seed(1, "draft", "p", 2) != derived_seed(1, "draft", "p", 3)
     assert derived_seed(1, "x", 12) != derived_seed(1, "x1", 2)
@@ -127,3 +131,23 @@ def test_a_coroutine_learns_that_its_row_could_not_be_stored(table: Table, monke
     monkeypatch.setattr(Store, "write", refuse)
     with pytest.raises(OSError, match="disk full"):
         asyncio.run(scenario())
+
+
+def test_rows_of_a_range_are_found_by_the_names_of_the_parts(table: Table) -> None:
+    low, high, wide = ["00ff1", "01000"], ["ff001"], ["00001", "fffff"]
+    for number, ids in enumerate((low, high, wide)):
+        table.write_part(f"part-0001-a-{number:06d}", [result(identity, "ok", 1, "x") for identity in ids])
+    ranges = [IdRange.of_part(name) for name in table.parts()]
+    assert [(held.first, held.last) for held in ranges] == [("00ff", "0100"), ("ff00", "ff00"), ("0000", "ffff")]
+    asked = IdRange("0100", "0100")
+    chosen = [name for name in table.parts() if IdRange.of_part(name).meets(asked)]
+    assert table.read(chosen)["prompt_id"].to_pylist() == ["00001", "00ff1", "01000", "fffff"]
+
+
+def test_columns_can_be_read_without_the_texts(table: Table) -> None:
+    table.write_part("part-0001-a-000000", [result("a", "failed", 1)])
+    table.write_part("part-0002-a-000000", [result("a", "ok", 2, "text")])
+    columns = ["prompt_id", "sample", "parent", "status", "attempt"]
+    rows = table.read(columns=columns)
+    assert rows.schema.names == columns
+    assert rows["status"].to_pylist() == ["ok"]
