@@ -67,6 +67,9 @@ WORK = pa.schema(
 
 Row = dict[str, Any]
 
+_IDLE_SECONDS = 0.05  # long enough for blocks that follow each other, short beside any completion
+_TELEMETRY_FLUSHES = 12  # of results, for one of telemetry
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -123,43 +126,71 @@ def parse_verdict(text: str) -> str | None:
 
 
 class ChainRunner:
-    """Runs rows through stages on one engine and one event loop, as many at a time as are given to it."""
+    """Runs rows through stages on one engine and one event loop.
 
-    def __init__(self, engine: Engine, stages: list[Stage], *, flush_rows: int, flush_seconds: float) -> None:
+    At most `max_in_flight` rows generate at a time. More may be given to it: they take the places of rows that only
+    wait for their commit, or that a slower row of their block keeps waiting.
+    """
+
+    def __init__(
+        self, engine: Engine, stages: list[Stage], *, max_in_flight: int, flush_rows: int, flush_seconds: float
+    ) -> None:
         self._engine = engine
         self._stages = stages
+        self._host = socket.gethostname()
+        self._slots = asyncio.Semaphore(max_in_flight)
         self._generating = 0
-        self._committers = {
-            table.folder: Committer(table, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds)
+        self._results = {
+            stage.name: Committer(
+                stage.results, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds
+            )
             for stage in stages
-            for table in (stage.results, stage.telemetry)
+        }
+        # Nothing waits for telemetry, and a kill may lose it: fewer, larger parts.
+        self._telemetry = {
+            stage.name: Committer(
+                stage.telemetry,
+                attempt=stage.attempt,
+                flush_rows=_TELEMETRY_FLUSHES * flush_rows,
+                flush_seconds=_TELEMETRY_FLUSHES * flush_seconds,
+            )
+            for stage in stages
         }
 
-    async def run(self, row: Row) -> Row:
-        """Take the row through the stages that it lacks; return it when all its results are on storage."""
-        row = {**row, "outcomes": list(row["outcomes"] or [])}
-        commits: list[asyncio.Future[None]] = []
-        self._generating += 1
-        try:
-            for stage in self._stages:
-                if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
-                    commits += await self._one(stage, row)
-        except CeilingError as error:
-            row["outcomes"].append(_outcome(stage.name, "stopped", error=str(error)))
-        finally:
-            self._generating -= 1
-            if self._generating == 0:  # nobody will add to the open parts for now: write them
-                for committer in self._committers.values():
-                    committer.flush()
-        await asyncio.gather(*commits)
-        return row
+    async def run(self, rows: list[Row]) -> list[Row]:
+        """Take rows through the stages that they lack; return them when all their results are on storage."""
+        return await asyncio.gather(*(self._run_row(row) for row in rows))
 
     async def close(self) -> None:
         """Write what waits, then end the engine."""
-        await asyncio.gather(*(committer.close() for committer in self._committers.values()))
+        await asyncio.gather(*(committer.close() for committer in (*self._results.values(), *self._telemetry.values())))
         await self._engine.close()
 
-    async def _one(self, stage: Stage, row: Row) -> "list[asyncio.Future[None]]":
+    async def _run_row(self, row: Row) -> Row:
+        row = {**row, "outcomes": list(row["outcomes"] or [])}
+        commits: list[asyncio.Future[None]] = []
+        async with self._slots:
+            self._generating += 1
+            try:
+                for stage in self._stages:
+                    if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
+                        commits.append(await self._one(stage, row))
+            except CeilingError as error:
+                row["outcomes"].append(_outcome(stage.name, "stopped", error=str(error)))
+            finally:
+                self._generating -= 1
+                if self._generating == 0:
+                    asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._flush_if_idle)
+        await asyncio.gather(*commits)
+        return row
+
+    def _flush_if_idle(self) -> None:
+        """Nobody adds to the open parts for now: write them, and their rows go on."""
+        if self._generating == 0:
+            for committer in self._results.values():
+                committer.flush()
+
+    async def _one(self, stage: Stage, row: Row) -> "asyncio.Future[None]":
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
         made: Completion | CompletionError
         try:
@@ -189,11 +220,10 @@ class ChainRunner:
             "started": started,
             "seconds": seconds,
             "cached_tokens": cached,
-            "host": socket.gethostname(),
+            "host": self._host,
         }
-        # Telemetry may be lost by a kill; the row does not wait for it.
-        self._committers[stage.telemetry.folder].add(telemetry)
-        return [self._committers[stage.results.folder].add(result)]
+        self._telemetry[stage.name].add(telemetry)
+        return self._results[stage.name].add(result)
 
 
 def _texts(stage: Stage) -> list[str]:

@@ -1,6 +1,7 @@
 """Chains as Ray Data operators: a pool of actors, each with one engine on a thread of its own."""
 
 import asyncio
+import math
 import threading
 import warnings
 from collections.abc import Callable, Generator
@@ -18,9 +19,9 @@ from cgd_ray.engines.chain import DONE, WORK, ChainRunner, Row, Stage
 from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.errors import CgdError
 
-BLOCK_ROWS = 8
-"""Rows of a block of work. A block is one task of an actor and leaves the operator when its slowest row is done, so it
-is small; each task costs the driver about a millisecond, so it is not smaller."""
+# Tasks that share an engine's rows in flight. A block of work is one task and leaves the operator when its slowest row
+# is done, so there must be many; each costs the driver about a millisecond, so there must not be too many.
+_TASKS_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Chain:
     flush_rows: int = 256
     flush_seconds: float = 5.0
 
+    @property
+    def block_rows(self) -> int:
+        """Rows that this chain would have in a block of work."""
+        return max(1, self.max_in_flight // _TASKS_IN_FLIGHT)
+
 
 class ChainActor:
     """One engine of the pool. Rows are coroutines on the engine's loop; Ray's own loop only waits for them."""
@@ -49,24 +55,30 @@ class ChainActor:
         self._engine = chain.make_engine()
         asyncio.run_coroutine_threadsafe(self._engine.start(), self._loop).result()
         self._runner = ChainRunner(
-            self._engine, chain.stages, flush_rows=chain.flush_rows, flush_seconds=chain.flush_seconds
+            self._engine,
+            chain.stages,
+            max_in_flight=chain.max_in_flight,
+            flush_rows=chain.flush_rows,
+            flush_seconds=chain.flush_seconds,
         )
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Run the rows of one block; it leaves when they are all done and on storage."""
-        rows = [
-            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._runner.run(row), self._loop))
-            for row in batch.to_pylist()
-        ]
-        return pa.Table.from_pylist(await asyncio.gather(*rows), schema=self._schema)
+        done = asyncio.run_coroutine_threadsafe(self._runner.run(batch.to_pylist()), self._loop)
+        return pa.Table.from_pylist(await asyncio.wrap_future(done), schema=self._schema)
 
     def __del__(self) -> None:
         asyncio.run_coroutine_threadsafe(self._runner.close(), self._loop).result(timeout=30)
 
 
-def work_of(table: pa.Table) -> ray.data.Dataset:
-    """Rows of the WORK schema as blocks of work."""
-    return ray.data.from_arrow([table.slice(start, BLOCK_ROWS) for start in range(0, len(table), BLOCK_ROWS)])
+def block_rows(chains: list[Chain]) -> int:
+    """Rows of a block of work for these chains."""
+    return min(chain.block_rows for chain in chains)
+
+
+def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
+    """A table of the WORK schema as blocks of so many rows."""
+    return ray.data.from_arrow([table.slice(start, rows) for start in range(0, len(table), rows)])
 
 
 def run_chains(chains: list[Chain], work: ray.data.Dataset) -> Generator[Row]:
@@ -84,7 +96,8 @@ def run_chains(chains: list[Chain], work: ray.data.Dataset) -> Generator[Row]:
     # Ray 2.60 has no other way to bound the restarts of a pool's actors, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     for chain in chains:
-        tasks = max(1, chain.max_in_flight // BLOCK_ROWS)
+        # Twice the rows that generate at a time, see ChainRunner; as many again wait in the actor's queue.
+        tasks = 2 * math.ceil(chain.max_in_flight / block_rows(chains))
         work = work.map_batches(
             ChainActor,
             fn_constructor_args=[chain, DONE if chain is chains[-1] else WORK],

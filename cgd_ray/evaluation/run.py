@@ -127,7 +127,7 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(work)}) as progress:
-        for row in run_chains([chain], work_of(work)):
+        for row in run_chains([chain], work_of(work, chain.block_rows)):
             for outcome in row["outcomes"]:
                 progress.add(outcome)
     return progress.summary()["evaluation"]

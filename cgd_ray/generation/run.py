@@ -13,7 +13,7 @@ from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.join import Join
 from cgd_ray.engines.placement import Cluster, fits, read_cluster
-from cgd_ray.engines.pool import BLOCK_ROWS, Chain, require_chains_fit, run_chains
+from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit, run_chains
 from cgd_ray.engines.progress import Progress, StageTally
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
@@ -70,7 +70,7 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
             if number:  # what the part before made
                 current = plan(join)
             if needed := _needed(current, stages, part):
-                _run(recipe, guard, _work(join, current, needed), needed)
+                _run(recipe, guard, join, current, needed)
     done = plan(join)
     guard.require_some(done)
     return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
@@ -101,7 +101,7 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
     return [stage for stage in (among or stages.all) if current.todo[stage.name]]
 
 
-def _work(join: Join, current: Plan, needed: list[Stage]) -> ray.data.Dataset:
+def _work(join: Join, current: Plan, needed: list[Stage], block_rows: int) -> ray.data.Dataset:
     """The rows that lack one of these stages, read where there is a core to spare while the engines already work."""
     shards = ray.data.from_items(
         [{"shard": shard} for shard in current.shards], override_num_blocks=len(current.shards)
@@ -112,7 +112,7 @@ def _work(join: Join, current: Plan, needed: list[Stage]) -> ray.data.Dataset:
         batch_format="numpy",
         num_cpus=_READER_CPUS,
     )
-    return blocks.repartition(target_num_rows_per_block=BLOCK_ROWS)
+    return blocks.repartition(target_num_rows_per_block=block_rows)
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,12 @@ class _Blocks:
             yield from work(self.join, shard, self.stages)
 
 
-def _run(recipe: Recipe, guard: "_Guard", rows: ray.data.Dataset, needed: list[Stage]) -> None:
+def _run(recipe: Recipe, guard: "_Guard", join: Join, current: Plan, needed: list[Stage]) -> None:
     chains = _chains(recipe, with_attempts(needed))
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
-    done = run_chains(chains, rows)
+    done = run_chains(chains, _work(join, current, needed, block_rows(chains)))
     try:
         for row in done:
             guard.check(row["outcomes"])

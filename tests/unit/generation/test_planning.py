@@ -82,10 +82,10 @@ def walk(stages: Stages, rows: pa.Table, engine: Counting, only: list[str] | Non
     chosen = [stage for stage in with_attempts(stages.all) if only is None or stage.name in only]
 
     async def scenario() -> list[dict[str, Any]]:
-        runner = ChainRunner(engine, chosen, flush_rows=100, flush_seconds=60)
-        done = await asyncio.gather(*(runner.run(row) for row in rows.to_pylist()))
+        runner = ChainRunner(engine, chosen, max_in_flight=64, flush_rows=100, flush_seconds=60)
+        done = await runner.run(rows.to_pylist())
         await runner.close()
-        return list(done)
+        return done
 
     return asyncio.run(scenario())
 
