@@ -34,6 +34,8 @@ class Request:
     """One completion to be made. `key` names it in logs and is the same in every attempt."""
 
     key: str
+    row: str
+    """The row that it is made for: one row's requests follow each other."""
     turns: tuple[Turn, ...]
     decoding: Decoding
 
@@ -58,6 +60,14 @@ class PromptTooLongError(CompletionError):
     """The prompt leaves no room for the completion; the same engine would refuse it again, so it is not tried again."""
 
 
+class PoisonError(CompletionError):
+    """This row kills the engine; it is set apart and not tried again."""
+
+
+class EngineDiedError(Exception):
+    """The engine is gone, and with it all that it worked on; the text holds the tail of its log."""
+
+
 class CeilingError(Exception):
     """The engine's spend ceiling is reached: the row stays undone and the run stops resumably."""
 
@@ -77,6 +87,7 @@ class Engine(Protocol):
 
         Raises:
             CompletionError: this row failed.
+            EngineDiedError: the engine is of no more use.
             CeilingError: nothing more may be spent.
         """
 

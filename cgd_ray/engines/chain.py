@@ -18,10 +18,12 @@ from cgd_ray.engines.base import (
     CompletionError,
     Decoding,
     Engine,
+    PoisonError,
     PromptTooLongError,
     Request,
     Turn,
 )
+from cgd_ray.engines.tally import StageTally, Tallies
 from cgd_ray.storage.commit import Committer
 from cgd_ray.storage.fingerprint import derived_seed, parent_digest, text_digest
 from cgd_ray.storage.tables import Table
@@ -29,30 +31,8 @@ from cgd_ray.storage.tables import Table
 TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
 """Stages whose texts a row can carry."""
 
-DONE = pa.schema(
-    [
-        pa.field("prompt_id", pa.string()),
-        pa.field("sample", pa.int32()),
-        pa.field(
-            "outcomes",
-            pa.list_(
-                pa.struct(
-                    [
-                        ("stage", pa.string()),
-                        ("status", pa.string()),
-                        ("error", pa.string()),
-                        ("prompt_tokens", pa.int64()),
-                        ("completion_tokens", pa.int64()),
-                        ("cached_tokens", pa.int64()),
-                        ("started", pa.float64()),  # seconds since the epoch
-                        ("seconds", pa.float64()),
-                    ]
-                )
-            ),
-        ),
-    ]
-)
-"""Rows at the end of their way: the key, and what was done on it. Their texts are on storage."""
+DONE = pa.schema([pa.field("prompt_id", pa.string()), pa.field("sample", pa.int32())])
+"""Rows at the end of their way: what was made of them is on storage."""
 
 WORK = pa.schema(
     [
@@ -104,7 +84,13 @@ class Stage:
             seed=derived_seed(self.seed, self.name, row["prompt_id"], row["sample"]),
             chat_template_kwargs=self.sampling.chat_template_kwargs,
         )
-        return Request(f"{self.name}-{row['prompt_id']}-{row['sample']}", self.conversation(row), decoding)
+        name = row_name(row)
+        return Request(f"{self.name}-{name}", name, self.conversation(row), decoding)
+
+
+def row_name(row: Row) -> str:
+    """The row's key as one word."""
+    return f"{row['prompt_id']}-{row['sample']}"
 
 
 @dataclass(frozen=True)
@@ -139,7 +125,11 @@ class ChainRunner:
         self._stages = stages
         self._host = socket.gethostname()
         self._slots = asyncio.Semaphore(max_in_flight)
-        self._generating = 0
+        self._walks: set[asyncio.Task[None]] = set()
+        self._tallies: Tallies = {}
+        self._stopping = False
+        self.ceiling: str | None = None
+        """Why the engine will not go on."""
         self._results = {
             stage.name: Committer(
                 stage.results, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds
@@ -159,34 +149,58 @@ class ChainRunner:
 
     async def run(self, rows: list[Row]) -> list[Row]:
         """Take rows through the stages that they lack; return them when all their results are on storage."""
-        return await asyncio.gather(*(self._run_row(row) for row in rows))
+        return await asyncio.gather(*(self._run_row(dict(row)) for row in rows))
+
+    async def stop(self) -> None:
+        """Give up what is being generated, begin nothing more, and write what is finished."""
+        self._stopping = True
+        for walk in self._walks:
+            walk.cancel()
+        await asyncio.gather(*self._walks, return_exceptions=True)
+        await self._write_all()
+
+    def take_tallies(self) -> Tallies:
+        """What was done since this was last called."""
+        taken, self._tallies = self._tallies, {}
+        return taken
 
     async def close(self) -> None:
         """Write what waits, then end the engine."""
-        await asyncio.gather(*(committer.close() for committer in (*self._results.values(), *self._telemetry.values())))
+        await self._write_all()
         await self._engine.close()
 
+    async def _write_all(self) -> None:
+        await asyncio.gather(*(committer.close() for committer in (*self._results.values(), *self._telemetry.values())))
+
     async def _run_row(self, row: Row) -> Row:
-        row = {**row, "outcomes": list(row["outcomes"] or [])}
         commits: list[asyncio.Future[None]] = []
         async with self._slots:
-            self._generating += 1
+            if self._stopping:
+                return row
+            walk = asyncio.create_task(self._walk(row, commits))
+            self._walks.add(walk)
             try:
-                for stage in self._stages:
-                    if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
-                        commits.append(await self._one(stage, row))
+                await walk
             except CeilingError as error:
-                row["outcomes"].append(_outcome(stage.name, "stopped", error=str(error)))
+                self.ceiling = str(error)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
             finally:
-                self._generating -= 1
-                if self._generating == 0:
+                self._walks.discard(walk)
+                if not self._walks:
                     asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._flush_if_idle)
         await asyncio.gather(*commits)
         return row
 
+    async def _walk(self, row: Row, commits: "list[asyncio.Future[None]]") -> None:
+        for stage in self._stages:
+            if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
+                commits.append(await self._one(stage, row))
+
     def _flush_if_idle(self) -> None:
         """Nobody adds to the open parts for now: write them, and their rows go on."""
-        if self._generating == 0:
+        if not self._walks:
             for committer in self._results.values():
                 committer.flush()
 
@@ -202,27 +216,17 @@ class ChainRunner:
         if result["status"] == "ok":
             row[stage.name] = result["text"]
         cached = made.cached_tokens if isinstance(made, Completion) else None
-        row["outcomes"].append(
-            _outcome(
-                stage.name,
-                result["status"],
-                error=result["error"],
-                prompt_tokens=result["prompt_tokens"] or 0,
-                completion_tokens=result["completion_tokens"] or 0,
-                cached_tokens=cached or 0,
-                started=started.timestamp(),
-                seconds=seconds,
-            )
+        self._telemetry[stage.name].add(
+            {
+                "prompt_id": row["prompt_id"],
+                "sample": row["sample"],
+                "started": started,
+                "seconds": seconds,
+                "cached_tokens": cached,
+                "host": self._host,
+            }
         )
-        telemetry = {
-            "prompt_id": row["prompt_id"],
-            "sample": row["sample"],
-            "started": started,
-            "seconds": seconds,
-            "cached_tokens": cached,
-            "host": self._host,
-        }
-        self._telemetry[stage.name].add(telemetry)
+        self._tallies.setdefault(stage.name, StageTally()).add(_tally(result, cached, started.timestamp(), seconds))
         return self._results[stage.name].add(result)
 
 
@@ -257,11 +261,24 @@ def _status(made: Completion | CompletionError) -> str:
             return "truncated" if made.truncated else "ok"
         case PromptTooLongError():
             return "over-long"
+        case PoisonError():
+            return "quarantined"
         case CompletionError():
             return "failed"
 
 
-def _outcome(stage: str, status: str, **values: Any) -> Row:
-    blank: Row = dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens"), 0)
-    blank |= {"error": None, "started": 0.0, "seconds": 0.0}
-    return {"stage": stage, "status": status, **blank, **values}
+def _tally(result: Row, cached: int | None, started: float, seconds: float) -> StageTally:
+    status = result["status"]
+    return StageTally(
+        rows=1,
+        failed=int(status == "failed"),
+        truncated=int(status == "truncated"),
+        over_long=int(status == "over-long"),
+        quarantined=int(status == "quarantined"),
+        prompt_tokens=result["prompt_tokens"] or 0,
+        completion_tokens=result["completion_tokens"] or 0,
+        cached_tokens=cached or 0,
+        started=started,
+        ended=started + seconds,
+        error=result["error"],
+    )

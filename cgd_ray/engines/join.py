@@ -57,7 +57,8 @@ class Join:
         """
         prompts = self.prompts.read([shard.prompts], _PROMPT)
         prompts = prompts.filter(pc.equal(prompts["split"], "train"))
-        results = {stage.name: _by_key(stage.results, shard, None if texts else _STATES) for stage in self.stages}
+        columns = None if texts else _STATES
+        results = {stage.name: _by_key(stage.results, shard.results[stage.name], columns) for stage in self.stages}
         for prompt in prompts.to_pylist():
             for sample in range(self.samples):
                 yield self._row(prompt, sample, results)
@@ -81,6 +82,22 @@ class Join:
         return joined
 
 
+def caught_up(stages: list[Stage], rows: list[Row]) -> list[Row]:
+    """Work rows (WORK schema) with what has come onto storage since they were planned."""
+    ids = IdRange.between(min(row["prompt_id"] for row in rows), max(row["prompt_id"] for row in rows))
+    rows = [{**row, "todo": list(row["todo"])} for row in rows]
+    for stage in stages:
+        parts = [name for name in stage.results.parts() if IdRange.of_part(name).meets(ids)]
+        results = _by_key(stage.results, parts, None)
+        for row in rows:
+            if stage.name in row["todo"] and all(row[name] is not None for name in stage.inputs if name in TEXTS):
+                result = results.get((row["prompt_id"], row["sample"], stage.parent_of(row)))
+                if result and result["status"] != "failed":
+                    row["todo"].remove(stage.name)
+                    row[stage.name] = result["text"] if result["status"] == "ok" else None
+    return rows
+
+
 _Results = dict[tuple[str, int, str], Row]
 
 
@@ -89,6 +106,6 @@ def _shard(prompts: str, parts: dict[str, list[tuple[str, IdRange]]]) -> Shard:
     return Shard(prompts, {stage: [name for name, held in named if held.meets(ids)] for stage, named in parts.items()})
 
 
-def _by_key(table: Table, shard: Shard, columns: list[str] | None) -> _Results:
-    rows = table.read(shard.results[table.stage], columns).to_pylist()
+def _by_key(table: Table, parts: list[str], columns: list[str] | None) -> _Results:
+    rows = table.read(parts, columns).to_pylist()
     return {(row["prompt_id"], row["sample"], row["parent"]): row for row in rows}

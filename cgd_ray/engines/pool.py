@@ -4,24 +4,32 @@ import asyncio
 import math
 import threading
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from cgd_ray.engines.base import Engine
-from cgd_ray.engines.chain import DONE, WORK, ChainRunner, Row, Stage
+from cgd_ray.engines.chain import DONE, WORK, ChainRunner, Row, Stage, row_name
+from cgd_ray.engines.join import caught_up
+from cgd_ray.engines.ledger import Admission
 from cgd_ray.engines.placement import Demand, require_room
-from cgd_ray.errors import CgdError
+from cgd_ray.engines.ward import RevivedEngine
+from cgd_ray.runtime import processes
 
 # Tasks that share an engine's rows in flight. A block of work is one task and leaves the operator when its slowest row
 # is done, so there must be many; each costs the driver about a millisecond, so there must not be too many.
 _TASKS_IN_FLIGHT = 8
+
+_REPORT_SECONDS = 1.0
+_CLOSE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -48,12 +56,17 @@ class Chain:
 class ChainActor:
     """One engine of the pool. Rows are coroutines on the engine's loop; Ray's own loop only waits for them."""
 
-    def __init__(self, chain: Chain, schema: pa.Schema) -> None:
+    def __init__(self, chain: Chain, ledger: ActorHandle, schema: pa.Schema) -> None:
+        processes.end_orphans()  # a killed predecessor's engine core would hold this one's cores and memory
+        self._chain = chain
+        self._ledger = ledger
         self._schema = schema
+        self._name = ray.get_runtime_context().get_actor_id()
+        ray.get(ledger.arrive.remote(self._name))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
-        self._engine = chain.make_engine()
-        asyncio.run_coroutine_threadsafe(self._engine.start(), self._loop).result()
+        self._engine = RevivedEngine(chain.make_engine, self._report_suspects)
+        self._soon(self._engine.start()).result()
         self._runner = ChainRunner(
             self._engine,
             chain.stages,
@@ -61,14 +74,44 @@ class ChainActor:
             flush_rows=chain.flush_rows,
             flush_seconds=chain.flush_seconds,
         )
+        ray.get(ledger.up.remote(self._name))
+        self._reporting = self._soon(self._report())
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Run the rows of one block; it leaves when they are all done and on storage."""
-        done = asyncio.run_coroutine_threadsafe(self._runner.run(batch.to_pylist()), self._loop)
-        return pa.Table.from_pylist(await asyncio.wrap_future(done), schema=self._schema)
+        rows = await asyncio.wrap_future(self._soon(self._run(batch.to_pylist())))
+        return pa.Table.from_pylist(rows, schema=self._schema)
 
     def __del__(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.close(), self._loop).result(timeout=30)
+        self._reporting.cancel()
+        self._soon(self._runner.close()).result(timeout=_CLOSE_SECONDS)
+
+    def _soon(self, work: Any) -> "Future[Any]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    async def _run(self, rows: list[Row]) -> list[Row]:
+        names = [row_name(row) for row in rows]
+        admission: Admission = await self._ledger.begin.remote(self._name, names)
+        for name, strike in admission.strikes.items():
+            self._engine.strikes.hold(name, strike)
+        if admission.look_again:
+            rows = await asyncio.to_thread(caught_up, self._chain.stages, rows)
+        rows = await self._runner.run(rows)
+        await self._ledger.end.remote(self._name, names, self._runner.take_tallies())
+        return rows
+
+    async def _report(self) -> None:
+        """Say what was done, and hear whether to stop."""
+        while True:
+            stop = await self._ledger.report.remote(self._runner.take_tallies(), self._runner.ceiling)
+            if stop:
+                break
+            await asyncio.sleep(_REPORT_SECONDS)
+        await self._runner.stop()
+        await self._ledger.stopped.remote(self._name)
+
+    async def _report_suspects(self, suspects: set[str] | None) -> None:
+        await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))
 
 
 def block_rows(chains: list[Chain]) -> int:
@@ -81,40 +124,28 @@ def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
     return ray.data.from_arrow([table.slice(start, rows) for start in range(0, len(table), rows)])
 
 
-def run_chains(chains: list[Chain], work: ray.data.Dataset) -> Generator[Row]:
-    """Stream blocks of work through the chains, all pools at once; yields each row (DONE schema) at the end of its way.
-
-    Closing the iterator stops the pools. Every result is on storage before its row is yielded.
-
-    Raises:
-        ConfigError: the engines could only wait for ever for room.
-        CgdError: an engine could not start or died; the text is the engine's own, with the tail of its log.
-    """
-    require_chains_fit(chains)
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    # Ray 2.60 has no other way to bound the restarts of a pool's actors, and says so at every call.
+def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHandle) -> ray.data.Dataset:
+    """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
+    DataContext.get_current().enable_progress_bars = False
+    # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     for chain in chains:
         # Twice the rows that generate at a time, see ChainRunner; as many again wait in the actor's queue.
         tasks = 2 * math.ceil(chain.max_in_flight / block_rows(chains))
         work = work.map_batches(
             ChainActor,
-            fn_constructor_args=[chain, DONE if chain is chains[-1] else WORK],
+            fn_constructor_args=[chain, ledger, DONE if chain is chains[-1] else WORK],
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(
                 size=chain.replicas, max_tasks_in_flight_per_actor=2 * tasks, max_concurrent_calls_per_actor=tasks
             ),
-            max_restarts=3,
-            max_task_retries=3,
+            # Nodes may go away every night; who keeps dying for a reason of its own is found by the ward.
+            max_restarts=-1,
+            max_task_retries=-1,
             **_resources(chain),
         )
-    try:
-        for batch in work.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
-    except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
-        raise _explained(error) from error
+    return work
 
 
 def require_chains_fit(chains: list[Chain]) -> None:
@@ -134,14 +165,3 @@ def _resources(chain: Chain) -> dict[str, Any]:
     if chain.accelerator_type:
         resources["accelerator_type"] = chain.accelerator_type
     return resources
-
-
-def _explained(error: BaseException) -> CgdError:
-    """The innermost CgdError of a chain of Ray's wrappers, else the last line of what Ray says."""
-    text = str(error)
-    marker = "cgd_ray.errors."
-    if marker in text:
-        named = text.rsplit(marker, 1)[1]
-        return CgdError(named.partition(": ")[2].strip() or named)
-    lines = [line for line in text.splitlines() if line.strip()]
-    return CgdError(f"generation stopped: {lines[-1] if lines else type(error).__name__}")

@@ -1,9 +1,7 @@
 """Progress of rows through stages: a bar where a person waits, a line every few seconds elsewhere."""
 
-import math
 import sys
 import time
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,37 +10,19 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
+from cgd_ray.engines.tally import StageTally, Tallies, add_tallies
+
 log = structlog.get_logger(__name__)
 _LINE_SECONDS = 15.0
 
 
-@dataclass
-class StageTally:
-    """What a stage did in this invocation."""
-
-    rows: int = 0
-    failed: int = 0
-    truncated: int = 0
-    over_long: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
-    started: float = math.inf
-    ended: float = 0.0
-    """Seconds since the epoch, by the clocks of the engines' nodes."""
-
-    @property
-    def seconds(self) -> float:
-        """From the first start to the last end."""
-        return max(0.0, self.ended - self.started)
-
-
 class Progress:
-    """Counts outcomes per stage and shows them. Use as a context manager."""
+    """Shows what the stages have done. Use as a context manager."""
 
     def __init__(self, todo: dict[str, int]) -> None:
         self._todo = {stage: rows for stage, rows in todo.items() if rows}
-        self._tallies = {stage: StageTally() for stage in self._todo}
+        self._earlier: Tallies = {}
+        self._tallies: Tallies = {stage: StageTally() for stage in self._todo}
         columns = (
             TextColumn("{task.description:>10}"),
             BarColumn(),
@@ -61,20 +41,17 @@ class Progress:
         """Prompt and completion tokens of all stages."""
         return sum(tally.prompt_tokens + tally.completion_tokens for tally in self._tallies.values())
 
-    def add(self, outcome: dict[str, Any]) -> StageTally:
-        """Count one finished stage of one row; returns the stage's tally."""
-        tally = self._tallies[outcome["stage"]]
-        # Outcomes arrive when their row leaves the operator, later stages' at the same time as earlier ones'.
-        tally.started = min(tally.started, outcome["started"])
-        tally.ended = max(tally.ended, outcome["started"] + outcome["seconds"])
-        tally.rows += 1
-        tally.failed += outcome["status"] == "failed"
-        tally.truncated += outcome["status"] == "truncated"
-        tally.over_long += outcome["status"] == "over-long"
-        for name in ("prompt_tokens", "completion_tokens", "cached_tokens"):
-            setattr(tally, name, getattr(tally, name) + outcome[name])
-        self._show(outcome["stage"], tally)
-        return tally
+    def update(self, tallies: Tallies) -> Tallies:
+        """Take and show what the engines that run now have done so far; returns the tallies of all."""
+        self._tallies = {stage: StageTally() for stage in self._todo}
+        add_tallies(self._tallies, self._earlier)
+        add_tallies(self._tallies, tallies)
+        self._show()
+        return self._tallies
+
+    def next_engines(self) -> None:
+        """What comes now is counted from nothing again, on top of what was done."""
+        self._earlier = self._tallies
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Per stage: the counts, the seconds between its first start and its last end, completion tokens per second."""
@@ -84,6 +61,7 @@ class Progress:
                 "failed": tally.failed,
                 "truncated": tally.truncated,
                 "over_long": tally.over_long,
+                "quarantined": tally.quarantined,
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
                 "cached_tokens": tally.cached_tokens,
@@ -107,9 +85,10 @@ class Progress:
         if self._bars:
             self._bars.stop()
 
-    def _show(self, stage: str, tally: StageTally) -> None:
+    def _show(self) -> None:
         if self._bars:
-            self._bars.update(self._tasks[stage], completed=tally.rows, speed=f"{_speed(tally):.0f} tok/s")
+            for stage, tally in self._tallies.items():
+                self._bars.update(self._tasks[stage], completed=tally.rows, speed=f"{_speed(tally):.0f} tok/s")
         elif time.monotonic() - self._line > _LINE_SECONDS:
             self._line = time.monotonic()
             done = {name: f"{entry.rows}/{self._todo[name]}" for name, entry in self._tallies.items()}

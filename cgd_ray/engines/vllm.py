@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
-from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
+from cgd_ray.engines.base import Completion, CompletionError, EngineDiedError, PromptTooLongError, Request
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.chat import encode_chat
 from cgd_ray.runtime import processes
@@ -134,7 +134,7 @@ class VllmEngine:
             async for output in engine.generate({"prompt_token_ids": tokens}, params, f"{request.key}-{self._count}"):
                 final = output
         except EngineDeadError as error:
-            raise CgdError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
+            raise EngineDiedError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
         except ValueError as error:
             raise CompletionError(f"vLLM refused the request: {_one_line(error)}") from error
         if final is None:

@@ -11,8 +11,9 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.identity import holdout_position
 from cgd_ray.engines.build import build_chain, engine_identity
 from cgd_ray.engines.chain import TEXTS, WORK, BarePrompt, Row, Stage
+from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.placement import read_cluster
-from cgd_ray.engines.pool import run_chains, work_of
+from cgd_ray.engines.pool import work_of
 from cgd_ray.engines.progress import Progress
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.answers import gold_of
@@ -112,7 +113,6 @@ def _work(row: Row) -> Row:
         "prompt": row["prompt"],
         "reference": row["reference"],
         "todo": ["evaluation"],
-        "outcomes": [],
     }
 
 
@@ -127,7 +127,10 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(work)}) as progress:
-        for row in run_chains([chain], work_of(work, chain.block_rows)):
-            for outcome in row["outcomes"]:
-                progress.add(outcome)
+        run_chains(
+            [chain],
+            work_of(work, chain.block_rows),
+            lambda snapshot: progress.update(snapshot.tallies),
+            recipe.generation.stall_timeout_s,
+        )
     return progress.summary()["evaluation"]

@@ -22,6 +22,7 @@ class StageCount:
     ok: int = 0
     truncated: int = 0
     over_long: int = 0
+    quarantined: int = 0  # it kills the engine
     failed: int = 0
     pending: int = 0
     blocked: int = 0  # an upstream stage has no whole text: there is nothing to work on
@@ -95,7 +96,7 @@ def _work_row(stages: list[Stage], joined: JoinedRow) -> Row:
     todo: list[str] = []
     for stage in stages:
         _judge(joined, stage, todo, StageCount())
-    return {**joined.texts, "todo": todo, "outcomes": []}
+    return {**joined.texts, "todo": todo}
 
 
 def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) -> None:
@@ -113,6 +114,8 @@ def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) 
         count.truncated += 1
     elif result["status"] == "over-long":
         count.over_long += 1
+    elif result["status"] == "quarantined":
+        count.quarantined += 1
     else:
         count.ok += 1
 

@@ -11,10 +11,13 @@ import structlog
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.chain import Stage
+from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join
+from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.placement import Cluster, fits, read_cluster
-from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit, run_chains
-from cgd_ray.engines.progress import Progress, StageTally
+from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
+from cgd_ray.engines.progress import Progress
+from cgd_ray.engines.tally import StageTally
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
@@ -130,12 +133,9 @@ def _run(recipe: Recipe, guard: "_Guard", join: Join, current: Plan, needed: lis
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
-    done = run_chains(chains, _work(join, current, needed, block_rows(chains)))
-    try:
-        for row in done:
-            guard.check(row["outcomes"])
-    finally:
-        done.close()
+    guard.progress.next_engines()
+    rows = _work(join, current, needed, block_rows(chains))
+    run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
 
 
 def _chains(recipe: Recipe, needed: list[Stage]) -> list[Chain]:
@@ -173,11 +173,10 @@ class _Guard:
         self.progress = progress
         self._errors: dict[str, str] = {}
 
-    def check(self, outcomes: list[dict[str, Any]]) -> None:
-        for outcome in outcomes:
-            if outcome["status"] == "stopped":
-                raise StoppedError(f"{outcome['error']}; the same command continues where this one stopped")
-            self._check_failures(outcome["stage"], self.progress.add(outcome), outcome["error"])
+    def check(self, snapshot: Snapshot) -> None:
+        tallies = self.progress.update(snapshot.tallies)
+        for stage, tally in tallies.items():
+            self._check_failures(stage, tally)
         if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
             raise StoppedError(
                 f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
@@ -189,15 +188,15 @@ class _Guard:
             count = done.counts[stage]
             if not (count.ok or count.truncated):
                 raise StoppedError(
-                    f"{stage}: all {count.failed + count.over_long} rows failed; the last error: {error}"
+                    f"{stage}: all {count.failed + count.over_long + count.quarantined} rows failed; "
+                    f"the last error: {error}"
                 )
 
-    def _check_failures(self, stage: str, tally: StageTally, error: str | None) -> None:
-        if error is not None:
-            self._errors[stage] = error
-        lost = tally.failed + tally.over_long
-        if tally.rows >= self._ENOUGH_ROWS and lost > self._max_failed * tally.rows:
+    def _check_failures(self, stage: str, tally: StageTally) -> None:
+        if tally.error is not None:
+            self._errors[stage] = tally.error
+        if tally.rows >= self._ENOUGH_ROWS and tally.lost > self._max_failed * tally.rows:
             raise StoppedError(
-                f"{stage}: {lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
-                f"{self._max_failed}; the last error: {self._errors.get(stage)}"
+                f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
+                f"{self._max_failed}; the last error: {tally.error}"
             )

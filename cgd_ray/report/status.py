@@ -20,13 +20,16 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     """Rows per stage and state; what the next run of this recipe would generate."""
     joined = _joined(recipe, store)
     current = plan(joined)
-    table = RichTable("stage", "table", "ok", "truncated", "over-long", "failed", "pending", "blocked", "to do")
+    table = RichTable(
+        "stage", "table", "ok", "truncated", "over-long", "quarantined", "failed", "pending", "blocked", "to do"
+    )
     for stage in joined.stages:
         count = current.counts[stage.name]
         numbers = (
             count.ok,
             count.truncated,
             count.over_long,
+            count.quarantined,
             count.failed,
             count.pending,
             count.blocked,

@@ -42,35 +42,15 @@ def _tables(outcome: Document) -> list[tuple[str, Cells]]:
 
 
 def _generation(outcome: Document) -> Cells:
-    head = [
-        "stage",
-        "ok",
-        "truncated",
-        "over-long",
-        "failed",
-        "made now",
-        "prompt tok",
-        "from cache",
-        "completion tok",
-        "tok/s",
-    ]
+    states = ("ok", "truncated", "over_long", "quarantined", "failed")
+    figures = ("rows", "prompt_tokens", "cached_tokens", "completion_tokens", "completion_tokens_per_second")
+    names = [state.replace("_", "-") for state in states]
+    head = ["stage", *names, "made now", "prompt tok", "from cache", "completion tok", "tok/s"]
     rows = [head]
     for stage, counts in outcome["generation"]["stages"].items():
         spent = outcome["generation"]["spent"].get(stage)
-        made = (
-            [
-                f"{spent['rows']}",
-                f"{spent['prompt_tokens']}",
-                f"{spent['cached_tokens']}",
-                f"{spent['completion_tokens']}",
-                f"{spent['completion_tokens_per_second']}",
-            ]
-            if spent
-            else ["0 (reused)", "", "", "", ""]
-        )
-        rows.append(
-            [stage, str(counts["ok"]), str(counts["truncated"]), str(counts["over_long"]), str(counts["failed"]), *made]
-        )
+        made = [str(spent[figure]) for figure in figures] if spent else ["0 (reused)", "", "", "", ""]
+        rows.append([stage, *(str(counts[state]) for state in states), *made])
     return rows
 
 

@@ -21,7 +21,8 @@ RESULTS = pa.schema(
         *KEY,
         pa.field("parent", pa.string(), nullable=False),  # digest of exactly the texts it was made from
         pa.field("digest", pa.string()),  # of `text`, from which the parents of later stages are made
-        # "ok", "truncated", "over-long" (the prompt leaves no room for a completion) or "failed" (to be tried again)
+        # "ok", "truncated", "over-long" (the prompt leaves no room for a completion), "quarantined" (the row kills the
+        # engine) or "failed" (to be tried again)
         pa.field("status", pa.string(), nullable=False),
         pa.field("text", pa.string()),  # null where it failed or was over-long
         pa.field("finish_reason", pa.string()),

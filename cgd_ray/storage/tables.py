@@ -19,7 +19,7 @@ from cgd_ray.storage.filesystem import Store
 
 _DIGITS = 4  # of an id, in a part's name: 65,536 ranges
 # Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
-_STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "failed": 1}
+_STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "quarantined": 1, "failed": 2}
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,12 @@ class IdRange:
     def of(rows: pa.Table) -> "IdRange":
         """The range that holds all the rows."""
         ends = pc.min_max(rows["prompt_id"]).as_py()
-        return IdRange(*((ends[end] or "")[:_DIGITS] for end in ("min", "max")))
+        return IdRange.between(ends["min"] or "", ends["max"] or "")
+
+    @staticmethod
+    def between(first: str, last: str) -> "IdRange":
+        """The range from one id to another."""
+        return IdRange(first[:_DIGITS], last[:_DIGITS])
 
     @staticmethod
     def of_part(name: str) -> "IdRange":

@@ -72,7 +72,7 @@ def script() -> Iterator[Script]:
 def ask(script: Script, count: int = 1, **options: Any) -> list[Completion | BaseException]:
     settings = TeacherOpenAI(type="openai", model="m", base_url=script.url, api_key_env=None, **options)
     decoding = Decoding(max_tokens=7, temperature=0.0, top_p=1.0, seed=3, chat_template_kwargs={"thinking": False})
-    request = Request("k", (Turn("user", "What is 1 + 1?"),), decoding)
+    request = Request("k", "k", (Turn("user", "What is 1 + 1?"),), decoding)
 
     async def scenario() -> list[Completion | BaseException]:
         engine = OpenAIEngine(settings)

@@ -1,0 +1,137 @@
+"""What the engines of a run report to: who works on what, what was done, and what an engine's death says about rows.
+
+One Ray actor beside the driver. It outlives every engine, so it knows which rows were on one that is gone.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import ray
+from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cgd_ray.engines.tally import Tallies, add_tallies
+from cgd_ray.engines.ward import Strike, Strikes
+
+_NODES_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What an engine must know before it begins a block."""
+
+    strikes: dict[str, Strike]
+    """What is held against its rows."""
+    look_again: bool
+    """Something died in this run: rows of the block may be on storage although the block says that they lack them."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a run stands."""
+
+    tallies: Tallies
+    engines: int
+    """Engines that have loaded."""
+    idle_seconds: float
+    """Since an engine loaded or a stage of a row was finished."""
+    ceiling: str | None
+    """Why an engine will not go on."""
+
+
+@dataclass
+class _Engine:
+    rows: set[str] = field(default_factory=set)  # of blocks that it has begun
+    suspects: set[str] | None = None  # those alone on it, while there are suspects
+    is_up: bool = False
+    is_stopped: bool = False
+
+
+class _Ledger:
+    def __init__(self) -> None:
+        self._engines: dict[str, _Engine] = {}
+        self._strikes = Strikes()
+        self._tallies: Tallies = {}
+        self._ceiling: str | None = None
+        self._stopping = False
+        self._disturbed = False
+        self._nodes: set[str] = set()
+        self._nodes_seen = 0.0
+        self._progress = time.monotonic()
+
+    def arrive(self, engine: str) -> None:
+        """An engine's process is there; the second time it has died in between."""
+        if engine in self._engines:
+            self._disturbed = True
+            gone = self._engines[engine]
+            self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
+        self._engines[engine] = _Engine()
+        self._progress = time.monotonic()
+
+    def up(self, engine: str) -> None:
+        """An engine has loaded."""
+        self._engines[engine].is_up = True
+        self._progress = time.monotonic()
+
+    def begin(self, engine: str, rows: list[str]) -> Admission:
+        """An engine is about to work on these rows."""
+        self._engines[engine].rows.update(rows)
+        self._look_at_nodes()
+        held = {row: self._strikes.of(row) for row in rows}
+        return Admission({row: strike for row, strike in held.items() if strike.deaths}, self._disturbed)
+
+    def on_engine(self, engine: str, suspects: list[str] | None) -> None:
+        """Only these rows are on the engine, until it says that there are no suspects left (None)."""
+        self._engines[engine].suspects = None if suspects is None else set(suspects)
+
+    def end(self, engine: str, rows: list[str], tallies: Tallies) -> None:
+        """An engine is done with these rows, and all of them are on storage."""
+        self._engines[engine].rows.difference_update(rows)
+        for row in rows:
+            self._strikes.clear(row)
+        self.report(tallies, None)
+
+    def report(self, tallies: Tallies, ceiling: str | None) -> bool:
+        """What an engine did since it last said so; returns whether it should stop."""
+        add_tallies(self._tallies, tallies)
+        self._ceiling = ceiling or self._ceiling
+        if tallies:
+            self._progress = time.monotonic()
+        return self._stopping
+
+    def stop(self) -> None:
+        """Engines should stop."""
+        self._stopping = True
+
+    def stopped(self, engine: str) -> None:
+        """An engine has written what it had finished, and does nothing more."""
+        self._engines[engine].is_stopped = True
+
+    def all_stopped(self) -> bool:
+        """Whether no engine does anything more."""
+        return all(engine.is_stopped or not engine.is_up for engine in self._engines.values())
+
+    def snapshot(self) -> Snapshot:
+        """How the run stands."""
+        engines = sum(engine.is_up for engine in self._engines.values())
+        return Snapshot(self._tallies, engines, time.monotonic() - self._progress, self._ceiling)
+
+    def _look_at_nodes(self) -> None:
+        """A node that is gone may have held blocks, which Ray makes again."""
+        if not self._disturbed and time.monotonic() - self._nodes_seen > _NODES_SECONDS:
+            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+            self._disturbed = not self._nodes <= alive
+            self._nodes, self._nodes_seen = alive, time.monotonic()
+
+
+@contextlib.contextmanager
+def open_ledger() -> Iterator[ActorHandle]:
+    """A ledger on the driver's own node: it is gone only where the driver is gone, too."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(_Ledger).remote()
+    try:
+        yield ledger
+    finally:
+        ray.kill(ledger)
