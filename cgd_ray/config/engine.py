@@ -98,6 +98,12 @@ class ScriptedOptions(Section):
     truncate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of rows, by hash, that end with finish reason `length`."""
     verdict: Literal["right", "wrong"] = "wrong"
+    die_on: str | None = None
+    """The engine dies when a conversation with these words comes."""
+    kill_on: str | None = None
+    """... and its whole process."""
+    hang_on: str | None = None
+    """... and such a conversation is never answered."""
 
 
 StudentEngine = Annotated[VllmOptions | ScriptedOptions, Field(discriminator="type")]

@@ -1,11 +1,12 @@
 """A row walks a chain of stages on one engine; every finished stage is committed at once."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -147,9 +148,14 @@ class ChainRunner:
             for stage in stages
         }
 
-    async def run(self, rows: list[Row]) -> list[Row]:
-        """Take rows through the stages that they lack; return them when all their results are on storage."""
-        return await asyncio.gather(*(self._run_row(dict(row)) for row in rows))
+    async def run(self, rows: list[Row], without_slots: Collection[str] = ()) -> list[Row]:
+        """Take rows through the stages that they lack; return them when all their results are on storage.
+
+        Suspects of an engine's death need no slot: others wait for them, and may hold all slots while they do.
+        """
+        free = contextlib.nullcontext()
+        slots = [free if row_name(row) in without_slots else self._slots for row in rows]
+        return await asyncio.gather(*(self._run_row(dict(row), slot) for row, slot in zip(rows, slots, strict=True)))
 
     async def stop(self) -> None:
         """Give up what is being generated, begin nothing more, and write what is finished."""
@@ -172,9 +178,9 @@ class ChainRunner:
     async def _write_all(self) -> None:
         await asyncio.gather(*(committer.close() for committer in (*self._results.values(), *self._telemetry.values())))
 
-    async def _run_row(self, row: Row) -> Row:
+    async def _run_row(self, row: Row, slot: contextlib.AbstractAsyncContextManager[Any]) -> Row:
         commits: list[asyncio.Future[None]] = []
-        async with self._slots:
+        async with slot:
             if self._stopping:
                 return row
             walk = asyncio.create_task(self._walk(row, commits))

@@ -67,8 +67,9 @@ def _stop(ledger: ActorHandle, drain: "_Drain") -> None:
     deadline = time.monotonic() + _STOP_SECONDS
     with contextlib.suppress(ray.exceptions.RayError):
         ray.get(ledger.stop.remote(), timeout=_STOP_SECONDS)
-        while time.monotonic() < deadline and not ray.get(ledger.all_stopped.remote(), timeout=_STOP_SECONDS):
-            time.sleep(_LOOK_SECONDS)
+        while time.monotonic() < deadline and not drain.ended_within(_LOOK_SECONDS):
+            if ray.get(ledger.all_stopped.remote(), timeout=_STOP_SECONDS):
+                break
     drain.stop()
     drain.ended_within(max(1.0, deadline - time.monotonic()))
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import hashlib
+import os
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.engines.base import Completion, CompletionError, EngineDiedError, Request
 
 
 class ScriptedEngine:
@@ -13,15 +14,16 @@ class ScriptedEngine:
     def __init__(self, options: ScriptedOptions) -> None:
         self._options = options
         self._seen: set[str] = set()
+        self._dead = False
 
     async def start(self) -> None:
         """Nothing to load."""
 
     async def complete(self, request: Request) -> Completion:
         """A text made of the request's hash; critiques end in the scripted verdict."""
-        await asyncio.sleep(self._options.latency_ms / 1000)
         last = request.turns[-1].content
         whole = "\x00".join(turn.content for turn in request.turns)
+        await self._suffer(whole)
         digest = hashlib.blake2b(f"{whole}\x00{request.decoding.seed}".encode(), digest_size=8).hexdigest()
         share = int(digest, 16) / 2**64
         if share < self._options.fail_fraction and request.key not in self._seen:
@@ -39,6 +41,18 @@ class ScriptedEngine:
             completion_tokens=len(text.split()),
             cached_tokens=0,
         )
+
+    async def _suffer(self, conversation: str) -> None:
+        """Wait as long as the answer takes, or what comes in its place."""
+        options = self._options
+        if options.kill_on and options.kill_on in conversation:
+            os._exit(1)
+        self._dead = self._dead or bool(options.die_on and options.die_on in conversation)
+        if options.hang_on and options.hang_on in conversation:
+            await asyncio.Event().wait()
+        await asyncio.sleep(options.latency_ms / 1000)
+        if self._dead:
+            raise EngineDiedError("the scripted engine died")
 
     async def close(self) -> None:
         """Nothing to give back."""

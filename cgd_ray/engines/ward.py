@@ -148,7 +148,18 @@ class RevivedEngine:
                 with contextlib.suppress(EngineDiedError):
                     return await self._attempt(request)
         finally:
-            await self._clear(request.row)
+            await self.done_with([request.row])
+
+    async def done_with(self, rows: list[str]) -> None:
+        """These rows will not be on the engine for now: nobody waits for them."""
+        held = [row for row in rows if self.strikes.of(row).deaths]
+        if held:
+            suspected = self.strikes.any_suspect
+            for row in held:
+                self.strikes.clear(row)
+            if suspected and not self.strikes.any_suspect:
+                await self._report(None)
+            await self._ward.look_again()
 
     async def close(self) -> None:
         """See `Engine`."""
@@ -197,11 +208,3 @@ class RevivedEngine:
         strike = self.strikes.of(row)
         if strike.most == 0:
             raise PoisonError(f"the engine died {strike.deaths} times with this row on it, the last time alone")
-
-    async def _clear(self, row: str) -> None:
-        if self.strikes.of(row).deaths:
-            suspected = self.strikes.any_suspect
-            self.strikes.clear(row)
-            if suspected and not self.strikes.any_suspect:
-                await self._report(None)
-            await self._ward.look_again()

@@ -12,7 +12,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.drive import run_chains
-from cgd_ray.engines.join import Join
+from cgd_ray.engines.join import Join, Shard
 from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.placement import Cluster, fits, read_cluster
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
@@ -106,26 +106,28 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
 
 def _work(join: Join, current: Plan, needed: list[Stage], block_rows: int) -> ray.data.Dataset:
     """The rows that lack one of these stages, read where there is a core to spare while the engines already work."""
-    shards = ray.data.from_items(
-        [{"shard": shard} for shard in current.shards], override_num_blocks=len(current.shards)
-    )
-    blocks = shards.map_batches(
-        _Blocks(join, frozenset(stage.name for stage in needed)),
+    numbers = ray.data.range(len(current.shards), override_num_blocks=len(current.shards))
+    blocks = numbers.map_batches(
+        _Blocks(join, current.shards, frozenset(stage.name for stage in needed)),
         batch_size=1,
         batch_format="numpy",
         num_cpus=_READER_CPUS,
     )
-    return blocks.repartition(target_num_rows_per_block=block_rows)
+    blocks = blocks.repartition(target_num_rows_per_block=block_rows)
+    # Ray 2.60 has no argument for it, and would wait for a whole core, which the engines may never give back.
+    blocks._logical_plan.dag.ray_remote_args["num_cpus"] = _READER_CPUS  # noqa: SLF001
+    return blocks
 
 
 @dataclass(frozen=True)
 class _Blocks:
     join: Join
+    shards: list[Shard]
     stages: frozenset[str]
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for shard in batch["shard"]:
-            yield from work(self.join, shard, self.stages)
+        for number in batch["id"]:
+            yield from work(self.join, self.shards[number], self.stages)
 
 
 def _run(recipe: Recipe, guard: "_Guard", join: Join, current: Plan, needed: list[Stage]) -> None:

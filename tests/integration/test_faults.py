@@ -1,0 +1,135 @@
+"""Engines, processes and nodes that die while a real Ray cluster generates: every row once, nothing paid for twice."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.errors import StoppedError
+from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.storage.filesystem import Store
+
+ROWS = 150
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def recipe(root: Path, student: dict[str, Any], teacher: dict[str, Any], **generation: Any) -> Recipe:
+    prompts = "".join(f'{{"prompt": "Question {number}."}}\n' for number in range(ROWS))
+    (root / "data.jsonl").write_text(prompts)
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "storage": {"flush_seconds": 0.5},
+        "data": {"type": "jsonl", "path": str(root / "data.jsonl"), "holdout": {"count": 1}},
+        "student": {"model": "s", "engine": {"type": "scripted", "max_in_flight": 8, **student}},
+        "teacher": {"engine": {"type": "scripted", "model": "t", "max_in_flight": 8, **teacher}},
+        "evaluation": {"enabled": False},
+        "generation": {"execution": "streaming", **generation},
+    }
+    return parse_recipe(tree, "test")
+
+
+def generate(made: Recipe) -> GenerationResult:
+    store = Store(made.run.root)
+    return run_generation(made, store, prepare_prompts(made, store).table)
+
+
+def require_whole(result: GenerationResult, lost: int = 0) -> None:
+    """Each row has exactly one result per stage, committed once; `lost` rows have no critique and no refinement."""
+    for stage in result.stages.all:
+        committed = pa.concat_tables(list(stage.results.batches()))
+        finished = Counter(
+            row["prompt_id"] for row in committed.select(["prompt_id", "status"]).to_pylist() if row["status"] == "ok"
+        )
+        assert max(finished.values()) == 1, stage.name
+        assert len(finished) == ROWS - 1 - (lost if stage.name != "draft" else 0)
+    assert result.counts["refine"]["ok"] == ROWS - 1 - lost
+
+
+def while_generating(made: Recipe, strike: Callable[[], None], after: float) -> GenerationResult:
+    """Generate, and strike once some refinements are on storage."""
+
+    def wait_and_strike() -> None:
+        folder = Path(made.run.root) / "tables" / "refine"
+        while not list(folder.glob("*/part-*")):
+            time.sleep(0.05)
+        time.sleep(after)
+        strike()
+
+    striker = threading.Thread(target=wait_and_strike, daemon=True)
+    striker.start()
+    result = generate(made)
+    striker.join(1)
+    assert not striker.is_alive(), "the run was over before the strike"
+    return result
+
+
+def engine_processes() -> list[psutil.Process]:
+    me = psutil.Process()
+    return [process for process in psutil.process_iter() if "MapWorker" in " ".join(cmdline(process)) and process != me]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return [process.name(), *process.cmdline()]
+    except psutil.Error:
+        return []
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("fault", ["die_on", "kill_on"])
+def test_a_row_that_kills_its_engine_is_quarantined_alone(tmp_path: Path, fault: str) -> None:
+    made = recipe(tmp_path, {}, {fault: "Question 77."})
+    result = generate(made)
+    require_whole(result, lost=1)
+    assert result.counts["critique"]["quarantined"] == 1
+    [row] = [row for row in result.stages.critique.results.read().to_pylist() if row["status"] == "quarantined"]
+    assert "with this row on it, the last time alone" in row["error"]
+    assert generate(made).reused  # a quarantined row is not tried again
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_killed_engine_process_costs_only_what_was_in_flight(tmp_path: Path, seed: int) -> None:
+    made = recipe(tmp_path, {"latency_ms": 50}, {"latency_ms": 50})
+
+    def strike() -> None:
+        victims = engine_processes()
+        os.kill(victims[seed % len(victims)].pid, signal.SIGKILL)
+
+    require_whole(while_generating(made, strike, after=0.3 * seed))
+
+
+def test_a_lost_node_costs_only_what_was_in_flight(cluster: Cluster, tmp_path: Path) -> None:
+    node = cluster.add_node(num_cpus=2)
+    made = recipe(tmp_path, {"latency_ms": 50, "replicas": 2}, {"latency_ms": 50, "replicas": 2})
+    require_whole(while_generating(made, lambda: cluster.remove_node(node, allow_graceful=False), after=0.5))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_run_that_hangs_is_stopped_and_keeps_what_it_has(tmp_path: Path) -> None:
+    made = recipe(tmp_path, {}, {"hang_on": "Question 77."}, stall_timeout_s=5)
+    with pytest.raises(StoppedError, match=r"nothing went on for \d+ s .* 2 of 2 engines loaded"):
+        generate(made)
+    healed = generate(recipe(tmp_path, {}, {}))
+    assert healed.tallies["refine"]["rows"] <= 16
+    require_whole(healed)
