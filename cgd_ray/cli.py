@@ -1,6 +1,7 @@
 """The `cgd` command, and what the entry points in `jobs/` call."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Collection
 from dataclasses import asdict
@@ -76,7 +77,7 @@ def inspect(
     recipe: RecipePath,
     overrides: Overrides = None,
     *,
-    rows: Annotated[int, typer.Option(help="Number of rows.")] = 3,
+    rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 3,
     dropped: Annotated[bool, typer.Option("--dropped", help="Only rows that curation dropped.")] = False,
 ) -> None:
     """Show generated rows: prompt, draft, critique, verdict, refinement, and why a row was dropped."""
@@ -118,6 +119,8 @@ def job_main(phases: Collection[str] | None = None) -> None:
 def _guarded(command: Callable[[], None]) -> int:
     """Run a command; its errors become one line on standard error and an exit code."""
     configure_logging()
+    # Else a thread that asks Ray for something after the end starts another cluster; read when ray is imported.
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         command()
     except CgdError as error:
@@ -176,18 +179,18 @@ def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:
 def _status(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import preflight
+    from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_status
 
-    print_status(pin_models(recipe), preflight(recipe), Console())
+    print_status(pin_models(recipe), existing_store(recipe), Console())
 
 
 def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> None:
     recipe = load_recipe(path, overrides)
-    from cgd_ray.preflight import preflight
+    from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_rows
 
-    print_rows(recipe, preflight(recipe), Console(), rows, dropped=dropped)
+    print_rows(recipe, existing_store(recipe), Console(), rows, dropped=dropped)
 
 
 def _models(names: list[str]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal, TypeVar, get_args
 
 import pyarrow as pa
+import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
@@ -25,6 +26,7 @@ from cgd_ray.training.resources import check_room, worker_resources
 from cgd_ray.training.trainer import TrainingResult, run_training
 
 T = TypeVar("T")
+log = structlog.get_logger(__name__)
 
 
 Phase = Literal["generate", "train", "evaluate"]
@@ -65,7 +67,8 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> O
     questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
     if "train" in phases and recipe.training.enabled and run.read_json("student/manifest.json") is None:
         check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
-    generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome))
+    may = "generate" in phases
+    generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome, may_generate=may))
     recorded = {"generation": _record(run, "generation", outcome.generation, outcome, settings)}
     joined = join_of(recipe, prompts.table, generated.stages)
     curated = _timed(outcome, "curation", lambda: curate(recipe, store, joined, outcome))
@@ -101,9 +104,11 @@ def _idle(document: Document) -> bool:
     return not any(model["spent"] for model in models) if models else bool(document["reused"])
 
 
-def generate(recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Outcome) -> GenerationResult:
-    """Drafts, answers, critiques, refinements."""
-    result = run_generation(recipe, store, prompts.table)
+def generate(
+    recipe: Recipe, store: Store, prompts: PreparedPrompts, outcome: Outcome, *, may_generate: bool = True
+) -> GenerationResult:
+    """Drafts, answers, critiques, refinements; without `may_generate`, those that are there."""
+    result = run_generation(recipe, store, prompts.table, may_generate=may_generate)
     outcome.generation = {
         "execution": result.execution,
         "reused": result.reused,
@@ -150,10 +155,12 @@ def evaluate(recipe: Recipe, store: Store, rows: pa.Table, outcome: Outcome) -> 
 
 
 def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -> None:
-    todo = plan(join_of(recipe, prompts.table, build_stages(recipe, store))).todo
-    if any(todo.values()):
-        lacking = ", ".join(f"{rows} of {stage}" for stage, rows in todo.items() if rows)
+    current = plan(join_of(recipe, prompts.table, build_stages(recipe, store)))
+    lacking = ", ".join(f"{rows} of {stage}" for stage, rows in current.todo.items() if rows)
+    if current.untried:
         raise CgdError(f"generation is not complete (still to do: {lacking}): run jobs/generate.py first")
+    if lacking:
+        log.warning("rows that failed are left out; jobs/generate.py tries them again", lacking=lacking)
 
 
 def _prompt_counts(prompts: PreparedPrompts) -> Document:

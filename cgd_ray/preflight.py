@@ -34,6 +34,18 @@ def open_store(recipe: Recipe) -> Store:
     return Store(root, recipe.storage)
 
 
+def existing_store(recipe: Recipe) -> Store:
+    """The store of a root that holds tables already: who only looks must not make one, nor ask an endpoint.
+
+    Raises:
+        ConfigError: nothing was ever run there.
+    """
+    store = open_store(recipe)
+    if not store.exists("tables"):
+        raise ConfigError(f"run.root {store.root}: nothing was run there yet; is the path right?")
+    return store
+
+
 def preflight(recipe: Recipe) -> Store:
     """Check everything that needs I/O but no engine; returns the store.
 

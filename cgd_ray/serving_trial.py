@@ -20,7 +20,9 @@ from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.generation.stages import student_identity
 from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
+from cgd_ray.runtime.waiting import interruptibly
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.models import model_identity
 from cgd_ray.storage.runs import Run
 
 log = structlog.get_logger(__name__)
@@ -29,22 +31,33 @@ log = structlog.get_logger(__name__)
 def ask_served_student(recipe: Recipe, store: Store, student: str, console: Console) -> None:
     """Serve the student at a free port, ask it the first held-out question, print both students' answers.
 
-    Left out where the cluster serves something already. `student` is the exported model's name in the store.
+    The answer is kept in the run: the same student is not served again for the same question. Left out where the
+    cluster serves something already. `student` is the exported model's name in the store.
     """
-    if _cluster_serves():
+    rows = heldout_rows(recipe, prepare_prompts(recipe, store).table).slice(0, 1)
+    base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, student_identity(recipe))
+    asked = {
+        "student": model_identity(store.url(student), None, store.storage, "student"),
+        "question": rows["prompt"][0].as_py(),
+        "evaluation": recipe.evaluation.model_dump(mode="json"),
+    }
+    run = Run(store, recipe.run.name)
+    served = run.read_json("served.json")
+    if served and served["asked"] == asked:
+        log.info("served answer: asked before, no engine is loaded")
+    elif _cluster_serves():
         log.warning("Serve runs on this cluster already: no question is asked over HTTP")
         return
-    rows = heldout_rows(recipe, prepare_prompts(recipe, store).table).slice(0, 1)
-    question = rows["prompt"][0].as_py()
-    base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, student_identity(recipe))
-    port = _free_port()
-    with _served(recipe, store.url(student), "127.0.0.1", port):
-        answer = _ask(f"http://127.0.0.1:{port}/v1", recipe, question)
+    else:
+        port = _free_port()
+        with _served(recipe, store.url(student), "127.0.0.1", port):
+            served = {"asked": asked, "answer": _ask(f"http://127.0.0.1:{port}/v1", recipe, asked["question"])}
+        run.write_json("served.json", served)
     console.rule("One held-out question, asked over HTTP")
     for title, text in (
-        ("question", question),
+        ("question", asked["question"]),
         ("base student (from the evaluation)", base["text"][0].as_py() or ""),
-        ("trained student (served)", answer),
+        ("trained student (served)", served["answer"]),
     ):
         console.print(f"[bold]{title}[/bold]")
         console.print(text, markup=False, highlight=False)
@@ -65,6 +78,7 @@ def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
     if training is None or not store.exists(f"{training['student_name']}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
+    _require_free(host, port)
     with _served(recipe, store.url(training["student_name"]), host, port):
         log.info("serving; Ctrl-C ends it", url=f"http://{host}:{port}/v1", model=recipe.serving.model_id)
         with contextlib.suppress(KeyboardInterrupt):
@@ -82,10 +96,10 @@ def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
     with quiet_vllm():
         from serving.app import build  # seconds of imports that runs without serving are spared
 
-    serve.start(http_options={"host": host, "port": port})
+    interruptibly(lambda: serve.start(http_options={"host": host, "port": port}))
     try:
         quiet_libraries()
-        serve.run(build(serve_args(recipe, model)), route_prefix="/")
+        interruptibly(lambda: serve.run(build(serve_args(recipe, model)), route_prefix="/"))
         quiet_libraries()  # the application's imports set their loggers up again
         yield
     finally:
@@ -129,6 +143,23 @@ def _ask(url: str, recipe: Recipe, question: str) -> str:
         )
     log.info("answered over HTTP", seconds=round(time.monotonic() - started, 1))
     return answer.choices[0].message.content or ""
+
+
+def _require_free(host: str, port: int) -> None:
+    """Two servers may share a port where both agree to it, as Serve's do: half of the answers would be another's.
+
+    Raises:
+        CgdError: something listens there.
+    """
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that only fade out do not count
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CgdError(
+                f"serving.port {port} on {host} cannot be used: {error.strerror}; end what listens there, or give "
+                "another serving.port"
+            ) from error
 
 
 def _free_port() -> int:

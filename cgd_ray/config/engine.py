@@ -61,7 +61,7 @@ class TeacherOpenAI(Section):
     revision: str | None = None
     """What to call this version of the model in fingerprints, where the name alone does not say."""
     base_url: str = "https://api.openai.com/v1"
-    api_key_env: str | None = "OPENAI_API_KEY"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = "OPENAI_API_KEY"
     """Name of the environment variable with the key; none sends no key."""
     concurrency: PositiveInt = 32
     """Requests in flight."""

@@ -9,7 +9,7 @@ from pydantic import ValidationError, model_validator
 
 from cgd_ray.config.base import Section
 from cgd_ray.config.data import DataSection, DemoData
-from cgd_ray.config.engine import StudentSection, TeacherSection
+from cgd_ray.config.engine import StudentSection, TeacherSection, VllmOptions
 from cgd_ray.config.generation import CurationSection, GenerationSection
 from cgd_ray.config.run import RunSection, StorageSection
 from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
@@ -54,6 +54,24 @@ class Recipe(Section):
             raise ValueError("training.method distill needs generation.answer.enabled=true")
         return self
 
+    @model_validator(mode="after")
+    def _prompts_have_room(self) -> Self:
+        student, teacher, generation = self.student.engine, self.teacher.engine, self.generation
+        asked: list[tuple[str, int, str, object]] = [
+            ("generation.draft", generation.draft.max_tokens, "student.engine", student),
+            ("generation.critique", generation.critique.max_tokens, "teacher.engine", teacher),
+            ("generation.refine", generation.refine.max_tokens, "teacher.engine", teacher),
+        ]
+        if generation.needs_answer:
+            asked.append(("generation.answer", generation.answer.max_tokens, "teacher.engine", teacher))
+        if self.evaluation.enabled:
+            asked.append(("evaluation", self.evaluation.max_tokens, "student.engine", student))
+        for stage, tokens, name, engine in asked:
+            longest = engine.max_model_len if isinstance(engine, VllmOptions) else None
+            if longest is not None and tokens >= longest:
+                raise ValueError(f"{stage}.max_tokens {tokens} leaves no prompt room in {name}.max_model_len {longest}")
+        return self
+
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply `section.key=value` overrides, whose values are YAML too.
@@ -80,6 +98,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not a text file; a recipe is YAML in UTF-8") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
@@ -114,7 +134,7 @@ def _explain(error: ValidationError) -> str:
     else:
         message = (
             f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})"
-            if _is_scalar(first["input"])
+            if _is_scalar(first["input"]) and first["loc"][-1:] != ("api_key_env",)  # it may be the key itself
             else first["msg"].removeprefix("Value error, ")
         )
     others = f" ({len(errors) - 1} more after this one)" if len(errors) > 1 else ""

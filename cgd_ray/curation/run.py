@@ -22,7 +22,7 @@ from cgd_ray.storage.schemas import DROPPED, EXAMPLES
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_VERSION = 1  # raise it whenever filters or the grader judge otherwise, and examples are made anew
+_VERSION = 2  # raise it whenever filters or the grader judge otherwise, and examples are made anew
 Key = tuple[str, int]
 
 
@@ -130,6 +130,9 @@ def _faulted(rows: Iterable[JoinedRow]) -> Iterator[Row]:
     """Every row with its texts and with the first stage that has none for it."""
     for joined in rows:
         row: Row = {**joined.texts, "fault": None}
+        answer = joined.results.get("answer")
+        if answer and answer["status"] != "ok" and joined.results["critique"] is None:
+            row["fault"] = ("answer", answer["status"])  # the critique would have been made from it
         for name, result in joined.results.items():
             _add(row, name, result)
         yield row

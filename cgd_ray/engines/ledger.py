@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -129,9 +130,14 @@ class _Ledger:
 @contextlib.contextmanager
 def open_ledger() -> Iterator[ActorHandle]:
     """A ledger on the driver's own node: it is gone only where the driver is gone, too."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    ledger = ray.remote(num_cpus=0, scheduling_strategy=here)(_Ledger).remote()
+    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote()
     try:
         yield ledger
     finally:
         ray.kill(ledger)
+
+
+def on_this_node() -> dict[str, Any]:
+    """Options of a task or actor that runs on this process's node and nowhere else."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

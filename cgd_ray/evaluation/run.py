@@ -1,5 +1,6 @@
 """The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
 
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -65,7 +66,19 @@ def run_evaluation(
     else:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
     table = stage.results.read()
-    return table.filter(pc.is_in(table["parent"], pa.array([stage.parent_of(row) for row in rows.to_pylist()]))), spent
+    table = table.filter(pc.is_in(table["parent"], pa.array([stage.parent_of(row) for row in rows.to_pylist()])))
+    _require_answers(table, name, recipe.generation.max_failed_fraction)
+    return table, spent
+
+
+def _require_answers(results: pa.Table, name: str, most: float) -> None:
+    """Refuse to call a model wrong that was hardly asked."""
+    unanswered = [row for row in results.to_pylist() if row["status"] not in ("ok", "truncated")]
+    if len(unanswered) > most * len(results):
+        raise CgdError(
+            f"evaluation of the {name} student: {len(unanswered)} of {len(results)} prompts have no answer, more than "
+            f"generation.max_failed_fraction {most}; the last reason: {unanswered[-1]['error']}"
+        )
 
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
@@ -129,7 +142,7 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[
     with Progress({"evaluation": len(work)}) as progress:
         run_chains(
             [chain],
-            work_of(work, chain.block_rows),
+            partial(work_of, work, chain.block_rows),
             lambda snapshot: progress.update(snapshot.tallies),
             recipe.generation.stall_timeout_s,
         )

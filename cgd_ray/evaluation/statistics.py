@@ -9,6 +9,8 @@ import numpy.typing as npt
 
 from cgd_ray.storage.fingerprint import derived_seed
 
+_FEW_DISCORDANT = 10
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -26,7 +28,8 @@ class PairedDifference:
     """Accuracy of the trained model minus accuracy of the base, in [-1, 1]."""
 
     interval: Interval
-    """Percentile interval of the paired bootstrap over questions."""
+    """Percentile interval of the paired bootstrap over questions; with fewer than ten discordant ones, where the
+    bootstrap is too narrow (none would give no width at all), Bonett and Price's adjusted Wald interval."""
 
     p_value: float
     """Exact two-sided McNemar test of "neither model is better"."""
@@ -86,19 +89,29 @@ def paired_difference(
         raise ValueError(f"paired verdicts need one shape (questions,), not {base.shape} and {trained.shape}")
     n = len(base)
     fixed, broken = int(np.sum(trained & ~base)), int(np.sum(base & ~trained))
+    if fixed + broken < _FEW_DISCORDANT:
+        interval = _adjusted_wald(fixed, broken, n, confidence)
+    else:
+        interval = _bootstrap(fixed, broken, n, confidence, resamples, seed)
+    return PairedDifference((fixed - broken) / n, interval, _mcnemar(fixed, broken), fixed, broken)
+
+
+def _bootstrap(fixed: int, broken: int, n: int, confidence: float, resamples: int, seed: int) -> Interval:
     # A question's difference is +1, -1 or 0, so resampling questions is drawing the counts of the three: the
     # same distribution in O(resamples) memory, however many questions there are.
     generator = np.random.default_rng(derived_seed("bootstrap", seed))
     counts = generator.multinomial(n, [fixed / n, broken / n, (n - fixed - broken) / n], size=resamples)
     tail = (1 - confidence) / 2
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / n, [tail, 1 - tail])
-    return PairedDifference(
-        difference=(fixed - broken) / n,
-        interval=Interval(float(low), float(high)),
-        p_value=_mcnemar(fixed, broken),
-        fixed=fixed,
-        broken=broken,
-    )
+    return Interval(float(low), float(high))
+
+
+def _adjusted_wald(fixed: int, broken: int, n: int, confidence: float) -> Interval:
+    """Source: D. Bonett and R. Price, J. Educational and Behavioral Statistics 37 (2012)."""
+    better, worse = (fixed + 1) / (n + 2), (broken + 1) / (n + 2)
+    spread = math.sqrt((better + worse - (better - worse) ** 2) / (n + 2))
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * spread
+    return Interval(max(-1.0, better - worse - half), min(1.0, better - worse + half))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -35,6 +35,7 @@ class Plan:
     counts: dict[str, StageCount] = field(default_factory=dict)
     todo: dict[str, int] = field(default_factory=dict)  # rows to do per stage, failed ones included
     shards: list[Shard] = field(default_factory=list)
+    untried: int = 0  # rows that lack a stage which was never tried; the others failed
 
     @property
     def is_done(self) -> bool:
@@ -79,6 +80,7 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
             _judge(joined, stage, todo, found.counts[stage.name])
         for name in todo:
             found.todo[name] += 1
+        found.untried += bool(todo) and joined.results[todo[0]] is None
     if any(found.todo.values()):
         found.shards.append(shard)
     return found
@@ -90,6 +92,7 @@ def _add(whole: Plan, part: Plan) -> None:
             setattr(whole.counts[name], state, getattr(whole.counts[name], state) + rows)
         whole.todo[name] += part.todo[name]
     whole.shards += part.shards
+    whole.untried += part.untried
 
 
 def _work_row(stages: list[Stage], joined: JoinedRow) -> Row:

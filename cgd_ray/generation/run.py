@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_READER_CPUS = 0.01  # the engines may hold all whole ones
+_READER_CPUS = 0  # the engines may hold all there are
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def join_of(recipe: Recipe, prompts: Table, stages: Stages) -> Join:
     return Join(prompts, recipe.generation.draft.samples, stages.all)
 
 
-def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationResult:
+def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate: bool = True) -> GenerationResult:
     """Give every training prompt its draft, critique and refinement (and direct answer, where asked for).
 
     Raises:
@@ -58,6 +59,8 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table) -> GenerationRe
     stages = build_stages(recipe, store)
     join = join_of(recipe, prompts, stages)
     current = plan(join)
+    if not may_generate:
+        return GenerationResult(stages, _counts(current))
     if current.is_done:
         log.info("generation: nothing to do, no engine is loaded", rows=current.rows)
         return GenerationResult(stages, _counts(current))
@@ -104,11 +107,11 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
     return [stage for stage in (among or stages.all) if current.todo[stage.name]]
 
 
-def _work(join: Join, current: Plan, needed: list[Stage], block_rows: int) -> ray.data.Dataset:
+def _work(join: Join, shards: list[Shard], needed: list[Stage], block_rows: int) -> ray.data.Dataset:
     """The rows that lack one of these stages, read where there is a core to spare while the engines already work."""
-    numbers = ray.data.range(len(current.shards), override_num_blocks=len(current.shards))
+    numbers = ray.data.from_arrow([pa.table({"number": [number]}) for number in range(len(shards))])
     blocks = numbers.map_batches(
-        _Blocks(join, current.shards, frozenset(stage.name for stage in needed)),
+        _Blocks(join, shards, frozenset(stage.name for stage in needed)),
         batch_size=1,
         batch_format="numpy",
         num_cpus=_READER_CPUS,
@@ -126,7 +129,7 @@ class _Blocks:
     stages: frozenset[str]
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
-        for number in batch["id"]:
+        for number in batch["number"]:
             yield from work(self.join, self.shards[number], self.stages)
 
 
@@ -136,7 +139,7 @@ def _run(recipe: Recipe, guard: "_Guard", join: Join, current: Plan, needed: lis
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
     guard.progress.next_engines()
-    rows = _work(join, current, needed, block_rows(chains))
+    rows = partial(_work, join, current.shards, needed, block_rows(chains))
     run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
 
 

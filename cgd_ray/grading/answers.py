@@ -8,10 +8,13 @@ _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close
 _MARKED = re.compile(r"^\s*#{4}\s*(\S.*?)\s*$", re.MULTILINE)
 # "The answer is 5", "Answer: 5", "final answer for part b is: 5"; the words between are kept short so that
 # "the answer depends on ... and x is" is none.
-_STATED = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b|[:=])[\s:*]*(?=[^\s:*])", re.IGNORECASE)
+_STATED = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b(?!\s+not\b)|[:=])[\s:*]*(?=[^\s:*])", re.IGNORECASE)
+_DENIED = re.compile(r"\bnot\b|n't\b|n\N{RIGHT SINGLE QUOTATION MARK}t\b", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 _MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$]*[^$\s\d.,][^$]*)\$")
-_ONE_NUMBER = re.compile(NUMBER)
+_ONE_NUMBER = re.compile(
+    rf"(?:\b(?:minus|negative)\s+)?{NUMBER}(?:\s+(?:hundred|thousand|million|billion|dozen)\b)?", re.IGNORECASE
+)
 # A reference without any mark is its own answer only where it could be one.
 _LONGEST_BARE_GOLD = 100
 
@@ -66,7 +69,8 @@ def stated_answer(text: str) -> str | None:
     if stated:
         return _core(_first_sentence(text[stated[-1].end() :].splitlines()[0]))
     lines = text.strip().splitlines()
-    return _only_number(_last_sentence(lines[-1])) if lines else None
+    last = _last_sentence(lines[-1]) if lines else ""
+    return None if _DENIED.search(last) else _only_number(last)
 
 
 def _core(phrase: str) -> str:

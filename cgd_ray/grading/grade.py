@@ -1,6 +1,7 @@
 """Is a completion's answer right?"""
 
 import atexit
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -8,6 +9,7 @@ from cgd_ray.grading.answers import gold_of, last_boxed, stated_answer
 from cgd_ray.grading.quantities import is_words, plain, quantity, same_quantity, unwrap
 from cgd_ray.grading.symbolic import SymbolicChecker
 
+_SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 _LONGEST_ANSWER = 300
 """Characters; longer "answers" are text that ran on."""
 
@@ -65,8 +67,8 @@ def equivalent(gold: str, prediction: str) -> bool:
 
 
 def _letters(answer: str) -> str:
-    """Without case, spaces, and the parentheses of a choice such as (B)."""
-    text = "".join(answer.casefold().split())
+    """Without case, the parentheses of a choice such as (B), and spaces but between digits: 1 1/2 is not 11/2."""
+    text = _SPACES.sub("", answer.casefold())
     return text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
 
 

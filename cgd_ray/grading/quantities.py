@@ -28,6 +28,18 @@ _REWRITES = (
 )
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _DASHES = dict.fromkeys(map(ord, "\N{MINUS SIGN}\N{EN DASH}"), "-")
+_FACTORS = {
+    "hundred": 100,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "dozen": 12,
+    "minus": -1,
+    "negative": -1,
+}
+_CHANGING = {"not", "half", "double", "twice", "triple", "quarter"}  # before a number: it is another one
+_CURRENCIES = {"dollar": "$", "usd": "$", "euro": "€", "eur": "€", "cent": "cent"}
+_SINGULARS = {"feet": "foot", "inches": "inch", "people": "person", "men": "man", "women": "woman", "children": "child"}
 # Decimals of a fraction that never ends count as it from six places on.
 _TOLERANCE = Fraction(1, 10**6)
 
@@ -40,6 +52,8 @@ class Quantity:
     unit: str
     """The words beside it, empty where there are none."""
     percent: bool
+    currency: str = ""
+    """`$`, `€`, `£` or `cent`, empty where none is named."""
 
 
 def unwrap(text: str) -> str:
@@ -69,12 +83,22 @@ def quantity(text: str) -> Quantity | None:
     match = _QUANTITY.fullmatch(text)
     if match is None:
         return None
-    number = match["number"]
+    number, before, after = match["number"], (match["before"] or "").casefold().split(), _words(match["after"])
     value = _value(re.sub(r"[$€£%,]|(?<=[-+])\s", "", number).strip())
-    if value is None:
+    if value is None or _CHANGING.intersection(before):
         return None
-    words = f"{match['before'] or ''} {match['after'] or ''}".casefold().replace("percent", "%").split()
-    return Quantity(value, " ".join(word for word in words if word != "%"), "%" in number or "%" in words)
+    for word in [*before, *after]:
+        value *= _FACTORS.get(word, 1)
+    words = [_SINGULARS.get(word, word.removesuffix("s")) for word in [*before, *after] if word not in _FACTORS]
+    currency = next((sign for sign in "$€£" if sign in number), "") or next(
+        (_CURRENCIES[word] for word in words if word in _CURRENCIES), ""
+    )
+    unit = " ".join(word for word in words if word != "%" and word not in _CURRENCIES)
+    return Quantity(value, unit, "%" in number or "%" in words, currency)
+
+
+def _words(text: str | None) -> list[str]:
+    return (text or "").casefold().replace("percent", "%").split()
 
 
 def same_quantity(gold: Quantity, prediction: Quantity) -> bool:
@@ -83,8 +107,9 @@ def same_quantity(gold: Quantity, prediction: Quantity) -> bool:
     Units count only where both name one. With a percent sign on one side only, 25% is both 25 and 0.25, since
     questions ask for either.
     """
-    if gold.unit and prediction.unit and _singular(gold.unit) != _singular(prediction.unit):
-        return False
+    for mine, other in ((gold.unit, prediction.unit), (gold.currency, prediction.currency)):
+        if mine and other and mine != other:
+            return False
     pairs = [(gold.value, prediction.value)]
     if gold.percent != prediction.percent:
         factor = Fraction(1, 100) if gold.percent else Fraction(100)
@@ -119,7 +144,3 @@ def _value(number: str) -> Fraction | None:
         return Fraction(whole) + (-1 if whole.startswith("-") else 1) * Fraction(part)
     except ZeroDivisionError:
         return None
-
-
-def _singular(unit: str) -> str:
-    return " ".join(word.removesuffix("s") for word in unit.split())

@@ -60,7 +60,7 @@ def load_prompts(where: str) -> PromptSet:
     """The default set, or the one in a directory.
 
     Raises:
-        ConfigError: the directory or one of its files is missing.
+        ConfigError: the directory or one of its files is missing, or a template cannot be rendered.
     """
     folder = resources.files("cgd_ray.prompts") / "default" if where == "default" else Path(where)
     texts = []
@@ -68,5 +68,13 @@ def load_prompts(where: str) -> PromptSet:
         file = folder / f"{name}.jinja"
         if not file.is_file():
             raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing; it needs {', '.join(NAMES)}")
-        texts.append(file.read_text(encoding="utf-8"))
-    return PromptSet(*texts)
+        try:
+            texts.append(file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"generation.prompts {where}: {name}.jinja is not text in UTF-8") from error
+    prompts = PromptSet(*texts)
+    # A mistake in a template is found here, not when the first row comes to it.
+    prompts.critique("x", "y'", None)
+    prompts.refine("x", "y'", "c")
+    prompts.context("x", "y'", "c")
+    return prompts

@@ -39,7 +39,8 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     console.print(table)
     run = Run(store, recipe.run.name)
     manifest = run.read_json("manifest.json")
-    complete = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))
+    reported = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))
+    complete = reported and current.is_done
     console.print(
         f"{store.url(run.path('')).rstrip('/')}: {'complete' if complete else 'not complete'}", soft_wrap=True
     )

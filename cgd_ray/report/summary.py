@@ -42,12 +42,14 @@ def _tables(outcome: Document) -> list[tuple[str, Cells]]:
 
 
 def _generation(outcome: Document) -> Cells:
-    states = ("ok", "truncated", "over_long", "quarantined", "failed")
+    stages = outcome["generation"]["stages"]
+    rare = [state for state in ("over_long", "quarantined") if any(counts[state] for counts in stages.values())]
+    states = ("ok", "truncated", *rare, "failed")
     figures = ("rows", "prompt_tokens", "cached_tokens", "completion_tokens", "completion_tokens_per_second")
     names = [state.replace("_", "-") for state in states]
     head = ["stage", *names, "made now", "prompt tok", "from cache", "completion tok", "tok/s"]
     rows = [head]
-    for stage, counts in outcome["generation"]["stages"].items():
+    for stage, counts in stages.items():
         spent = outcome["generation"]["spent"].get(stage)
         made = [str(spent[figure]) for figure in figures] if spent else ["0 (reused)", "", "", "", ""]
         rows.append([stage, *(str(counts[state]) for state in states), *made])

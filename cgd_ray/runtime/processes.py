@@ -41,7 +41,11 @@ def record(pid: int, kind: str) -> Record:
 
 def end(records: list[Record], grace_seconds: float = 5.0) -> int:
     """Terminate, then kill, those that still run; forget all of them. Returns how many still ran."""
-    alive = [psutil.Process(entry.pid) for entry in records if _started(entry.pid) == entry.started]
+    alive = []
+    for entry in records:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if _started(entry.pid) == entry.started:
+                alive.append(psutil.Process(entry.pid))
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

@@ -1,9 +1,12 @@
 """The same function over many items: on the cluster where there is one, else here."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TypeVar
 
 import ray
+
+from cgd_ray.runtime.waiting import interruptibly
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -19,7 +22,8 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
         return
     call = ray.remote(num_cpus=1, max_retries=3)(_call)
     shared = ray.put(function)
-    yield from map(ray.get, [call.remote(shared, item) for item in items])
+    for made in [call.remote(shared, item) for item in items]:
+        yield interruptibly(partial(ray.get, made))
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:

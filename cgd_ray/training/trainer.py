@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.runtime.waiting import interruptibly
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.tables import Table
@@ -222,7 +223,7 @@ class _Plan:
 def _fit(plan: _Plan) -> RankOutcome:
     try:
         with shown_steps() as board:
-            outcome: RankOutcome | Refused = _trainer(plan, board).fit().return_value
+            outcome: RankOutcome | Refused = interruptibly(_trainer(plan, board).fit).return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise CgdError(
             f"training failed: {_cause(error)}; the same command continues from the last checkpoint"

@@ -23,6 +23,23 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path, number: signal.Si
     assert alive(below) == []
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+def test_an_interrupted_training_ends_at_once_with_a_line(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    long = ["training.epochs=200", "evaluation.enabled=false", "student.engine={type: scripted}"]
+    command = start(tmp_path, "jobs/pipeline.py", *long)
+    assert command.stderr is not None
+    lines = iter(command.stderr.readline, "")
+    assert any("[info     ] training" in line and "step=" in line for line in lines)
+    below = psutil.Process(command.pid).children(recursive=True)
+    told = time.monotonic()
+    command.send_signal(number)
+    _, errors = command.communicate(timeout=120)
+    assert time.monotonic() - told < 30
+    assert command.returncode == code, errors[-2000:]
+    assert "the same command continues" in errors.splitlines()[-1]
+    assert alive(below) == []
+
+
 def test_what_a_kill_left_is_ended_by_the_next_start_which_continues(tmp_path: Path) -> None:
     command = start(tmp_path)
     below = wait_for_engine(command)
@@ -35,13 +52,13 @@ def test_what_a_kill_left_is_ended_by_the_next_start_which_continues(tmp_path: P
     assert len(list(tmp_path.glob("root/tables/draft/*/*.parquet"))) >= 1
 
 
-def start(tmp_path: Path) -> subprocess.Popen[str]:
+def start(tmp_path: Path, job: str = "jobs/generate.py", *more: str) -> subprocess.Popen[str]:
     small = ["data.limit=4", "data.holdout.count=2", f"run.root={tmp_path / 'root'}", "generation.execution=staged"]
     small.append("curation.require_correct=false")  # the scripted teacher is always wrong
     # A teacher that costs no time: these tests are about the student's engine.
     teacher = "teacher.engine={type: scripted, model: t}"
     return subprocess.Popen(
-        [sys.executable, "jobs/generate.py", "jobs/recipes/demo.yaml", *small, teacher],
+        [sys.executable, job, "jobs/recipes/demo.yaml", *small, teacher, *more],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

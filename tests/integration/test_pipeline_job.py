@@ -131,9 +131,10 @@ def test_supervised_tokens_of_the_jobs_batches_are_the_targets_and_their_end(
 
 
 def test_a_second_job_does_nothing_and_says_so(head: RayHead, manifest: dict[str, Any], settings: list[str]) -> None:
-    again = head.submit("python", "jobs/pipeline.py", RECIPE, *settings, "serving.trial=false")
+    again = head.submit("python", "jobs/pipeline.py", RECIPE, *settings)
     assert again.returncode == 0, again.stdout[-3000:]
-    assert again.stdout.count("no engine is loaded") == 3
+    assert again.stdout.count("no engine is loaded") == 4  # generation, two evaluations, the served answer
+    assert "trained student (served)" in again.stdout
     assert "trained now" in again.stdout
     assert re.search(r"trained now\s*│\s*no \(reused\)", again.stdout)
 

@@ -68,6 +68,8 @@ def test_gold_of_a_reference(reference: str, gold: str) -> None:
         ("First 16 - 7 = 9.\nSo she makes 9 * 2 = $18 every day.", "$18"),
         ("It has 16 eggs. She sells 9 of them. Therefore, Janet makes $18 every day.", "$18"),
         ("#### 12", "12"),
+        ("The answer is 72 million.", "72 million"),
+        ("So there are minus 3 degrees", "minus 3"),
         ("He needs 4 + 2 = 6 hours", "6"),
     ],
 )
@@ -88,6 +90,8 @@ def test_a_stated_answer_is_found(text: str, answer: str) -> None:
         "So she has (3 + 4",
         "The meeting is at 12:30",
         r"So we get \frac{3}{4",
+        "The correct answer is not 72.",
+        "The answer isn't 72",
     ],
 )
 def test_a_text_that_commits_to_no_answer_states_none(text: str) -> None:

@@ -1,0 +1,30 @@
+"""Waiting for Ray in a way that signals can end."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def interruptibly(call: Callable[[], T]) -> T:
+    """Make a long, blocking call on another thread, and return or raise what it does.
+
+    An exception that a signal handler raises inside one of Ray's calls comes out only when the call returns, hours
+    later, or as a SystemError. Here it comes out at once; the call is left to end with the Ray session.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(call())
+        except BaseException as error:  # noqa: BLE001  the caller's thread raises it
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="ray call", daemon=True)
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]
