@@ -1,10 +1,12 @@
 """Bad input, given to the command as a user would: one clear line on standard error, a code that is not zero."""
 
+import socket
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from cgd_ray.cli import run_phases
+from cgd_ray.cli import app, run_phases
 
 RECIPE = Path("jobs/recipes/gsm8k-cpu.yaml")
 ENDPOINT = "teacher.engine={type: openai, model: m"
@@ -37,6 +39,9 @@ def rows(tmp_path: Path) -> Path:
         ),
         (None, f"{ENDPOINT}, api_key_env: CGD_NO_SUCH}}", "environment variable CGD_NO_SUCH is not set"),
         (None, "generation.prompts=/nowhere/prompts", "generation.prompts /nowhere/prompts"),
+        (None, "generation.prompts=BROKEN", "template critique.jinja: 'promt' is undefined"),
+        (None, "evaluation.max_tokens=100000", "evaluation.max_tokens 100000 leaves no prompt room in student.engine"),
+        (None, f"{ENDPOINT}, api_key_env: sk-SECRET}}", "teacher.engine.api_key_env: String should match pattern"),
         (None, "teacher.engine.replicas=500", "teacher.engine asks for "),
         (None, "training.resources.cpus_per_worker=500", "training with 2 workers asks for 1000 CPUs"),
         (None, "run.root=/proc/nowhere", "run.root /proc/nowhere: cannot be written"),
@@ -47,12 +52,40 @@ def test_a_mistake_gets_one_line_and_a_code(
 ) -> None:
     if content is not None:
         rows.write_text(content)
+    broken = rows.parent / "prompts"
+    broken.mkdir()
+    for name in ("critique", "refine", "context"):
+        (broken / f"{name}.jinja").write_text("{{ promt }}")
+    override = override.replace("BROKEN", str(broken))
     overrides = [f"data.path={rows}", "data.limit=8", "data.holdout.count=2", f"run.root={rows.parent / 'root'}"]
     code = run_phases(RECIPE, [*overrides, *filter(None, [override])])
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("error:", "stopped:"))]
     assert code not in (0, None)
     assert len(errors) == 1
     assert message in errors[0]
+    assert "sk-SECRET" not in errors[0]
+
+
+def test_who_only_looks_makes_no_root(tmp_path: Path) -> None:
+    root = tmp_path / "typo"
+    result = CliRunner().invoke(app, ["status", "jobs/recipes/demo.yaml", f"run.root={root}"])
+    assert result.exit_code == 2
+    assert f"run.root {root}: nothing was run there yet" in result.output
+    assert not root.exists()
+
+
+def test_a_port_in_use_is_named(rows: Path) -> None:
+    root = rows.parent / "root"
+    student = root / "runs" / "gsm8k-cpu"
+    (student / "student").mkdir(parents=True)
+    (student / "student" / "manifest.json").write_text("{}")
+    (student / "training.json").write_text('{"student_name": "runs/gsm8k-cpu/student"}')
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        overrides = [f"data.path={rows}", f"run.root={root}", f"serving.port={port}", "serving.host=127.0.0.1"]
+        result = CliRunner().invoke(app, ["serve", str(RECIPE), *overrides])
+    assert result.exit_code != 0
+    assert f"serving.port {port} on 127.0.0.1 cannot be used" in result.output
 
 
 def test_a_recipe_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:

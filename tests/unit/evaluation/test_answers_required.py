@@ -1,0 +1,21 @@
+"""A model that was hardly asked is not called wrong."""
+
+import pyarrow as pa
+import pytest
+
+from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.run import _require_answers
+
+
+def results(over_long: int, answered: int) -> pa.Table:
+    lost = [{"status": "over-long", "error": "the prompt has 9 tokens"}] * over_long
+    return pa.Table.from_pylist(lost + [{"status": "truncated", "error": None}] * answered)
+
+
+def test_few_unanswered_prompts_are_borne() -> None:
+    _require_answers(results(1, 9), "base", 0.1)
+
+
+def test_many_unanswered_prompts_are_named_with_their_reason() -> None:
+    with pytest.raises(CgdError, match=r"the base student: 2 of 10 prompts have no answer.*the prompt has 9 tokens"):
+        _require_answers(results(2, 8), "base", 0.1)
