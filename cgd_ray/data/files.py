@@ -64,12 +64,12 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
     fs = open_filesystem(path, storage)
     with reporting(f"data.path {path}"):
         fs.invalidate_cache()  # s3fs remembers listings
+        base = fs._strip_protocol(path)  # noqa: SLF001  fsspec's only way to its own spelling
         if fs.isfile(path):
-            return SourceFiles(fs, [fs._strip_protocol(path)])  # noqa: SLF001  fsspec's only way to its own spelling
+            return SourceFiles(fs, [base])
         if glob.has_magic(path):
             found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
         elif fs.isdir(path):
-            base = fs._strip_protocol(path)  # noqa: SLF001
             found = [name for name in fs.find(path) if name.endswith(suffixes) and not _is_private(name, base)]
         else:
             raise ConfigError(f"data.path {path}: no such file or directory")

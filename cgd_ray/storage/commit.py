@@ -54,13 +54,14 @@ class Committer:
     async def _write(self, entries: list[tuple[dict[str, Any], "asyncio.Future[None]"]]) -> None:
         part = f"{self._prefix}-{self._sequence:06d}"
         self._sequence += 1
-        try:
-            await asyncio.to_thread(self._table.write_part, part, [row for row, _ in entries])
-        except Exception as error:  # noqa: BLE001  each waiting coroutine gets the error, whatever the store raises
-            for _, done in entries:
-                if not done.cancelled():
-                    done.set_exception(error)
-            return
+        rows = [row for row, _ in entries]
+        # Whatever the store raises: each waiting coroutine gets it.
+        write = asyncio.to_thread(self._table.write_part, part, rows)
+        [failure] = await asyncio.gather(write, return_exceptions=True)
         for _, done in entries:
-            if not done.cancelled():
+            if done.cancelled():
+                continue
+            if failure is None:
                 done.set_result(None)
+            else:
+                done.set_exception(failure)
