@@ -5,6 +5,7 @@ from rich.console import Console
 from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
 from cgd_ray.storage.runs import Document, Run
 
+_MANY_QUESTIONS = 100
 _NOT_PAPER = (
     "critique.reference is `teacher`: the critic saw its own direct answer. This is not the paper's setting (`none`); "
     "it is what works with so small a teacher."
@@ -126,4 +127,10 @@ def _notes(outcome: Document) -> list[str]:
 
 def setting_notes(outcome: Document) -> list[str]:
     """What a reader must know about the settings before the figures."""
-    return [_NOT_PAPER] if outcome["generation"]["critique_reference"] == "teacher" else []
+    notes = [_NOT_PAPER] if outcome["generation"]["critique_reference"] == "teacher" else []
+    questions = outcome["evaluation"].get("base", {}).get("questions", _MANY_QUESTIONS)
+    if questions < _MANY_QUESTIONS:
+        notes.append(
+            f"With {questions} held-out questions only large differences show: read the intervals, not the figures."
+        )
+    return notes
