@@ -25,8 +25,17 @@ _INTERRUPTED = 130
 
 
 @app.command()
-def run(recipe: RecipePath, overrides: Overrides = None) -> None:
+def run(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Only say which stages would be made anew, and by which setting.")
+    ] = False,
+) -> None:
     """Run all phases: generate, curate, train, evaluate, report. Run it again and it continues."""
+    if explain:
+        raise typer.Exit(_guarded(lambda: _explain(recipe, overrides or [])))
     raise typer.Exit(run_phases(recipe, overrides or []))
 
 
@@ -183,6 +192,17 @@ def _status(path: Path, overrides: list[str]) -> None:
     from cgd_ray.report.status import print_status
 
     print_status(pin_models(recipe), existing_store(recipe), Console())
+
+
+def _explain(path: Path, overrides: list[str]) -> None:
+    recipe = load_recipe(path, overrides)
+    from cgd_ray.generation.explain import explain
+    from cgd_ray.generation.stages import build_stages, pin_models
+    from cgd_ray.preflight import existing_store
+
+    store = existing_store(recipe)
+    for line in explain(store, build_stages(pin_models(recipe), store).all):
+        typer.echo(line)
 
 
 def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> None:

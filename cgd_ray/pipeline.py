@@ -20,6 +20,7 @@ from cgd_ray.generation.run import GenerationResult, join_of, run_generation
 from cgd_ray.generation.stages import build_stages, student_identity
 from cgd_ray.report.summary import write_report
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.lease import held
 from cgd_ray.storage.models import local_model, model_identity
 from cgd_ray.storage.runs import Document, Run, telling
 from cgd_ray.training.resources import check_room, worker_resources
@@ -54,6 +55,11 @@ def run_pipeline(recipe: Recipe, store: Store, phases: Set[Phase] = PHASES) -> O
     Raises:
         CgdError: a phase cannot go on; what is done stays done, and the same command continues.
     """
+    with held(store, f"runs/{recipe.run.name}", wait=False):
+        return _run_phases(recipe, store, phases)
+
+
+def _run_phases(recipe: Recipe, store: Store, phases: Set[Phase]) -> Outcome:
     run = Run(store, recipe.run.name)
     config = recipe.model_dump(mode="json")
     run.write_json("config.json", config)

@@ -1,5 +1,6 @@
 """The generation phase: plan what is missing, build only the engines that have work, stream the rows through."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,9 +21,11 @@ from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.errors import StoppedError
+from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
@@ -64,13 +67,23 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
     if current.is_done:
         log.info("generation: nothing to do, no engine is loaded", rows=current.rows)
         return GenerationResult(stages, _counts(current))
+    with _sole_maker(store, stages, current) as makers:
+        if makers.waited:
+            current = plan(join)
+        return _generate(recipe, join, stages, current, makers)
+
+
+def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers: "_Makers") -> GenerationResult:
+    store = join.prompts.store
     for stage in stages.all:
+        if reason := set_apart(store, stage):
+            log.info(f"{stage.name}: {reason}")
         stage.results.describe(stage.description)
     execution = _execution(recipe, current, stages)
     parts = [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
     for part in parts:  # before anything is paid for
         require_chains_fit(_chains(recipe, _needed(current, stages, part)))
-    guard = _Guard(recipe, Progress(current.todo))
+    guard = _Guard(recipe, Progress(current.todo), makers)
     with guard.progress:
         for number, part in enumerate(parts):
             if number:  # what the part before made
@@ -80,6 +93,27 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
     done = plan(join)
     guard.require_some(done)
     return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
+
+
+@dataclass
+class _Makers:
+    """The leases on the tables that this command adds rows to."""
+
+    leases: list[Lease] = field(default_factory=list)
+    waited: bool = False
+
+
+@contextlib.contextmanager
+def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[_Makers]:
+    """Hold the tables that lack rows, in one order for all commands; another command may have made them meanwhile."""
+    makers = _Makers()
+    with contextlib.ExitStack() as stack:
+        for folder in sorted(stage.results.folder for stage in stages.all if current.todo[stage.name]):
+            lease = Lease(store, folder)
+            makers.waited |= lease.take(wait=True)
+            stack.callback(lease.give_back)
+            makers.leases.append(lease)
+        yield makers
 
 
 def _counts(current: Plan) -> dict[str, dict[str, int]]:
@@ -172,13 +206,16 @@ class _Guard:
     # Below this many rows a stage's share of failures says little.
     _ENOUGH_ROWS = 20
 
-    def __init__(self, recipe: Recipe, progress: Progress) -> None:
+    def __init__(self, recipe: Recipe, progress: Progress, makers: "_Makers") -> None:
+        self._makers = makers
         self._ceiling = recipe.generation.max_total_tokens
         self._max_failed = recipe.generation.max_failed_fraction
         self.progress = progress
         self._errors: dict[str, str] = {}
 
     def check(self, snapshot: Snapshot) -> None:
+        for lease in self._makers.leases:
+            lease.require()
         tallies = self.progress.update(snapshot.tallies)
         for stage, tally in tallies.items():
             self._check_failures(stage, tally)

@@ -1,0 +1,192 @@
+"""Who works on a folder of a root: one command at a time, locally and on S3, without clocks that agree.
+
+Object stores have no lock to rest on, so a lease here keeps two commands from paying for the same rows; it is not what
+keeps tables whole. Parts are never changed and rows name their parents: two commands that both believe in their lease
+waste money, and harm nothing.
+"""
+
+import contextlib
+import json
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import psutil
+import structlog
+
+from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.storage.filesystem import Store
+
+log = structlog.get_logger(__name__)
+
+_BEAT_SECONDS = 5.0  # between two signs of life of a holder
+_DEAD_BEATS = 6  # without a sign of life, by the clock of who waits: the holder is gone
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a command writes into `FOLDER/.lease/NAME.json`."""
+
+    name: str
+    host: str
+    pid: int
+    started: float
+    """Of the process, in seconds since the epoch."""
+    beat: int = 0
+    holds: bool = False
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@dataclass(frozen=True)
+class _Seen:
+    beat: int
+    since: float
+    changed: bool  # since this command first looked
+
+
+class Lease:
+    """A folder that this command holds or waits for.
+
+    Who wants it writes a claim, and holds it when no living claim holds it and none of a lower name asks for it. Two
+    that write at the same moment may both hold it for one beat; then the one with the higher name has lost it.
+    """
+
+    def __init__(self, store: Store, folder: str, beat_seconds: float = _BEAT_SECONDS) -> None:
+        process = psutil.Process()
+        self.folder = folder
+        self.lost = False
+        self._store = store
+        self._beat_seconds = beat_seconds
+        self._mine = Claim(secrets.token_hex(8), socket.gethostname(), process.pid, process.create_time())
+        self._seen: dict[str, _Seen] = {}
+        self._written = time.monotonic()
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
+
+    def take(self, *, wait: bool) -> bool:
+        """Hold the folder as soon as nobody else does; returns whether somebody did.
+
+        Raises:
+            CgdError: somebody holds it who shows signs of life, and this command does not wait.
+        """
+        self._say(holds=False)
+        self._heart.start()
+        try:
+            return self._come_to_hold(wait=wait)
+        except BaseException:
+            self.give_back()
+            raise
+
+    def require(self) -> None:
+        """Stop where the lease is lost.
+
+        Raises:
+            StoppedError: it is.
+        """
+        if self.lost:
+            raise StoppedError(f"another command works on {self._url}; the same command continues after it")
+
+    def give_back(self) -> None:
+        """Let others have it."""
+        self._ended.set()
+        self._heart.join()
+        self._store.remove(self._file(self._mine.name))
+
+    def _come_to_hold(self, *, wait: bool) -> bool:
+        waited = False
+        while rival := self._rival():
+            if not wait and self._lives(rival):
+                raise CgdError(f"{self._url} is being worked on by {rival}: wait for it, or give another run.name")
+            if not waited:
+                log.info("waiting for another command, or for proof that it is gone", holder=str(rival), at=self._url)
+            waited = True
+            time.sleep(self._beat_seconds / 5)
+        return waited
+
+    @property
+    def _url(self) -> str:
+        return self._store.url(self.folder)
+
+    def _file(self, name: str) -> str:
+        return f"{self.folder}/.lease/{name}.json"
+
+    def _say(self, *, holds: bool) -> None:
+        with self._lock:
+            self._mine = replace(self._mine, beat=self._mine.beat + 1, holds=holds)
+            self._store.write(self._file(self._mine.name), json.dumps(asdict(self._mine)).encode())
+            self._written = time.monotonic()
+
+    def _rival(self) -> Claim | None:
+        """Who goes before this command; nobody: it holds the folder now."""
+        others = self._others()
+        before = next((claim for claim in others if claim.holds or claim.name < self._mine.name), None)
+        if before is None:
+            self._say(holds=True)
+            before = self._lower_holder()
+            if before is not None:
+                self._say(holds=False)
+        return before
+
+    def _lower_holder(self) -> Claim | None:
+        return next((claim for claim in self._others() if claim.holds and claim.name < self._mine.name), None)
+
+    def _others(self) -> list[Claim]:
+        """The claims of other commands that live; those of dead ones are taken away."""
+        claims = [self._read(name) for name in self._store.names(f"{self.folder}/.lease", suffix=".json")]
+        others = [claim for claim in claims if claim is not None and claim.name != self._mine.name]
+        dead = [claim for claim in others if self._is_dead(claim)]
+        for claim in dead:
+            self._store.remove(self._file(claim.name))
+        return [claim for claim in others if claim not in dead]
+
+    def _read(self, file: str) -> Claim | None:
+        try:
+            return Claim(**json.loads(self._store.read(f"{self.folder}/.lease/{file}")))
+        except FileNotFoundError:  # given back since it was listed
+            return None
+
+    def _is_dead(self, claim: Claim) -> bool:
+        if claim.host == self._mine.host and not _runs(claim):
+            return True
+        seen = self._seen.get(claim.name)
+        if seen is None or seen.beat != claim.beat:
+            seen = self._seen[claim.name] = _Seen(claim.beat, time.monotonic(), seen is not None)
+        return time.monotonic() - seen.since > _DEAD_BEATS * self._beat_seconds
+
+    def _lives(self, claim: Claim) -> bool:
+        """Whether a claim showed a sign of life while this command looked."""
+        return claim.host == self._mine.host or self._seen[claim.name].changed
+
+    def _live(self) -> None:
+        while not self._ended.wait(self._beat_seconds):
+            with contextlib.suppress(Exception):  # a store fails in many ways; what counts is for how long
+                self._say(holds=self._mine.holds)
+                self.lost = self.lost or (self._mine.holds and self._lower_holder() is not None)
+            # Others may take it as soon as they saw nothing for so long.
+            silent = time.monotonic() - self._written
+            self.lost = self.lost or silent > (_DEAD_BEATS - 1) * self._beat_seconds
+
+
+@contextlib.contextmanager
+def held(store: Store, folder: str, *, wait: bool) -> Iterator[Lease]:
+    """Hold a folder for the length of a block; see `Lease.take`."""
+    lease = Lease(store, folder)
+    lease.take(wait=wait)
+    try:
+        yield lease
+    finally:
+        lease.give_back()
+
+
+def _runs(claim: Claim) -> bool:
+    """Whether the process of a claim of this host is there."""
+    try:
+        return abs(psutil.Process(claim.pid).create_time() - claim.started) < 1
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,73 @@
+"""Two commands at the same time on one root, on local disk and on S3: nothing breaks, nothing is paid for twice."""
+
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cgd_ray.config.run import StorageSection
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import RESULTS
+from cgd_ray.storage.tables import Table
+from tests.servers import REPOSITORY, S3Server
+
+ENGINES = [
+    "student.engine={type: scripted, latency_ms: 100, max_in_flight: 8}",
+    "teacher.engine={type: scripted, model: t, latency_ms: 100, max_in_flight: 8}",
+]
+ROWS = 80
+
+
+def start(root: str, name: str, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
+    small = [f"data.limit={ROWS}", "data.holdout.count=2", "curation.require_correct=false", f"run.root={root}"]
+    return subprocess.Popen(
+        [sys.executable, "jobs/generate.py", "jobs/recipes/demo.yaml", *small, f"run.name={name}", *ENGINES, *more],
+        cwd=REPOSITORY,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def require_once(store: Store) -> None:
+    for stage in ("draft", "answer", "critique", "refine"):
+        [fingerprint] = store.folders(f"tables/{stage}")
+        parts = pa.concat_tables(list(Table(store, stage, fingerprint, RESULTS).batches()))
+        counts = Counter(parts["prompt_id"].to_pylist())
+        assert (len(counts), max(counts.values())) == (ROWS, 1), stage
+
+
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str) -> None:
+    root, storage, more = str(tmp_path / "root"), StorageSection(), list[str]()
+    if place == "s3":
+        root, storage = s3.url("two"), StorageSection(endpoint_url=s3.endpoint)
+        more = [f"storage.endpoint_url={s3.endpoint}"]
+    commands = [start(root, name, s3.environment, *more) for name in ("one", "other")]
+    said = [command.communicate(timeout=240)[1] for command in commands]
+    assert [command.returncode for command in commands] == [0, 0], said
+    assert sum("waiting for another command" in text for text in said) >= 1
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in s3.environment.items():
+            patch.setenv(key, value)
+        require_once(Store(root, storage))
+
+
+def test_one_name_twice_is_refused_at_once(tmp_path: Path) -> None:
+    first = start(str(tmp_path / "root"), "one", {})
+    lease: Any = None
+    while not lease:
+        assert first.poll() is None
+        lease = list((tmp_path / "root/runs/one").glob(".lease/*.json"))
+    second = start(str(tmp_path / "root"), "one", {})
+    _, errors = second.communicate(timeout=120)
+    assert second.returncode not in (0, None)
+    assert f"is being worked on by process {first.pid} on " in errors.splitlines()[-1]
+    _, errors = first.communicate(timeout=240)
+    assert first.returncode == 0, errors
