@@ -1,13 +1,20 @@
 """What an engine asks of Ray, given what the cluster has."""
 
 import math
+import time
 from dataclasses import dataclass
 
 import ray
+import structlog
 
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
-from cgd_ray.errors import ConfigError
+from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime.session import joins_cluster
+
+log = structlog.get_logger(__name__)
+_RETURN_SECONDS = 60.0
+_LOOK_SECONDS = 0.2
+_ROUNDING = 1e-6
 
 EngineOptions = VllmOptions | TeacherOpenAI | ScriptedOptions
 
@@ -27,6 +34,10 @@ class Demand:
 
     cpus: float
     gpus: float
+
+    def fits_into(self, other: "Demand") -> bool:
+        """Whether the other is as large."""
+        return self.cpus <= other.cpus + _ROUNDING and self.gpus <= other.gpus + _ROUNDING
 
     def fits(self, cluster: Cluster) -> bool:
         """Whether the cluster has as much."""
@@ -69,6 +80,33 @@ def require_room(what: str, demand: Demand) -> None:
             f"{what} asks for {demand.cpus:g} CPUs and {demand.gpus:g} GPUs at once, and this machine has "
             f"{cluster.cpus:g} and {cluster.gpus:g}; ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
         )
+
+
+def free_room() -> Demand:
+    """What nobody holds at the moment."""
+    resources = ray.available_resources()
+    return Demand(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+
+
+def require_returned(before: Demand) -> None:
+    """Wait until engines that have ended gave back what they held: others could wait for it for ever.
+
+    Raises:
+        CgdError: they did not, on a cluster of this command's own. Elsewhere somebody else may have taken it: a
+            warning.
+    """
+    deadline = time.monotonic() + _RETURN_SECONDS
+    while not before.fits_into(now := free_room()):
+        if time.monotonic() > deadline:
+            text = (
+                f"engines have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are free where {before.cpus:g} and "
+                f"{before.gpus:g} were before: see `ray status` for who holds them"
+            )
+            if joins_cluster():
+                log.warning(text)
+                return
+            raise CgdError(text)
+        time.sleep(_LOOK_SECONDS)
 
 
 def fits(options: list[EngineOptions], cluster: Cluster) -> bool:

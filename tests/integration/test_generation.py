@@ -62,6 +62,19 @@ def test_staged_and_streaming_make_the_same_tables_and_a_second_run_makes_nothin
     assert again.counts["refine"]["ok"] == 60
 
 
+def test_many_shards_are_planned_on_the_cluster_and_give_the_same_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = generate(recipe(tmp_path / "whole"))
+    monkeypatch.setattr("cgd_ray.data.prepare.PART_ROWS", 4)
+    sharded = generate(recipe(tmp_path / "sharded"))
+    assert len(list((tmp_path / "sharded").glob("tables/prompts/*/*.parquet"))) > 10
+    assert sharded.counts == whole.counts
+    for one, other in zip(columns(whole), columns(sharded), strict=True):
+        assert one.equals(other)
+    assert generate(recipe(tmp_path / "sharded")).reused
+
+
 def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:
     teacher = {"engine": {"type": "scripted", "model": "t", "fail_fraction": 0.3}}
     made = recipe(tmp_path, teacher=teacher, generation={"max_failed_fraction": 1.0})

@@ -1,8 +1,9 @@
-"""Two commands at the same time on one root, on local disk and on S3: nothing breaks, nothing is paid for twice."""
+"""Two commands on one root, together or after a kill, on local disk and on S3: nothing is paid for twice."""
 
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,28 @@ def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str
     said = [command.communicate(timeout=240)[1] for command in commands]
     assert [command.returncode for command in commands] == [0, 0], said
     assert sum("waiting for another command" in text for text in said) >= 1
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in s3.environment.items():
-            patch.setenv(key, value)
-        require_once(Store(root, storage))
+    require_once(Store(root, storage))
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+def test_a_killed_command_loses_what_it_had_not_committed_and_no_more(tmp_path: Path, seconds: float) -> None:
+    root, flush = tmp_path / "root", 1.0
+    first = start(str(root), "one", {}, f"storage.flush_seconds={flush}")
+    while not list(root.glob("tables/refine/*/part-*")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    time.sleep(seconds)
+    first.kill()
+    killed = time.time()
+    first.communicate(timeout=30)
+    parts = list(root.glob("tables/refine/*/part-*"))
+    assert killed - max(part.stat().st_mtime for part in parts) < flush + 1.5
+    committed = {part.name: part.read_bytes() for part in parts}
+    again = start(str(root), "one", {})
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    require_once(Store(str(root)))
+    assert all((root / part.relative_to(root)).read_bytes() == committed[part.name] for part in parts)
 
 
 def test_one_name_twice_is_refused_at_once(tmp_path: Path) -> None:
