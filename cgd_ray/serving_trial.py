@@ -35,8 +35,9 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
     cluster serves something already. `student` is the exported model's name in the store.
     """
     rows = heldout_rows(recipe, prepare_prompts(recipe, store).table).slice(0, 1)
-    base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, student_identity(recipe))
+    identity = student_identity(recipe)
     asked = {
+        "base": identity,
         "student": model_identity(store.url(student), None, store.storage, "student"),
         "question": rows["prompt"][0].as_py(),
         "evaluation": recipe.evaluation.model_dump(mode="json"),
@@ -49,15 +50,17 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
         log.warning("Serve runs on this cluster already: no question is asked over HTTP")
         return
     else:
+        base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, identity)
         port = _free_port()
         with _served(recipe, store.url(student), "127.0.0.1", port):
-            served = {"asked": asked, "answer": _ask(f"http://127.0.0.1:{port}/v1", recipe, asked["question"])}
+            answer = _ask(f"http://127.0.0.1:{port}/v1", recipe, asked["question"])
+        served = {"asked": asked, "base": base["text"][0].as_py() or "", "trained": answer}
         run.write_json("served.json", served)
     console.rule("One held-out question, asked over HTTP")
     for title, text in (
         ("question", asked["question"]),
-        ("base student (from the evaluation)", base["text"][0].as_py() or ""),
-        ("trained student (served)", served["answer"]),
+        ("base student (from the evaluation)", served["base"]),
+        ("trained student (served)", served["trained"]),
     ):
         console.print(f"[bold]{title}[/bold]")
         console.print(text, markup=False, highlight=False)
