@@ -178,7 +178,7 @@ class ChainRunner:
     async def _write_all(self) -> None:
         await asyncio.gather(*(committer.close() for committer in (*self._results.values(), *self._telemetry.values())))
 
-    async def _run_row(self, row: Row, slot: contextlib.AbstractAsyncContextManager[Any]) -> Row:
+    async def _run_row(self, row: Row, slot: contextlib.AbstractAsyncContextManager[None]) -> Row:
         commits: list[asyncio.Future[None]] = []
         async with slot:
             if self._stopping:

@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import ray
 from ray.actor import ActorHandle
@@ -137,7 +136,7 @@ def open_ledger() -> Iterator[ActorHandle]:
         ray.kill(ledger)
 
 
-def on_this_node() -> dict[str, Any]:
+def on_this_node() -> dict[str, NodeAffinitySchedulingStrategy]:
     """Options of a task or actor that runs on this process's node and nowhere else."""
     here = ray.get_runtime_context().get_node_id()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

@@ -4,10 +4,10 @@ import asyncio
 import math
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
@@ -27,6 +27,8 @@ from cgd_ray.runtime import processes
 # Tasks that share an engine's rows in flight. A block of work is one task and leaves the operator when its slowest row
 # is done, so there must be many; each costs the driver about a millisecond, so there must not be too many.
 _TASKS_IN_FLIGHT = 8
+
+T = TypeVar("T")
 
 _REPORT_SECONDS = 1.0
 _CLOSE_SECONDS = 30.0
@@ -86,7 +88,7 @@ class ChainActor:
         self._reporting.cancel()
         self._soon(self._runner.close()).result(timeout=_CLOSE_SECONDS)
 
-    def _soon(self, work: Any) -> "Future[Any]":
+    def _soon(self, work: "Coroutine[object, object, T]") -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _run(self, rows: list[Row]) -> list[Row]:

@@ -2,7 +2,6 @@
 
 import json
 from itertools import zip_longest
-from typing import Any
 
 from cgd_ray.engines.chain import Stage
 from cgd_ray.storage.filesystem import Store
@@ -31,13 +30,13 @@ def _explain(store: Store, stage: Stage) -> str:
     return set_apart(store, stage) or "the first table of this stage under this root"
 
 
-def _described(store: Store, stage: Stage) -> dict[str, dict[str, Any]]:
+def _described(store: Store, stage: Stage) -> dict[str, dict[str, object]]:
     folder = f"tables/{stage.name}"
     names = [name for name in store.folders(folder) if store.exists(f"{folder}/{name}/table.json")]
     return {name: json.loads(store.read(f"{folder}/{name}/table.json")) for name in names}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _differences(before: dict[str, object], now: dict[str, object]) -> list[str]:
     flat_before, flat_now = _flat(before), _flat(now)
     keys = [key for key in sorted(flat_before | flat_now) if flat_before.get(key) != flat_now.get(key)]
     return [_difference(key, flat_before.get(key), flat_now.get(key)) for key in keys]
@@ -53,7 +52,7 @@ def _difference(key: str, before: object, now: object) -> str:
     return f"{key} is {now!r}, was {before!r}"
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, object]:
+def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
     flat: dict[str, object] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
