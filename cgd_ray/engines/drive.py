@@ -11,7 +11,7 @@ import ray.exceptions
 from ray.actor import ActorHandle
 
 from cgd_ray.engines.ledger import Snapshot, on_this_node, open_ledger
-from cgd_ray.engines.placement import free_room, require_returned
+from cgd_ray.engines.placement import held_room, require_returned
 from cgd_ray.engines.pool import Chain, require_chains_fit, through_pools
 from cgd_ray.errors import CgdError, ConfigError, StoppedError
 
@@ -42,7 +42,7 @@ def run_chains(
         CgdError: an engine could not start or died; the text is the engine's own, with the tail of its log.
     """
     require_chains_fit(chains)
-    before = free_room()
+    before = held_room()
     wanted = sum(chain.replicas for chain in chains)
     with open_ledger() as ledger:
         stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)

@@ -82,24 +82,24 @@ def require_room(what: str, demand: Demand) -> None:
         )
 
 
-def free_room() -> Demand:
-    """What nobody holds at the moment."""
-    resources = ray.available_resources()
-    return Demand(resources.get("CPU", 0.0), resources.get("GPU", 0.0))
+def held_room() -> Demand:
+    """What is held at the moment, by whomever."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return Demand(*(total.get(kind, 0.0) - free.get(kind, 0.0) for kind in ("CPU", "GPU")))
 
 
 def require_returned(before: Demand) -> None:
     """Wait until engines that have ended gave back what they held: others could wait for it for ever.
 
     Raises:
-        CgdError: they did not, on a cluster of this command's own. Elsewhere somebody else may have taken it: a
-            warning.
+        CgdError: more is held than before, on a cluster of this command's own. Elsewhere somebody else may have taken
+            it: a warning.
     """
     deadline = time.monotonic() + _RETURN_SECONDS
-    while not before.fits_into(now := free_room()):
+    while not (now := held_room()).fits_into(before):
         if time.monotonic() > deadline:
             text = (
-                f"engines have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are free where {before.cpus:g} and "
+                f"engines have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are held where {before.cpus:g} and "
                 f"{before.gpus:g} were before: see `ray status` for who holds them"
             )
             if joins_cluster():
