@@ -51,7 +51,7 @@ def measure(rows: int, root: Path) -> dict[str, Any]:
         result = timed(figures, "generate_s", lambda: run_generation(made, store, prompts.table))
         figures["refined"] = result.counts["refine"]["ok"]
         parts = result.stages.refine.results.parts()
-        for part in parts[:: max(1, len(parts) // max(1, len(parts) // 10))]:
+        for part in parts[::10]:
             store.remove(f"{result.stages.refine.results.folder}/{part}")
         left = timed(figures, "plan_s", lambda: plan(join_of(made, prompts.table, result.stages)))
     figures["to_do_share"] = round(left.todo["refine"] / rows, 3)

@@ -1,5 +1,6 @@
 """Any number of rows, sorted by prompt id in little memory: sorted runs on local disk, read back a range at a time."""
 
+import bisect
 import math
 import tempfile
 from collections.abc import Iterator
@@ -8,7 +9,6 @@ from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 _ID_BITS = 128
 
@@ -55,4 +55,5 @@ class SortedRows:
 
 
 def _first_not_below(run: pa.Table, cut: str) -> int:
-    return pc.sum(pc.less(run["prompt_id"], cut)).as_py() or 0
+    ids = run["prompt_id"]
+    return bisect.bisect_left(range(len(ids)), cut, key=lambda place: ids[place].as_py())

@@ -207,7 +207,8 @@ class ChainRunner:
     def _flush_if_idle(self) -> None:
         """Nobody adds to the open parts for now: write them, and their rows go on."""
         if not self._walks:
-            for committer in self._results.values():
+            # Telemetry first: this may be the last block, and nobody waits for it.
+            for committer in (*self._telemetry.values(), *self._results.values()):
                 committer.flush()
 
     async def _one(self, stage: Stage, row: Row) -> "asyncio.Future[None]":

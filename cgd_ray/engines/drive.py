@@ -52,6 +52,7 @@ def run_chains(
             ray.get(stream)
             _look(ledger, watch, wanted, stall_seconds)
         except ray.exceptions.RayError as error:
+            ray.cancel(stream, force=True)
             raise _explained(error) from error
         except BaseException:
             _stop(ledger, stream)

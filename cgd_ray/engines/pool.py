@@ -98,7 +98,8 @@ class ChainActor:
             self._engine.strikes.hold(name, strike)
         if admission.look_again:
             rows = await asyncio.to_thread(caught_up, self._chain.stages, rows)
-        rows = await self._runner.run(rows, without_slots=set(admission.strikes))
+        suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
+        rows = await self._runner.run(rows, without_slots=suspects)
         await self._engine.done_with(names)  # some had nothing left to do
         await self._ledger.end.remote(self._name, names, self._runner.take_tallies())
         return rows

@@ -49,7 +49,7 @@ class Plan:
 
 
 def plan(join: Join) -> Plan:
-    """Count how the rows stand; shards are judged side by side where there is a cluster, and no text is read.
+    """Count how the rows stand; shards are judged side by side where there is a cluster, from digests alone.
 
     A stage whose upstream is still to be made counts as pending; failed rows are to be done again.
     """
@@ -124,5 +124,5 @@ def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) 
 
 
 def _next_attempt(table: Table) -> int:
-    names = table.parts()  # part-ATTEMPT-WRITER-SEQUENCE.parquet
+    names = table.parts()  # part-ATTEMPT-WRITER-SEQUENCE-FIRST-LAST.parquet
     return 1 + max((int(name.split("-")[1]) for name in names), default=0)

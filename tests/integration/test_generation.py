@@ -57,6 +57,8 @@ def test_staged_and_streaming_make_the_same_tables_and_a_second_run_makes_nothin
     for one, other in zip(columns(made["staged"]), columns(made["streaming"]), strict=True):
         assert one.equals(other)
         assert len(one) == 60
+    for stage in made["streaming"].stages.all:
+        assert len(stage.telemetry.read()) == 60
     again = generate(recipe(tmp_path / "staged", generation={"execution": "staged"}))
     assert again.reused
     assert again.counts["refine"]["ok"] == 60
