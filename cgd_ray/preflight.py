@@ -1,5 +1,6 @@
 """What can be checked before anything is started: places, files, models, endpoints, templates."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from cgd_ray.config.data import DemoData
@@ -61,4 +62,4 @@ def preflight(recipe: Recipe) -> Store:
     teacher_identity(recipe)
     if isinstance(recipe.teacher.engine, TeacherOpenAI):
         check_endpoint(recipe.teacher.engine)
-    return store
+    return replace(store, patient=True)

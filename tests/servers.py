@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import s3fs
@@ -21,16 +22,45 @@ REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 
 
-@dataclass(frozen=True)
 class S3Server:
-    """A real S3 server (rclone) with one bucket."""
+    """A real S3 server (rclone) with one bucket, for the folders of a directory."""
 
-    endpoint: str
-    bucket: str
-    environment: dict[str, str]
+    bucket = "bucket"
+    environment: ClassVar = {
+        "AWS_ACCESS_KEY_ID": "cgd-test-key",
+        "AWS_SECRET_ACCESS_KEY": "cgd-test-secret",
+        # rclone does not know the checksums that newer AWS clients add by default.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
+    }
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.port = free_port()
+        self.endpoint = f"http://127.0.0.1:{self.port}"
+        (folder / self.bucket).mkdir()
+        self.start()
 
     def url(self, prefix: str) -> str:
         return f"s3://{self.bucket}/{prefix}"
+
+    def start(self) -> None:
+        keys = f"{self.environment['AWS_ACCESS_KEY_ID']},{self.environment['AWS_SECRET_ACCESS_KEY']}"
+        # No cache of writes: what was acknowledged must be there after a kill.
+        command = [str(BIN / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--auth-key", keys]
+        with (self._folder / "log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "--vfs-cache-mode", "off", str(self._folder)], stdout=log, stderr=log
+            )
+        wait_for_port(self.port)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=10)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(timeout=10)
 
 
 @dataclass(frozen=True)
@@ -63,27 +93,14 @@ def free_port() -> int:
 @contextlib.contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Serve the folders of a directory as buckets; the keys are in this process's environment meanwhile."""
-    (folder / "bucket").mkdir()
-    port, key, secret = free_port(), "cgd-test-key", "cgd-test-secret"
-    command = [str(BIN / "rclone"), "serve", "s3", "--addr", f"127.0.0.1:{port}", "--auth-key", f"{key},{secret}"]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([*command, "--vfs-cache-mode", "writes", str(folder)], stdout=log, stderr=log)
-    environment = {
-        "AWS_ACCESS_KEY_ID": key,
-        "AWS_SECRET_ACCESS_KEY": secret,
-        # rclone does not know the checksums that newer AWS clients add by default.
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-    }
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+    before = {name: os.environ.get(name) for name in S3Server.environment}
+    server = S3Server(folder)
+    os.environ.update(server.environment)
     try:
-        wait_for_port(port)
-        yield S3Server(f"http://127.0.0.1:{port}", "bucket", environment)
+        yield server
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
-        server.terminate()
-        server.wait(timeout=10)
+        server.stop()
         for name, value in before.items():
             _restore(name, value)
 

@@ -1,6 +1,7 @@
 """Any number of rows, sorted by prompt id in little memory: sorted runs on local disk, read back a range at a time."""
 
 import bisect
+import contextlib
 import math
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 _ID_BITS = 128
+_BATCH_ROWS = 512  # of each run in memory: ten million prompts are two hundred runs
 
 
 class SortedRows:
@@ -19,7 +21,7 @@ class SortedRows:
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
         self._folder = tempfile.TemporaryDirectory(prefix="cgd-ray-sort-")
-        self._runs: list[pa.Table] = []
+        self._runs: list[Path] = []
         self._count = 0
 
     def add(self, rows: list[dict[str, Any]]) -> None:
@@ -27,22 +29,20 @@ class SortedRows:
         run = pa.Table.from_pylist(rows, schema=self._schema).sort_by("prompt_id")
         path = Path(self._folder.name) / f"run-{len(self._runs):06d}.arrow"
         with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, self._schema) as writer:
-            writer.write_table(run)
-        self._runs.append(pa.ipc.open_file(pa.memory_map(str(path))).read_all())
+            writer.write_table(run, max_chunksize=_BATCH_ROWS)
+        self._runs.append(path)
         self._count += len(rows)
 
     def parts(self, size: int) -> Iterator[pa.Table]:
         """The rows by id, cut at equal steps of the id's range into parts of about `size` rows; ids are hashes."""
         number = max(1, math.ceil(self._count / size))
         cuts = [f"{(part << _ID_BITS) // number:032x}" for part in range(1, number)]
-        starts = [0] * len(self._runs)
-        for cut in [*cuts, None]:
-            ends = [len(run) if cut is None else _first_not_below(run, cut) for run in self._runs]
-            pieces = [run.slice(a, b - a) for run, a, b in zip(self._runs, starts, ends, strict=True)]
-            part = pa.concat_tables(pieces).sort_by("prompt_id")
-            if len(part):
-                yield part
-            starts = ends
+        with contextlib.ExitStack() as files:
+            runs = [_Run(files.enter_context(pa.OSFile(str(path), "rb"))) for path in self._runs]
+            for cut in [*cuts, None]:
+                pieces = [piece for run in runs for piece in run.until(cut)]
+                if pieces:
+                    yield pa.Table.from_batches(pieces).sort_by("prompt_id")
 
     def __enter__(self) -> Self:
         return self
@@ -50,10 +50,29 @@ class SortedRows:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._runs.clear()
         self._folder.cleanup()
 
 
-def _first_not_below(run: pa.Table, cut: str) -> int:
+class _Run:
+    """A sorted run on disk, read forward, one batch in memory."""
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        reader = pa.ipc.open_file(file)
+        self._batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+        self._rest: pa.RecordBatch | None = next(self._batches, None)
+
+    def until(self, cut: str | None) -> Iterator[pa.RecordBatch]:
+        """What follows, up to the first id that is not below the cut; all of it where there is no cut."""
+        while self._rest is not None:
+            end = len(self._rest) if cut is None else _first_not_below(self._rest, cut)
+            if end:
+                yield self._rest.slice(0, end)
+            if end < len(self._rest):
+                self._rest = self._rest.slice(end)
+                return
+            self._rest = next(self._batches, None)
+
+
+def _first_not_below(run: pa.RecordBatch, cut: str) -> int:
     ids = run["prompt_id"]
     return bisect.bisect_left(range(len(ids)), cut, key=lambda place: ids[place].as_py())

@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import sqlite3
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -20,6 +21,14 @@ SplitName = Literal["train", "heldout"]
 # A template that leaves the problem out renders the same few texts for ever; the demo repeats one in thirty.
 _MOST_REPEATS = 1000
 
+_SEEN = """
+pragma journal_mode = off;
+pragma synchronous = off;
+pragma cache_size = -16384;  -- KiB
+create table seen (id blob primary key) without rowid;
+begin;
+"""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -36,12 +45,17 @@ class Prompt:
 
 
 class Merger:
-    """Passes each distinct prompt on once, the first of its kind, and counts the others."""
+    """Passes each distinct prompt on once, the first of its kind, and counts the others.
+
+    Ids are kept in SQLite, in a private file that it makes when they outgrow its cache: ten million in a Python set
+    would be a gigabyte.
+    """
 
     def __init__(self, template: str) -> None:
         self.duplicates = 0
         self._template = template
-        self._seen: set[bytes] = set()
+        self._seen = sqlite3.connect("", isolation_level=None)
+        self._seen.executescript(_SEEN)
 
     def distinct(self, rows: Iterable[SourceRow]) -> Iterator[Prompt]:
         """The rows' rendered prompts without duplicates.
@@ -51,12 +65,11 @@ class Merger:
         """
         for row in rows:
             prompt = rendered(row, self._template)
-            identity = bytes.fromhex(prompt.identity)  # 16 bytes in memory instead of 32 characters
-            if identity in self._seen:
+            identity = bytes.fromhex(prompt.identity)  # half of what it takes as text
+            if self._seen.execute("insert or ignore into seen values (?)", (identity,)).rowcount:
+                yield prompt
+            else:
                 self.duplicates += 1
-                continue
-            self._seen.add(identity)
-            yield prompt
 
 
 def rendered(row: SourceRow, template: str) -> Prompt:

@@ -131,12 +131,12 @@ class ChainRunner:
         self._stopping = False
         self.ceiling: str | None = None
         """Why the engine will not go on."""
-        self._results = {
-            stage.name: Committer(
-                stage.results, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds
+        self._results: dict[str, Committer] = {}
+        for stage in stages:
+            before = next(reversed(self._results.values()), None)
+            self._results[stage.name] = Committer(
+                stage.results, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds, after=before
             )
-            for stage in stages
-        }
         # Nothing waits for telemetry, and a kill may lose it: fewer, larger parts.
         self._telemetry = {
             stage.name: Committer(

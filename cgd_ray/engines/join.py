@@ -1,5 +1,6 @@
 """The one join of prompts with what the stages made of them: by key, and by the digest of the texts."""
 
+import bisect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -47,8 +48,11 @@ class Join:
 
     def shards(self) -> list[Shard]:
         """All shards, in the order of the prompts' ids; lists every table once."""
-        parts = {stage.name: [(name, IdRange.of_part(name)) for name in stage.results.parts()] for stage in self.stages}
-        return [_shard(prompts, parts) for prompts in self.prompts.parts()]
+        prompts = self.prompts.parts()
+        results = {stage.name: _by_range(prompts, stage.results.parts()) for stage in self.stages}
+        return [
+            Shard(part, {stage: held[place] for stage, held in results.items()}) for place, part in enumerate(prompts)
+        ]
 
     def rows(self, shard: Shard, *, texts: bool = True) -> Iterator[JoinedRow]:
         """A shard's rows, in the order of their ids.
@@ -101,9 +105,16 @@ def caught_up(stages: list[Stage], rows: list[Row]) -> list[Row]:
 _Results = dict[tuple[str, int, str], Row]
 
 
-def _shard(prompts: str, parts: dict[str, list[tuple[str, IdRange]]]) -> Shard:
-    ids = IdRange.of_part(prompts)
-    return Shard(prompts, {stage: [name for name, held in named if held.meets(ids)] for stage, named in parts.items()})
+def _by_range(prompts: list[str], parts: list[str]) -> list[list[str]]:
+    """For each part of the prompts, those that may hold results of its rows. Prompts' parts follow each other by id."""
+    ranges = [IdRange.of_part(name) for name in prompts]
+    firsts, lasts = [ids.first for ids in ranges], [ids.last for ids in ranges]
+    held: list[list[str]] = [[] for _ in prompts]
+    for part in parts:
+        ids = IdRange.of_part(part)
+        for place in range(bisect.bisect_left(lasts, ids.first), bisect.bisect_right(firsts, ids.last)):
+            held[place].append(part)
+    return held
 
 
 def _by_key(table: Table, parts: list[str], columns: list[str] | None) -> _Results:

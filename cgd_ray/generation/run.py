@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import structlog
+from ray.data import TaskPoolStrategy
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
@@ -21,6 +22,7 @@ from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.errors import StoppedError
+from cgd_ray.generation.compaction import compact
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
@@ -30,6 +32,7 @@ from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
 _READER_CPUS = 0  # the engines may hold all there are
+_READERS = 2  # at a time: each reads tens of thousands of rows a second, and is a process that takes seconds to start
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
     """
     stages = build_stages(recipe, store)
     join = join_of(recipe, prompts, stages)
+    if may_generate:
+        compact(store, stages)
     current = plan(join)
     if not may_generate:
         return GenerationResult(stages, _counts(current))
@@ -149,10 +154,14 @@ def _work(join: Join, shards: list[Shard], needed: list[Stage], block_rows: int)
         batch_size=1,
         batch_format="numpy",
         num_cpus=_READER_CPUS,
+        concurrency=_READERS,
     )
     blocks = blocks.repartition(target_num_rows_per_block=block_rows)
-    # Ray 2.60 has no argument for it, and would wait for a whole core, which the engines may never give back.
-    blocks._logical_plan.dag.ray_remote_args["num_cpus"] = _READER_CPUS  # noqa: SLF001
+    # Ray 2.60 has no arguments for these. It would wait for a whole core, which the engines may never give back, and
+    # not fuse the two operators, so that every block would be stored twice.
+    repartition = blocks._logical_plan.dag  # noqa: SLF001
+    repartition.ray_remote_args["num_cpus"] = _READER_CPUS
+    object.__setattr__(repartition, "compute", TaskPoolStrategy(size=_READERS))
     return blocks
 
 

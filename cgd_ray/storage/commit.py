@@ -11,11 +11,15 @@ class Committer:
     """Collects rows for one table and writes them as parts, on one event loop.
 
     A part is written when `flush_rows` wait, when the oldest has waited `flush_seconds`, or on `flush`. Part names hold
-    the attempt and a token of this writer, so writers never meet.
+    the attempt and a token of this writer, so writers never meet. What `after` was given before is on storage first: a
+    row whose input is lost would have to be made again.
     """
 
-    def __init__(self, table: Table, *, attempt: int, flush_rows: int, flush_seconds: float) -> None:
+    def __init__(
+        self, table: Table, *, attempt: int, flush_rows: int, flush_seconds: float, after: "Committer | None" = None
+    ) -> None:
         self._table = table
+        self._after = after
         self._prefix = f"part-{attempt:04d}-{secrets.token_hex(6)}"
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
@@ -55,6 +59,8 @@ class Committer:
         part = f"{self._prefix}-{self._sequence:06d}"
         self._sequence += 1
         rows = [row for row, _ in entries]
+        if self._after is not None:
+            await self._after.close()
         # Whatever the store raises: each waiting coroutine gets it.
         write = asyncio.to_thread(self._table.write_part, part, rows)
         [failure] = await asyncio.gather(write, return_exceptions=True)

@@ -13,6 +13,9 @@ import fsspec
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
 
+# botocore waits up to 20 s before each further try: a store that is away or says "slow down" costs minutes, no run.
+_PATIENCE = {"mode": "standard", "max_attempts": 12}
+
 
 @dataclass(frozen=True)
 class Store:
@@ -20,6 +23,8 @@ class Store:
 
     root: str
     storage: StorageSection = field(default_factory=StorageSection)
+    patient: bool = False
+    """Whether S3 may be away for minutes. Not for a first look: a wrong endpoint would take as long to be said."""
 
     @property
     def is_s3(self) -> bool:
@@ -29,10 +34,10 @@ class Store:
     @cached_property
     def fs(self) -> Any:
         """The fsspec file system of the root."""
-        return open_filesystem(self.root, self.storage)
+        return open_filesystem(self.root, self.storage, patient=self.patient)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "storage": self.storage}
+        return {"root": self.root, "storage": self.storage, "patient": self.patient}
 
     def path(self, name: str) -> str:
         """The full path of `name` as this store's file system takes it (no scheme on S3)."""
@@ -79,23 +84,25 @@ class Store:
 
     def names(self, folder: str, suffix: str = "") -> list[str]:
         """Names of the files directly in a folder, sorted; none where there is no such folder."""
-        # s3fs remembers listings; another process may have added parts since.
-        self.fs.invalidate_cache(self.path(folder))
-        try:
-            entries = self.fs.ls(self.path(folder), detail=True)
-        except FileNotFoundError:
-            return []
-        names = (str(entry["name"]).rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
-        return sorted(name for name in names if name.endswith(suffix) and not name.startswith("."))
+        return list(self.sizes(folder, suffix))
+
+    def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
+        """Bytes of the files directly in a folder, by their names, sorted; none where there is no such folder."""
+        files = ((_last(entry), entry["size"]) for entry in self._entries(folder) if entry["type"] == "file")
+        return dict(sorted((name, size) for name, size in files if name.endswith(suffix) and not name.startswith(".")))
 
     def folders(self, folder: str) -> list[str]:
         """Names of the folders directly in a folder, sorted; none where there is no such folder."""
+        return sorted(_last(entry) for entry in self._entries(folder) if entry["type"] == "directory")
+
+    def _entries(self, folder: str) -> list[dict[str, Any]]:
+        # s3fs remembers listings; another process may have added files since.
         self.fs.invalidate_cache(self.path(folder))
         try:
-            entries = self.fs.ls(self.path(folder), detail=True)
+            entries: list[dict[str, Any]] = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
             return []
-        return sorted(str(e["name"]).rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        return entries
 
     def upload(self, local: Path, name: str) -> None:
         """Copy a local directory into the store. Its files appear one by one: write a manifest after it."""
@@ -118,16 +125,29 @@ class Store:
         if self.fs.exists(self.path(name)):
             self.fs.rm(self.path(name), recursive=True)
 
+    def remove_files(self, names: list[str]) -> None:
+        """Delete files, those that are there: on S3 a thousand with one request."""
+        if self.is_s3:
+            self.fs.rm([self.path(name) for name in names])
+            return
+        for name in names:
+            Path(self.path(name)).unlink(missing_ok=True)
 
-def open_filesystem(url: str, storage: StorageSection) -> Any:
+
+def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False) -> Any:
     """The fsspec file system for a local path or an `s3://` URL.
 
     Raises:
         ConfigError: the URL has another scheme.
     """
     if url.startswith("s3://"):
-        client = {"region_name": storage.region} if storage.region else {}
-        return fsspec.filesystem("s3", endpoint_url=storage.endpoint_url, client_kwargs=client, anon=storage.anonymous)
+        return fsspec.filesystem(
+            "s3",
+            endpoint_url=storage.endpoint_url,
+            client_kwargs={"region_name": storage.region} if storage.region else {},
+            config_kwargs={"retries": _PATIENCE} if patient else {},
+            anon=storage.anonymous,
+        )
     if "://" in url:
         raise ConfigError(f"{url}: only local paths and s3:// are supported")
     return fsspec.filesystem("file", auto_mkdir=True)
@@ -147,6 +167,10 @@ def require_writable(store: Store) -> None:
         what = "endpoint, bucket and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if store.is_s3 else "directory"
         detail = " ".join(str(error).split())
         raise CgdError(f"run.root {store.root}: cannot be written: {detail}; check the {what}") from error
+
+
+def _last(entry: dict[str, Any]) -> str:
+    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _files(folder: Path) -> Iterator[Path]:

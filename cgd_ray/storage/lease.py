@@ -136,6 +136,12 @@ class Lease:
     def _lower_holder(self) -> Claim | None:
         return next((claim for claim in self._others() if claim.holds and claim.name < self._mine.name), None)
 
+    def _is_taken(self, silent: float) -> bool:
+        """Whether somebody holds it who goes before; after a long silence anybody may have taken it in good faith."""
+        if silent < (_DEAD_BEATS - 1) * self._beat_seconds:
+            return self._lower_holder() is not None
+        return any(claim.holds for claim in self._others())
+
     def _others(self) -> list[Claim]:
         """The claims of other commands that live; those of dead ones are taken away."""
         claims = [self._read(name) for name in self._store.names(f"{self.folder}/.lease", suffix=".json")]
@@ -165,12 +171,12 @@ class Lease:
 
     def _live(self) -> None:
         while not self._ended.wait(self._beat_seconds):
-            with contextlib.suppress(Exception):  # a store fails in many ways; what counts is for how long
+            # A store fails in many ways and comes back. Who cannot write a sign of life cannot commit rows either, so
+            # it is enough to look who holds the folder then.
+            with contextlib.suppress(Exception):
+                silent = time.monotonic() - self._written
                 self._say(holds=self._mine.holds)
-                self.lost = self.lost or (self._mine.holds and self._lower_holder() is not None)
-            # Others may take it as soon as they saw nothing for so long.
-            silent = time.monotonic() - self._written
-            self.lost = self.lost or silent > (_DEAD_BEATS - 1) * self._beat_seconds
+                self.lost = self.lost or (self._mine.holds and self._is_taken(silent))
 
 
 @contextlib.contextmanager

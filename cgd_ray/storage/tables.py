@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 
 _DIGITS = 4  # of an id, in a part's name: 65,536 ranges
@@ -62,14 +63,29 @@ class Table:
         return self.store.names(self.folder, suffix=".parquet")
 
     def batches(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Parts one by one, as they were written, with a column `part` added; all of them where none are named."""
+        """Parts one by one, as they were written, with a column `part` added; all of them where none are named.
+
+        Raises:
+            FileNotFoundError: a part is no longer there; its rows are in another one.
+            CgdError: a part is damaged.
+        """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         for part in self.parts() if parts is None else parts:
-            content = io.BytesIO(self.store.read(f"{self.folder}/{part}"))
-            table = pq.read_table(content, schema=schema, columns=columns)
+            table = self._read_part(part, schema)
             yield table.append_column("part", pa.array([part] * len(table), pa.string()))
 
-    def read(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> pa.Table:
+    def _read_part(self, part: str, schema: pa.Schema) -> pa.Table:
+        name = f"{self.folder}/{part}"
+        content = self.store.read(name)
+        try:
+            return pq.read_table(io.BytesIO(content), schema=schema, columns=schema.names)
+        except pa.ArrowException as error:
+            raise CgdError(
+                f"{self.store.url(name)}: damaged ({' '.join(str(error).split())}); restore it, or delete it and its "
+                "rows are made again"
+            ) from error
+
+    def read(self, parts: list[str] | None = None, columns: list[str] | None = None) -> pa.Table:
         """Rows, one per key (and parent, where results have one), sorted by key.
 
         Where it was written more than once, success wins over failure, then the lowest attempt, then the part name.
@@ -78,7 +94,13 @@ class Table:
             parts: names of parts; none takes all.
             columns: names of columns, among them the key, `parent`, `status` and `attempt` where the table has them.
         """
-        tables = list(self.batches(parts, columns))
+        names = self.parts() if parts is None else parts
+        try:
+            tables = list(self.batches(names, columns))
+        except FileNotFoundError:  # merged into a larger part since it was listed
+            held = [IdRange.of_part(name) for name in names]
+            ids = IdRange(min(ids.first for ids in held), max(ids.last for ids in held))
+            tables = list(self.batches([part for part in self.parts() if IdRange.of_part(part).meets(ids)], columns))
         if not tables:
             return self.schema.empty_table().select(columns or self.schema.names)
         return _one_per_key(pa.concat_tables(tables))

@@ -104,16 +104,21 @@ def test_of_two_holders_the_higher_name_has_lost_it(store: Store) -> None:
     mine.give_back()
 
 
-def test_a_holder_that_cannot_write_knows_that_it_may_have_lost_it(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_holder_that_could_not_write_looks_whether_somebody_took_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *, taken: bool
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     mine = lease(store)
     mine.take(wait=True)
+    if taken:  # by somebody who saw no sign of life
+        write(store, dataclasses.replace(mine._mine, name="f" * 17, holds=True))
     with monkeypatch.context() as broken:
         broken.setattr(Store, "write", full)
         time.sleep(8 * BEAT)
-    assert mine.lost
+        assert not mine.lost  # whoever took it, nothing could be committed meanwhile
+    time.sleep(2 * BEAT)
+    assert mine.lost == taken
     mine.give_back()

@@ -1,11 +1,15 @@
 """Tables: what readers see after retries, torn writes and several writers."""
 
 import asyncio
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
+from cgd_ray.errors import CgdError
 from cgd_ray.storage.commit import Committer
 from cgd_ray.storage.filesystem import Store, require_writable
 from cgd_ray.storage.fingerprint import derived_seed, fingerprint, parent_digest, text_digest
@@ -120,6 +124,26 @@ def test_a_row_waits_no_longer_than_the_flush_time(table: Table) -> None:
     assert len(table.read()) == 1
 
 
+def test_what_a_row_was_made_from_is_on_storage_before_the_row(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = Table.write_part
+
+    def slow_critiques(self: Table, part: str, rows: list[dict[str, Any]]) -> None:
+        time.sleep(0.1 if self.stage == "draft" else 0)
+        write(self, part, rows)
+        written.append(self.stage)
+
+    async def scenario() -> None:
+        first = Committer(table, attempt=1, flush_rows=10, flush_seconds=60)
+        second = Committer(replace(table, stage="refine"), attempt=1, flush_rows=1, flush_seconds=60, after=first)
+        first.add(result("a", "ok", 1, "a"))
+        await second.add(result("a", "ok", 1, "made of it"))
+
+    monkeypatch.setattr(Table, "write_part", slow_critiques)
+    asyncio.run(scenario())
+    assert written == ["draft", "refine"]
+
+
 def test_a_coroutine_learns_that_its_row_could_not_be_stored(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_self: Store, _name: str, _content: bytes) -> None:
         raise OSError("disk full")
@@ -142,6 +166,24 @@ def test_rows_of_a_range_are_found_by_the_names_of_the_parts(table: Table) -> No
     asked = IdRange("0100", "0100")
     chosen = [name for name in table.parts() if IdRange.of_part(name).meets(asked)]
     assert table.read(chosen)["prompt_id"].to_pylist() == ["00001", "00ff1", "01000", "fffff"]
+
+
+def test_rows_of_parts_that_were_merged_since_the_listing_are_found(table: Table) -> None:
+    for number, identity in enumerate(["0000a", "8000b", "f000c"]):
+        table.write_part(f"part-0001-a-{number:06d}", [result(identity, "ok", 1, identity)])
+    listed = table.parts()
+    rows = pa.concat_tables(table.batches()).drop_columns("part")
+    table.write_part("part-0001-b-000000", rows)
+    table.store.remove_files([f"{table.folder}/{part}" for part in listed])
+    assert table.read(listed)["text"].to_pylist() == ["0000a", "8000b", "f000c"]
+
+
+def test_a_damaged_part_is_named(table: Table) -> None:
+    table.write_part("part-0001-a-000000", [result("a", "ok", 1, "a")])
+    [part] = table.parts()
+    table.store.write(f"{table.folder}/{part}", b"")
+    with pytest.raises(CgdError, match=rf"{part}: damaged .* delete it and its rows are made again"):
+        table.read()
 
 
 def test_columns_can_be_read_without_the_texts(table: Table) -> None:

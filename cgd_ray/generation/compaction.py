@@ -1,0 +1,81 @@
+"""Small parts of a table merged into large ones: parts of a few seconds each are soon too many to list and open.
+
+A merged part is written before its sources are deleted. Whoever is killed in between leaves rows twice, which readers
+take once; whoever read the listing before finds the rows in the parts that are there then (`Table.read`).
+"""
+
+import contextlib
+import secrets
+from collections.abc import Iterator
+from functools import partial
+
+import pyarrow as pa
+import structlog
+
+from cgd_ray.errors import CgdError
+from cgd_ray.generation.stages import Stages
+from cgd_ray.runtime.spread import spread
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.tables import IdRange, Table
+
+log = structlog.get_logger(__name__)
+
+SMALL_BYTES = 2**20
+"""A part below this is small; small ones are merged to about four times as much."""
+
+FEW_PARTS = 64
+"""So many small parts are left alone: they cost less than merging them would."""
+
+
+def compact(store: Store, stages: Stages) -> None:
+    """Merge the small parts of the stages' tables, those aside that another command works on."""
+    for stage in stages.all:
+        small = _small_parts(stage.results)
+        if len(small) <= FEW_PARTS:
+            continue
+        lease = Lease(store, stage.results.folder)
+        with contextlib.ExitStack() as stack:
+            try:
+                lease.take(wait=False)
+            except CgdError as held:
+                log.info(f"{stage.name}: small parts are not merged: {held}")
+                continue
+            stack.callback(lease.give_back)
+            merge_parts(stage.results, small)
+
+
+def merge_parts(table: Table, parts: dict[str, int]) -> None:
+    """Merge these parts (bytes by name), neighbours by id. To be called by who holds the table's lease."""
+    groups = list(_groups(parts))
+    merged = sum(spread(partial(_merge, table), groups))
+    log.info(f"{table.stage}: merged small parts", parts=merged, into=len(groups), table=table.folder)
+
+
+def _small_parts(table: Table) -> dict[str, int]:
+    sizes = table.store.sizes(table.folder, suffix=".parquet")
+    return {part: size for part, size in sizes.items() if size < SMALL_BYTES}
+
+
+def _groups(parts: dict[str, int]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for part in sorted(parts, key=IdRange.of_part):
+        group.append(part)
+        size += parts[part]
+        if size >= 4 * SMALL_BYTES:
+            yield group
+            group, size = [], 0
+    if len(group) > 1:
+        yield group
+
+
+def _merge(table: Table, parts: list[str]) -> int:
+    try:
+        rows = pa.concat_tables(table.batches(parts)).drop_columns("part")
+    except FileNotFoundError:  # merged by somebody who has taken the lease since
+        return 0
+    attempt = max(int(part.split("-")[1]) for part in parts)
+    table.write_part(f"part-{attempt:04d}-{secrets.token_hex(6)}-000000", rows.sort_by("prompt_id"))
+    table.store.remove_files([f"{table.folder}/{part}" for part in parts])
+    return len(parts)

@@ -1,0 +1,292 @@
+"""Faults at seeded random times in a real run of `jobs/generate.py`, and what must hold once it has been run again."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.cluster_utils import Cluster
+
+from cgd_ray.config.recipe import Recipe, load_recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.generation.planning import plan
+from cgd_ray.generation.run import join_of
+from cgd_ray.generation.stages import build_stages
+from cgd_ray.storage.filesystem import Store
+from tests.faulty_s3 import Fault, FaultyProxy, faulty_proxy
+from tests.servers import REPOSITORY, S3Server, s3_server
+
+S3_FAULTS: dict[str, Fault] = {"s3 503": "503", "s3 slow": "slow", "s3 torn": "torn"}
+FAULTS = ["driver", "engine", "raylet", "node", "disk full", "s3 killed", *S3_FAULTS]
+PROMPTS, SAMPLES = 150, 2
+STAGES = ("draft", "answer", "critique", "refine")
+SCRIPTED = {"type": "scripted", "latency_ms": 30, "max_in_flight": 8, "truncate_fraction": 0.03}
+SETTINGS = [
+    f"data.limit={PROMPTS}",
+    "data.holdout.count=2",
+    "data.seed=5",
+    f"generation.draft.samples={SAMPLES}",
+    "generation.draft.temperature=0.7",
+    "curation.require_correct=false",
+    "storage.flush_seconds=0.4",
+    "run.name=chaos",
+    f"student.engine={SCRIPTED}",
+    f"teacher.engine={SCRIPTED | {'model': 't'}}",
+]
+_RUN_SECONDS = 180
+_OUTAGE_SECONDS = 5.0
+_LAST_STRIKE = 4.0  # seconds after the first draft is on storage; the run takes about as long
+
+Results = dict[str, pa.Table]
+"""By stage: one row for each key, sorted, of the columns that are the same in every run."""
+Parts = dict[str, bytes]
+
+
+@dataclass
+class Place:
+    """Where a trial's command runs and what it writes to."""
+
+    root: str
+    scratch: Path
+    settings: list[str] = field(default_factory=list)
+    environment: dict[str, str] = field(default_factory=dict)
+    look: list[str] | None = None  # settings of who only looks, where they differ
+
+    def recipe(self) -> Recipe:
+        settings = self.settings if self.look is None else self.look
+        return load_recipe("jobs/recipes/demo.yaml", [*SETTINGS, f"run.root={self.root}", *settings])
+
+    def command(self) -> list[str]:
+        settings = [*SETTINGS, f"run.root={self.root}", *self.settings]
+        return [sys.executable, "jobs/generate.py", "jobs/recipes/demo.yaml", *settings]
+
+    def start(self) -> subprocess.Popen[str]:
+        environment = os.environ | {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"} | self.environment
+        return subprocess.Popen(
+            self.command(), cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    def run(self) -> None:
+        process = self.start()
+        _, errors = process.communicate(timeout=_RUN_SECONDS)
+        assert process.returncode == 0, errors
+
+    def committed(self) -> Parts:
+        """All parts of the stages, as they are on storage now."""
+        recipe = self.recipe()
+        store = Store(recipe.run.root, recipe.storage)
+        return {
+            name: store.read(name)
+            for stage in STAGES
+            for fingerprint in store.folders(f"tables/{stage}")
+            for part in store.names(f"tables/{stage}/{fingerprint}", ".parquet")
+            for name in [f"tables/{stage}/{fingerprint}/{part}"]
+        }
+
+    def results(self) -> Results:
+        """What the stages hold, checked: one result for each row, and each made from what is stored beside it."""
+        recipe = self.recipe()
+        store = Store(recipe.run.root, recipe.storage)
+        stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
+        join = join_of(recipe, prompts, stages)
+        assert plan(join).is_done
+        for row in join:  # results that belong to other texts than those beside them are not joined
+            for stage in stages.all:
+                whole = all(row.texts.get(name) is not None for name in stage.inputs if name in STAGES)
+                assert (row.results[stage.name] is not None) == whole, (row.texts["prompt_id"], stage.name)
+        for stage in stages.all:
+            rows = pa.concat_tables(list(stage.results.batches()))
+            counts = Counter(zip(rows["prompt_id"].to_pylist(), rows["sample"].to_pylist(), strict=True))
+            assert len(counts) == len(stage.results.read()), stage.name
+        return {stage.name: stage.results.read().drop_columns("attempt").combine_chunks() for stage in stages.all}
+
+
+def paid_twice(before: Parts, after: Parts) -> int:
+    """Rows that were on storage before and were generated again; parts that were there must be there unchanged."""
+    assert all(after[name] == content for name, content in before.items())
+    keys = Counter(key for name in after for key in _keys(name, after[name]))
+    return sum(keys[key] > 1 for name in before for key in set(_keys(name, before[name])))
+
+
+def uninterrupted(folder: Path) -> Results:
+    """The results of a run that nothing happens to."""
+    place = Place(str(folder / "root"), folder)
+    place.run()
+    return place.results()
+
+
+def trial(folder: Path, seed: int, expected: Results) -> str:
+    """One fault, the time and the victim of which the seed decides, and the same command again; returns what was done.
+
+    Raises:
+        AssertionError: something that was promised does not hold.
+    """
+    fault, chance = FAULTS[seed % len(FAULTS)], random.Random(seed)
+    with _place(fault, folder, seed) as (place, strike):
+        before, said = strike(place, chance)
+        place.run()
+        results, after = place.results(), place.committed()
+    again = paid_twice(before, after)
+    rows = {stage: sum(len(_keys(name, before[name])) for name in before if f"/{stage}/" in name) for stage in STAGES}
+    line = f"seed {seed}: {fault}: {said}; committed before: {rows}; of those generated again: {again}"
+    assert again == 0, line
+    for stage, table in expected.items():
+        assert results[stage].equals(table), f"{line}; {stage} differs from an uninterrupted run's"
+    return line
+
+
+Strike = Callable[[Place, random.Random], tuple[Parts, str]]
+
+
+@contextlib.contextmanager
+def _place(fault: str, folder: Path, seed: int) -> Iterator[tuple[Place, Strike]]:
+    if fault.startswith("s3"):
+        (folder / "s3").mkdir()
+        with s3_server(folder / "s3") as server, faulty_proxy(server.port, seed) as proxy:
+            through = [f"storage.endpoint_url=http://127.0.0.1:{proxy.port}"]
+            directly = [f"storage.endpoint_url={server.endpoint}"]
+            place = Place(server.url("root"), folder, through, server.environment, look=directly)
+            yield place, lambda place, chance: _strike_s3(fault, place, chance, server, proxy)
+    elif fault == "disk full":
+        yield Place(str(folder / "root"), folder), _fill_disk
+    elif fault == "node":
+        with _two_nodes() as (address, node):
+            place = Place(str(folder / "root"), folder, environment={"RAY_ADDRESS": address})
+            yield place, lambda place, chance: _kill(place, chance, fault, node)
+    else:
+        yield Place(str(folder / "root"), folder), lambda place, chance: _kill(place, chance, fault)
+
+
+def _kill(place: Place, chance: random.Random, victim: str, node: int | None = None) -> tuple[Parts, str]:
+    command = place.start()
+    waited = _wait_for_moment(place, command, chance)
+    pid = node if node is not None else _victim(command.pid, victim, chance)
+    before = place.committed()
+    if pid is None:
+        said = f"there was no {victim} after {waited:.1f} s"
+    else:
+        os.kill(pid, signal.SIGKILL)
+        said = f"pid {pid} killed after {waited:.1f} s"
+    output, errors = command.communicate(timeout=_RUN_SECONDS)
+    said += f", exit {command.returncode}"
+    if victim in ("engine", "node"):
+        assert command.returncode == 0, f"{said}\n{output}{errors}"
+    elif victim == "raylet" and command.returncode:
+        assert "Traceback" not in errors, errors
+    return before, said
+
+
+def _strike_s3(
+    fault: str, place: Place, chance: random.Random, server: S3Server, proxy: FaultyProxy
+) -> tuple[Parts, str]:
+    command = place.start()
+    waited = _wait_for_moment(place, command, chance)
+    before = place.committed()
+    if fault == "s3 killed":
+        server.kill()
+        time.sleep(_OUTAGE_SECONDS)
+        server.start()
+    else:
+        proxy.fault = S3_FAULTS[fault]
+        time.sleep(_OUTAGE_SECONDS)
+        proxy.fault = None
+    output, errors = command.communicate(timeout=_RUN_SECONDS)
+    said = f"for {_OUTAGE_SECONDS} s after {waited:.1f} s, {proxy.met} requests met it, exit {command.returncode}"
+    assert command.returncode == 0, f"{said}\n{output}{errors}"
+    return before, said
+
+
+_ON_SMALL_DISK = """
+mount -t tmpfs -o size={size}k none {root}
+{command}; echo $? > {scratch}/code
+mkdir {scratch}/before; cp -r {root}/. {scratch}/before
+mount -o remount,size=256m {root}
+{command} && cp -r {root}/. {scratch}/after
+"""
+
+
+def _fill_disk(place: Place, chance: random.Random) -> tuple[Parts, str]:
+    size = chance.randint(250, 700)
+    Path(place.root).mkdir()
+    command = " ".join(f"'{word}'" for word in place.command())
+    script = _ON_SMALL_DISK.format(size=size, root=place.root, scratch=place.scratch, command=command)
+    # In a mount namespace of its own, where anybody may mount.
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=2 * _RUN_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    before = Place(f"{place.scratch}/before", place.scratch).committed()
+    Path(place.root).rmdir()
+    shutil.move(f"{place.scratch}/after", place.root)
+    return before, f"{size} KiB of disk, exit {(place.scratch / 'code').read_text().strip()}"
+
+
+def _wait_for_moment(place: Place, command: subprocess.Popen[str], chance: random.Random) -> float:
+    """A fifth of all faults come at any time from the start, the others while rows are made."""
+    started = time.monotonic()
+    early = chance.random() < 0.2
+    while not early and command.poll() is None and not any("/draft/" in name for name in place.committed()):
+        time.sleep(0.1)
+    until = time.monotonic() + chance.uniform(0, _LAST_STRIKE)
+    while command.poll() is None and time.monotonic() < until:
+        time.sleep(0.05)
+    return time.monotonic() - started
+
+
+def _victim(driver: int, kind: str, chance: random.Random) -> int | None:
+    if kind == "driver":
+        return driver
+    names = {"engine": "ray::MapWorker", "raylet": "raylet"}
+    found = [process.pid for process in _descendants(driver) if _name(process).startswith(names[kind])]
+    return chance.choice(sorted(found)) if found else None
+
+
+def _descendants(pid: int) -> list[psutil.Process]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).children(recursive=True)
+    return []
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline()) if process.name().startswith("ray::") else process.name()
+    except psutil.Error:
+        return ""
+
+
+@contextlib.contextmanager
+def _two_nodes() -> Iterator[tuple[str, int]]:
+    """A cluster of two nodes; yields its address and the second raylet's pid."""
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    known = {process.pid for process in _descendants(os.getpid())}
+    try:
+        nodes.add_node(num_cpus=2)
+        new = [process for process in _descendants(os.getpid()) if process.pid not in known]
+        [raylet] = [process.pid for process in new if _name(process) == "raylet"]
+        yield nodes.address, raylet
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def _keys(name: str, content: bytes) -> list[tuple[str, str, int]]:
+    rows = pq.read_table(pa.BufferReader(content), columns=["prompt_id", "sample"]).to_pylist()
+    return [(name.split("/")[1], row["prompt_id"], row["sample"]) for row in rows]

@@ -1,0 +1,19 @@
+"""Three of the trials of `tests/long/test_chaos.py`: a killed driver, a full disk, uploads torn in the middle."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import FAULTS, Results, trial, uninterrupted
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return uninterrupted(tmp_path_factory.mktemp("uninterrupted"))
+
+
+@pytest.mark.parametrize("fault", ["driver", "disk full", "s3 torn"])
+def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
+    tmp_path: Path, fault: str, expected: Results, record_property: pytest.RecordProperty
+) -> None:
+    record_property("trial", trial(tmp_path, FAULTS.index(fault), expected))

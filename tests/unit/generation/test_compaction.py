@@ -1,0 +1,130 @@
+"""Compaction: fewer parts, the same rows, whoever is killed and whoever else does it at the same time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.generation import compaction
+from cgd_ray.generation.compaction import FEW_PARTS, compact, merge_parts
+from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.schemas import RESULTS
+from cgd_ray.storage.tables import Table
+
+PARTS = FEW_PARTS + 6
+
+
+@pytest.fixture
+def stages(tmp_path: Path) -> Stages:
+    recipe: Recipe = parse_recipe(
+        {
+            "run": {"name": "r", "root": str(tmp_path)},
+            "data": {"type": "demo"},
+            "student": {"model": "s", "engine": {"type": "scripted"}},
+            "teacher": {"engine": {"type": "scripted", "model": "t"}},
+        },
+        "test",
+    )
+    return build_stages(recipe, Store(str(tmp_path)))
+
+
+def fill(table: Table, parts: int = PARTS) -> None:
+    for number in range(parts):
+        ids = [f"{(number * 97 + step) % 256:02x}{number:04x}" for step in range(3)]
+        table.write_part(f"part-{1 + number % 3:04d}-a-{number:06d}", [row(identity) for identity in ids])
+
+
+def row(identity: str) -> dict[str, Any]:
+    filled = dict.fromkeys(RESULTS.names)
+    return filled | {
+        "prompt_id": identity,
+        "sample": 0,
+        "parent": "p",
+        "status": "ok",
+        "text": "t",
+        "model": "m",
+        "attempt": 1,
+    }
+
+
+def test_small_parts_become_one_with_the_same_rows(stages: Stages) -> None:
+    table = stages.draft.results
+    fill(table)
+    before = table.read()
+    compact(table.store, stages)
+    [part] = table.parts()
+    assert part.startswith("part-0003-")  # so that the next attempt is higher than all there were
+    assert table.read().equals(before)
+    assert table.store.names(f"{table.folder}/.lease") == []
+
+
+def test_few_parts_and_large_ones_are_left_alone(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = stages.draft.results
+    fill(table, FEW_PARTS)
+    parts = table.parts()
+    compact(table.store, stages)
+    assert table.parts() == parts
+    fill(table)
+    monkeypatch.setattr(compaction, "SMALL_BYTES", 100)
+    compact(table.store, stages)
+    assert len(table.parts()) == PARTS
+
+
+def test_a_group_ends_where_it_is_large_enough(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = stages.draft.results
+    fill(table)
+    size = max(table.store.sizes(table.folder, ".parquet").values())
+    monkeypatch.setattr(compaction, "SMALL_BYTES", size + 1)
+    before = table.read()
+    compact(table.store, stages)
+    assert PARTS / 6 < len(table.parts()) < PARTS / 3
+    assert table.read().equals(before)
+
+
+def test_another_command_s_table_is_left_alone(stages: Stages) -> None:
+    table = stages.draft.results
+    fill(table)
+    theirs = Lease(table.store, table.folder)
+    theirs.take(wait=True)
+    compact(table.store, stages)
+    theirs.give_back()
+    assert len(table.parts()) == PARTS
+
+
+def test_who_is_killed_before_the_sources_are_deleted_loses_and_doubles_nothing(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def killed(*_: object) -> None:
+        raise KilledError
+
+    table = stages.draft.results
+    fill(table)
+    before = table.read()
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "remove_files", killed)
+        with pytest.raises(KilledError):
+            compact(table.store, stages)
+    assert len(table.parts()) == PARTS + 1
+    assert table.read().equals(before)
+    for claim in table.store.names(f"{table.folder}/.lease"):  # the killed command's
+        table.store.remove(f"{table.folder}/.lease/{claim}")
+    compact(table.store, stages)
+    assert len(table.parts()) == 1
+    assert table.read().equals(before)
+
+
+def test_parts_that_somebody_else_has_merged_are_no_error(stages: Stages) -> None:
+    table = stages.draft.results
+    fill(table)
+    listed = table.store.sizes(table.folder, ".parquet")
+    before = table.read()
+    compact(table.store, stages)
+    merge_parts(table, listed)
+    assert len(table.parts()) == 1
+    assert table.read().equals(before)
