@@ -1,67 +1,153 @@
 """How generation scales with the number of rows: the scripted engine, so that all time is ours.
 
-    python benchmarks/scale.py 10000 100000 1000000 [--root DIRECTORY]
+    python -m benchmarks.scale 10000 100000 1000000 [--root DIRECTORY] [--s3]
 
-Each size is a process of its own: prepare the prompts, generate all three stages, take a tenth of the refinements away,
-and plan again as a resumed run does. Prints a JSON line per size: rows/s through all stages, the driver's largest
-resident memory, the objects written, and the seconds from start to plan of the resumed run.
+Each size is a process of its own that prepares the prompts and generates all three stages. Then a tenth of the
+refinements is taken away and the same run is started anew, with `--s3` once more through an S3 server, until its first
+new refinements are on storage. Prints a JSON line per size: rows/s through all stages with start-up, the driver's
+largest resident memory, the largest use of the object store, the objects written, and the seconds from the start of the resumed
+process to its first part.
 """
 
 import argparse
 import json
+import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from ray._private.internal_api import memory_summary
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
-from cgd_ray.generation.planning import plan
-from cgd_ray.generation.run import join_of, run_generation
+from cgd_ray.generation.run import run_generation
 from cgd_ray.runtime.session import ray_session
 from cgd_ray.storage.filesystem import Store
+from tests.servers import S3Server, s3_server
 
 WORDS = "A shop sells apples by the crate. How many apples are in the crates, and why? "
+_LOOK_SECONDS = 2.0
+
+T = TypeVar("T")
 
 
 def main() -> None:
-    """Measure each size in a fresh process."""
+    """Measure each size in fresh processes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=int, nargs="+")
     parser.add_argument("--root", type=Path)
-    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--s3", action="store_true")
+    parser.add_argument("--child", nargs=2, metavar=("PHASE", "ROOT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for rows in arguments.rows:
-        if arguments.here:
-            print(json.dumps(measure(rows, arguments.root)), flush=True)
+        if arguments.child:
+            phase, root = arguments.child
+            made = recipe(rows, arguments.root, root, os.environ.get("AWS_ENDPOINT_URL"))
+            print(json.dumps(generate(made) if phase == "generate" else resume(made)), flush=True)
             continue
-        with tempfile.TemporaryDirectory(dir=arguments.root) as root:
-            subprocess.run([sys.executable, __file__, str(rows), "--root", root, "--here"], check=True)
+        with tempfile.TemporaryDirectory(dir=arguments.root) as folder, s3_server(Path(folder)) as server:
+            print(json.dumps(measure(rows, Path(folder), server if arguments.s3 else None)), flush=True)
 
 
-def measure(rows: int, root: Path) -> dict[str, Any]:
-    """One size from nothing to a resumed run."""
-    made = recipe(rows, root)
-    store, figures = Store(str(root)), {"rows": rows}
-    prompts = timed(figures, "prepare_s", lambda: prepare_prompts(made, store))
-    with ray_session():
-        result = timed(figures, "generate_s", lambda: run_generation(made, store, prompts.table))
-        figures["refined"] = result.counts["refine"]["ok"]
-        parts = result.stages.refine.results.parts()
-        for part in parts[::10]:
-            store.remove(f"{result.stages.refine.results.folder}/{part}")
-        left = timed(figures, "plan_s", lambda: plan(join_of(made, prompts.table, result.stages)))
-    figures["to_do_share"] = round(left.todo["refine"] / rows, 3)
-    figures["rows_per_s"] = round(rows / figures["generate_s"])
-    figures["driver_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+def measure(rows: int, folder: Path, server: S3Server | None) -> dict[str, Any]:
+    """One size from nothing to a resumed run, locally and on S3."""
+    data, root = folder / "data", folder / S3Server.bucket / "root"
+    data.mkdir()
+    write_prompts(data, rows)
+    figures = {"rows": rows} | child(rows, data, "generate", str(root))
     figures["objects"] = sum(1 for _ in root.rglob("*.parquet"))
+    drop_a_tenth(root)
+    figures["resume_s"] = first_part_seconds(rows, data, root, str(root))
+    if server:
+        drop_a_tenth(root)
+        figures["resume_s3_s"] = first_part_seconds(
+            rows, data, root, server.url("root"), AWS_ENDPOINT_URL=server.endpoint
+        )
     return figures
 
 
-def timed(figures: dict[str, Any], name: str, work: Any) -> Any:
+def generate(made: Recipe) -> dict[str, Any]:
+    """All stages of all rows."""
+    store, figures = Store(made.run.root, made.storage), dict[str, Any]()
+    prompts = timed(figures, "prepare_s", lambda: prepare_prompts(made, store))
+    with ray_session(), largest_store(figures):
+        result = timed(figures, "generate_s", lambda: run_generation(made, store, prompts.table))
+    figures["refined"] = result.counts["refine"]["ok"]
+    figures["rows_per_s"] = round(prompts.train / figures["generate_s"])
+    figures["driver_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return figures
+
+
+def resume(made: Recipe) -> dict[str, Any]:
+    """What `generate` does on a root that lacks little."""
+    store = Store(made.run.root, made.storage)
+    with ray_session():
+        return {"done": run_generation(made, store, prepare_prompts(made, store).table).counts["refine"]["ok"]}
+
+
+def first_part_seconds(rows: int, data: Path, root: Path, url: str, **environment: str) -> float:
+    """From the start of a process to its first new part; it is left to end."""
+    [refine] = (root / "tables" / "refine").iterdir()
+    before = set(refine.iterdir())
+    started, seconds = time.monotonic(), 0.0
+    with subprocess.Popen(command(rows, data, "resume", url), env=os.environ | environment) as process:
+        while process.poll() is None:
+            if not seconds and any(part.name.startswith("part-0002") for part in set(refine.iterdir()) - before):
+                seconds = time.monotonic() - started
+            time.sleep(0.1)
+    if process.returncode or not seconds:
+        raise SystemExit(f"the resumed run made nothing, exit {process.returncode}")
+    return round(seconds, 1)
+
+
+def drop_a_tenth(root: Path) -> None:
+    """Take a tenth of the refinements' parts away."""
+    for part in sorted((root / "tables" / "refine").glob("*/part-*"))[::10]:
+        part.unlink()
+
+
+def child(rows: int, data: Path, phase: str, root: str) -> dict[str, Any]:
+    """The figures of a process of its own."""
+    done = subprocess.run(command(rows, data, phase, root), stdout=subprocess.PIPE, text=True, check=True)
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return figures
+
+
+def command(rows: int, data: Path, phase: str, root: str) -> list[str]:
+    """A child's command line."""
+    return [sys.executable, "-m", "benchmarks.scale", str(rows), "--root", str(data), "--child", phase, root]
+
+
+@contextmanager
+def largest_store(figures: dict[str, Any]) -> Iterator[None]:
+    """Note the largest use of the object store seen in a block."""
+    ended, largest = threading.Event(), 0
+
+    def look() -> None:
+        nonlocal largest
+        while not ended.wait(_LOOK_SECONDS):
+            found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+            largest = max(largest, int(found[1]) if found else 0)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        figures["object_store_peak_mib"] = largest
+
+
+def timed(figures: dict[str, Any], name: str, work: Callable[[], T]) -> T:
     """Do it and note the seconds."""
     started = time.monotonic()
     result = work()
@@ -69,18 +155,26 @@ def timed(figures: dict[str, Any], name: str, work: Any) -> Any:
     return result
 
 
-def recipe(rows: int, root: Path) -> Recipe:
-    """Prompts of the size of word problems, on two scripted engines that answer at once."""
-    data = root / "data.jsonl"
-    with data.open("w") as file:
+def write_prompts(folder: Path, rows: int) -> None:
+    """Prompts of the size of word problems."""
+    with (folder / "data.jsonl").open("w") as file:
         for number in range(rows):
             file.write(json.dumps({"prompt": f"Problem {number}. {WORDS * 3}", "gold": str(number)}) + "\n")
+
+
+def recipe(rows: int, data: Path, root: str, endpoint: str | None) -> Recipe:
+    """Two scripted engines that answer at once."""
     engine = {"type": "scripted", "max_in_flight": 2048}
     return parse_recipe(
         {
-            "run": {"name": "scale", "root": str(root)},
-            "storage": {"flush_rows": 4096},
-            "data": {"type": "jsonl", "path": str(data), "reference_column": "gold", "holdout": {"count": 1}},
+            "run": {"name": f"scale-{rows}", "root": root},
+            "storage": {"flush_rows": 4096, "endpoint_url": endpoint},
+            "data": {
+                "type": "jsonl",
+                "path": str(data / "data.jsonl"),
+                "reference_column": "gold",
+                "holdout": {"count": 1},
+            },
             "student": {"model": "student", "engine": engine},
             "teacher": {"engine": {**engine, "model": "teacher"}},
             "generation": {"execution": "streaming"},

@@ -67,14 +67,21 @@ class TeacherOpenAI(Section):
     """Requests in flight."""
     requests_per_minute: PositiveInt | None = None
     max_retries: Annotated[int, Field(ge=0)] = 6
-    """Tries after the first, with exponential backoff, honouring Retry-After."""
+    """Tries after the first, with exponential backoff, honouring Retry-After. A refusal (429) is no try as long as the
+    endpoint serves other rows."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
     price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
     spend_ceiling: Annotated[float, Field(gt=0)] | None = None
-    """Money, in the currency of the prices: when this invocation has spent it, the run stops resumably."""
+    """Money, in the currency of the prices, that the teacher's tables may cost, what earlier runs paid for their rows
+    included: a request that may exceed it is not sent, and the run stops resumably."""
     extra_body: dict[str, Any] = {}
     """Further fields of each request's body."""
+
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """What so many tokens cost, by the prices."""
+        prompt, completion = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
+        return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
 
     @model_validator(mode="after")
     def _ceiling_needs_prices(self) -> Self:

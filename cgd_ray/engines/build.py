@@ -8,7 +8,7 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.engines.base import Engine
 from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.openai import OpenAIEngine
-from cgd_ray.engines.placement import Cluster, EngineOptions, engine_demand
+from cgd_ray.engines.placement import Demand, EngineOptions
 from cgd_ray.engines.pool import Chain
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.vllm import VllmEngine
@@ -20,15 +20,21 @@ def build_chain(
     model: tuple[str, str | None],
     stages: list[Stage],
     *,
-    cluster: Cluster,
-    sharing: int,
+    demand: Demand,
     storage: StorageSection,
+    spent: float = 0.0,
 ) -> Chain:
-    """A chain of stages on the engine that the recipe asks for; `model` is name and revision.
+    """A chain of stages on the engine that the recipe asks for.
 
-    `sharing` is the number of pools that run at the same time.
+    Args:
+        role: student or teacher.
+        options: of its engine.
+        model: name and revision.
+        stages: in the order in which rows walk them.
+        demand: of one engine, see `engine_demand`.
+        storage: when results are written.
+        spent: money that was paid for results of these stages before.
     """
-    demand = engine_demand(options, cluster, sharing=sharing)
     replicas, in_flight, accelerator = 1, 0, None
     make: Callable[[], Engine]
     match options:
@@ -41,7 +47,7 @@ def build_chain(
                 options.accelerator_type,
             )
         case TeacherOpenAI():
-            make, in_flight = partial(OpenAIEngine, options), options.concurrency
+            make, in_flight = partial(OpenAIEngine, options, spent), options.concurrency
         case ScriptedOptions():
             make, replicas, in_flight = (
                 partial(ScriptedEngine, options),

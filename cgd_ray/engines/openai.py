@@ -1,28 +1,39 @@
 """A teacher behind an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
+import itertools
 import os
 
 import openai
 from aiolimiter import AsyncLimiter
-from openai.types.chat import ChatCompletionUserMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request
+from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.engines.gate import Gate
+from cgd_ray.engines.purse import Purse
+from cgd_ray.engines.retries import Trouble, backoff, trouble_of
 from cgd_ray.errors import CgdError, ConfigError
 
 
 class OpenAIEngine:
-    """Chat completions through the `openai` client, which retries 408, 409, 429 and 5xx with backoff."""
+    """Chat completions through the `openai` client.
 
-    def __init__(self, options: TeacherOpenAI) -> None:
+    An endpoint that refuses (429, or 503 with Retry-After) is left alone by all requests for as long as it says; see
+    `Gate`. A refusal counts against a row's tries only where nobody was served since its last one.
+    """
+
+    def __init__(self, options: TeacherOpenAI, spent: float = 0.0) -> None:
         self._options = options
-        self._slots = asyncio.Semaphore(options.concurrency)
+        self._gate = Gate(options.concurrency)
+        self._purse = Purse(options, spent)
+        self._ages = itertools.count()
+        self._served = 0
+        self._refusals = 0  # in a row
         rate = options.requests_per_minute
         # One request per slot of time, not a minute's worth at once: endpoints count in shorter windows than a minute.
         self._limiter = AsyncLimiter(1, 60 / rate) if rate else None
         self._client: openai.AsyncOpenAI | None = None
-        self._spent = 0.0
 
     async def start(self) -> None:
         """Make the client; whether the endpoint answers was checked before the run (`check_endpoint`)."""
@@ -30,56 +41,73 @@ class OpenAIEngine:
 
     async def complete(self, request: Request) -> Completion:
         """One chat completion; see `Engine`."""
-        client, options, decoding = self._client, self._options, request.decoding
-        if client is None:
-            raise CgdError("the openai engine was not started")
-        self._check_ceiling()
-        body = dict(options.extra_body)
-        if decoding.chat_template_kwargs:
-            body["chat_template_kwargs"] = decoding.chat_template_kwargs
-        async with self._slots:
-            if self._limiter:
-                await self._limiter.acquire()
-            self._check_ceiling()
-            try:
-                answer = await client.chat.completions.create(
-                    model=options.model,
-                    messages=[turn.as_message() for turn in request.turns],  # type: ignore[misc]
-                    max_tokens=decoding.max_tokens,
-                    temperature=decoding.temperature,
-                    top_p=decoding.top_p,
-                    seed=decoding.seed,
-                    extra_body=body or None,
-                )
-            except openai.OpenAIError as error:
-                raise CompletionError(f"{type(error).__name__}: {error}") from error
-        return self._account(answer)
+        age, tries = next(self._ages), 0
+        while True:
+            served = self._served
+            answer = await self._try(request, age)
+            if isinstance(answer, ChatCompletion):
+                return _completion(answer)
+            tries += not answer.is_refusal or served == self._served
+            if tries > self._options.max_retries:
+                raise CompletionError(answer.text)
+            if not answer.is_refusal:
+                await asyncio.sleep(backoff(tries))
 
     async def close(self) -> None:
         """Close the connections."""
         if self._client:
             await self._client.close()
 
-    def _check_ceiling(self) -> None:
-        ceiling = self._options.spend_ceiling
-        if ceiling is not None and self._spent >= ceiling:
-            raise CeilingError(f"teacher.engine.spend_ceiling {ceiling} is reached ({self._spent:.4f} spent)")
+    async def _try(self, request: Request, age: int) -> ChatCompletion | Trouble:
+        async with self._gate.passage(age) as sent, self._purse.open(request):
+            if self._limiter:
+                await self._limiter.acquire()
+            try:
+                answer = await self._send(request)
+            except openai.OpenAIError as error:
+                trouble = trouble_of(error)
+                if trouble.is_refusal:
+                    self._refusals += 1
+                    self._gate.refused(sent, backoff(self._refusals) if trouble.wait is None else trouble.wait)
+                return trouble
+            self._refusals = 0
+            self._served += 1
+            self._gate.served()
+            if answer.usage:
+                self._purse.pay(answer.usage.prompt_tokens, answer.usage.completion_tokens)
+            return answer
 
-    def _account(self, answer: "openai.types.chat.ChatCompletion") -> Completion:
-        if not answer.choices or answer.usage is None:
-            raise CompletionError("the endpoint's answer has no choices or no usage")
-        choice, usage = answer.choices[0], answer.usage
-        self._spent += usage.prompt_tokens * self._options.price_per_million_prompt_tokens / 1e6
-        self._spent += usage.completion_tokens * self._options.price_per_million_completion_tokens / 1e6
-        details = usage.prompt_tokens_details
-        return Completion(
-            text=choice.message.content or "",
-            truncated=choice.finish_reason != "stop",  # also what a content filter cut off
-            finish_reason=choice.finish_reason,
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
-            cached_tokens=details.cached_tokens if details else None,
+    async def _send(self, request: Request) -> ChatCompletion:
+        client, options, decoding = self._client, self._options, request.decoding
+        if client is None:
+            raise CgdError("the openai engine was not started")
+        body = dict(options.extra_body)
+        if decoding.chat_template_kwargs:
+            body["chat_template_kwargs"] = decoding.chat_template_kwargs
+        return await client.chat.completions.create(
+            model=options.model,
+            messages=[turn.as_message() for turn in request.turns],  # type: ignore[misc]
+            max_tokens=decoding.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=decoding.seed,
+            extra_body=body or None,
         )
+
+
+def _completion(answer: ChatCompletion) -> Completion:
+    if not answer.choices or answer.usage is None:
+        raise CompletionError("the endpoint's answer has no choices or no usage")
+    choice, usage = answer.choices[0], answer.usage
+    details = usage.prompt_tokens_details
+    return Completion(
+        text=choice.message.content or "",
+        truncated=choice.finish_reason != "stop",  # also what a content filter cut off
+        finish_reason=choice.finish_reason,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        cached_tokens=details.cached_tokens if details else None,
+    )
 
 
 def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:
@@ -91,7 +119,7 @@ def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:
     return openai.AsyncOpenAI(
         base_url=options.base_url,
         api_key=api_key(options),
-        max_retries=options.max_retries,
+        max_retries=0,  # the engine's own tries know of each other
         timeout=options.timeout_s,
     )
 

@@ -13,7 +13,7 @@ from cgd_ray.data.identity import holdout_position
 from cgd_ray.engines.build import build_chain, engine_identity
 from cgd_ray.engines.chain import TEXTS, WORK, BarePrompt, Row, Stage
 from cgd_ray.engines.drive import run_chains
-from cgd_ray.engines.placement import read_cluster
+from cgd_ray.engines.placement import engine_demand, read_cluster
 from cgd_ray.engines.pool import work_of
 from cgd_ray.engines.progress import Progress
 from cgd_ray.errors import CgdError
@@ -135,8 +135,7 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[
         recipe.student.engine,
         (model, recipe.student.revision if model == recipe.student.model else None),
         [stage],
-        cluster=read_cluster(),
-        sharing=1,
+        demand=engine_demand(recipe.student.engine, read_cluster(), sharing=1),
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(work)}) as progress:

@@ -29,6 +29,14 @@ class StageCount:
 
 
 @dataclass
+class Tokens:
+    """Of a stage's results."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
+@dataclass
 class Plan:
     """How the stages of a run stand, and the shards that hold rows that lack something."""
 
@@ -36,6 +44,7 @@ class Plan:
     todo: dict[str, int] = field(default_factory=dict)  # rows to do per stage, failed ones included
     shards: list[Shard] = field(default_factory=list)
     untried: int = 0  # rows that lack a stage which was never tried; the others failed
+    tokens: dict[str, Tokens] = field(default_factory=dict)  # that the rows on storage took
 
     @property
     def is_done(self) -> bool:
@@ -53,7 +62,7 @@ def plan(join: Join) -> Plan:
 
     A stage whose upstream is still to be made counts as pending; failed rows are to be done again.
     """
-    whole = Plan({stage.name: StageCount() for stage in join.stages}, {stage.name: 0 for stage in join.stages})
+    whole = _empty(join.stages)
     for part in spread(partial(_plan_shard, join), join.shards()):
         _add(whole, part)
     return whole
@@ -73,11 +82,14 @@ def with_attempts(stages: list[Stage]) -> list[Stage]:
 
 
 def _plan_shard(join: Join, shard: Shard) -> Plan:
-    found = Plan({stage.name: StageCount() for stage in join.stages}, {stage.name: 0 for stage in join.stages})
+    found = _empty(join.stages)
     for joined in join.rows(shard, texts=False):
         todo: list[str] = []
         for stage in join.stages:
             _judge(joined, stage, todo, found.counts[stage.name])
+            if result := joined.results[stage.name]:
+                found.tokens[stage.name].prompt += result["prompt_tokens"] or 0
+                found.tokens[stage.name].completion += result["completion_tokens"] or 0
         for name in todo:
             found.todo[name] += 1
         found.untried += bool(todo) and joined.results[todo[0]] is None
@@ -86,11 +98,19 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
     return found
 
 
+def _empty(stages: list[Stage]) -> Plan:
+    names = [stage.name for stage in stages]
+    counts, tokens = {name: StageCount() for name in names}, {name: Tokens() for name in names}
+    return Plan(counts, dict.fromkeys(names, 0), tokens=tokens)
+
+
 def _add(whole: Plan, part: Plan) -> None:
     for name, count in part.counts.items():
         for state, rows in vars(count).items():
             setattr(whole.counts[name], state, getattr(whole.counts[name], state) + rows)
         whole.todo[name] += part.todo[name]
+        whole.tokens[name].prompt += part.tokens[name].prompt
+        whole.tokens[name].completion += part.tokens[name].completion
     whole.shards += part.shards
     whole.untried += part.untried
 

@@ -16,14 +16,12 @@ from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join, Shard
-from cgd_ray.engines.ledger import Snapshot
-from cgd_ray.engines.placement import Cluster, fits, read_cluster
+from cgd_ray.engines.placement import EngineOptions, engine_demand, fits, read_cluster
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.tally import StageTally
-from cgd_ray.errors import StoppedError
 from cgd_ray.generation.compaction import compact
 from cgd_ray.generation.explain import set_apart
+from cgd_ray.generation.guard import Guard, Makers, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
@@ -78,7 +76,7 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
         return _generate(recipe, join, stages, current, makers)
 
 
-def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers: "_Makers") -> GenerationResult:
+def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers: Makers) -> GenerationResult:
     store = join.prompts.store
     for stage in stages.all:
         if reason := set_apart(store, stage):
@@ -87,8 +85,8 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers:
     execution = _execution(recipe, current, stages)
     parts = [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
     for part in parts:  # before anything is paid for
-        require_chains_fit(_chains(recipe, _needed(current, stages, part)))
-    guard = _Guard(recipe, Progress(current.todo), makers)
+        require_chains_fit(_chains(recipe, current, _needed(current, stages, part)))
+    guard = Guard(recipe, Progress(current.todo), makers, paid(recipe, current))
     with guard.progress:
         for number, part in enumerate(parts):
             if number:  # what the part before made
@@ -100,18 +98,10 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers:
     return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
 
 
-@dataclass
-class _Makers:
-    """The leases on the tables that this command adds rows to."""
-
-    leases: list[Lease] = field(default_factory=list)
-    waited: bool = False
-
-
 @contextlib.contextmanager
-def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[_Makers]:
+def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[Makers]:
     """Hold the tables that lack rows, in one order for all commands; another command may have made them meanwhile."""
-    makers = _Makers()
+    makers = Makers()
     with contextlib.ExitStack() as stack:
         for folder in sorted(stage.results.folder for stage in stages.all if current.todo[stage.name]):
             lease = Lease(store, folder)
@@ -176,8 +166,8 @@ class _Blocks:
             yield from work(self.join, self.shards[number], self.stages)
 
 
-def _run(recipe: Recipe, guard: "_Guard", join: Join, current: Plan, needed: list[Stage]) -> None:
-    chains = _chains(recipe, with_attempts(needed))
+def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:
+    chains = _chains(recipe, current, with_attempts(needed))
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
@@ -186,68 +176,24 @@ def _run(recipe: Recipe, guard: "_Guard", join: Join, current: Plan, needed: lis
     run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
 
 
-def _chains(recipe: Recipe, needed: list[Stage]) -> list[Chain]:
+def _chains(recipe: Recipe, current: Plan, needed: list[Stage]) -> list[Chain]:
     """The chains of these stages, one for each engine."""
     by_role: dict[str, list[Stage]] = {}
     for stage in needed:
         by_role.setdefault(_role(stage), []).append(stage)
     cluster = read_cluster()
-    return [_chain(recipe, role, stages, cluster, len(by_role)) for role, stages in by_role.items()]
+    chains = []
+    for role, stages in by_role.items():
+        options, model = _engine(recipe, role)
+        demand = engine_demand(options, cluster, sharing=len(by_role))
+        spent = paid(recipe, current)
+        chains.append(build_chain(role, options, model, stages, demand=demand, storage=recipe.storage, spent=spent))
+    return chains
 
 
-def _chain(recipe: Recipe, role: str, stages: list[Stage], cluster: Cluster, sharing: int) -> Chain:
-    engine = recipe.student.engine if role == "student" else recipe.teacher.engine
-    named = recipe.student if role == "student" else recipe.teacher.engine
-    return build_chain(
-        role,
-        engine,
-        (named.model, named.revision),
-        stages,
-        cluster=cluster,
-        sharing=sharing,
-        storage=recipe.storage,
-    )
-
-
-class _Guard:
-    """Counts what comes back and stops the run when it spends too much or fails too often."""
-
-    # Below this many rows a stage's share of failures says little.
-    _ENOUGH_ROWS = 20
-
-    def __init__(self, recipe: Recipe, progress: Progress, makers: "_Makers") -> None:
-        self._makers = makers
-        self._ceiling = recipe.generation.max_total_tokens
-        self._max_failed = recipe.generation.max_failed_fraction
-        self.progress = progress
-        self._errors: dict[str, str] = {}
-
-    def check(self, snapshot: Snapshot) -> None:
-        for lease in self._makers.leases:
-            lease.require()
-        tallies = self.progress.update(snapshot.tallies)
-        for stage, tally in tallies.items():
-            self._check_failures(stage, tally)
-        if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
-            raise StoppedError(
-                f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
-            )
-
-    def require_some(self, done: Plan) -> None:
-        """Stop where a stage has no result at all, few rows as there were: what comes next would only hide why."""
-        for stage, error in self._errors.items():
-            count = done.counts[stage]
-            if not (count.ok or count.truncated):
-                raise StoppedError(
-                    f"{stage}: all {count.failed + count.over_long + count.quarantined} rows failed; "
-                    f"the last error: {error}"
-                )
-
-    def _check_failures(self, stage: str, tally: StageTally) -> None:
-        if tally.error is not None:
-            self._errors[stage] = tally.error
-        if tally.rows >= self._ENOUGH_ROWS and tally.lost > self._max_failed * tally.rows:
-            raise StoppedError(
-                f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
-                f"{self._max_failed}; the last error: {tally.error}"
-            )
+def _engine(recipe: Recipe, role: str) -> tuple[EngineOptions, tuple[str, str | None]]:
+    """Options of a role's engine, and its model's name and revision."""
+    if role == "student":
+        return recipe.student.engine, (recipe.student.model, recipe.student.revision)
+    teacher = recipe.teacher.engine
+    return teacher, (teacher.model, teacher.revision)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import fsspec
 
@@ -15,6 +15,14 @@ from cgd_ray.errors import CgdError, ConfigError
 
 # botocore waits up to 20 s before each further try: a store that is away or says "slow down" costs minutes, no run.
 _PATIENCE = {"mode": "standard", "max_attempts": 12}
+
+
+class _Entry(TypedDict):
+    """What a listing says of a file or folder."""
+
+    name: str
+    size: int
+    type: str
 
 
 @dataclass(frozen=True)
@@ -95,11 +103,11 @@ class Store:
         """Names of the folders directly in a folder, sorted; none where there is no such folder."""
         return sorted(_last(entry) for entry in self._entries(folder) if entry["type"] == "directory")
 
-    def _entries(self, folder: str) -> list[dict[str, Any]]:
+    def _entries(self, folder: str) -> list[_Entry]:
         # s3fs remembers listings; another process may have added files since.
         self.fs.invalidate_cache(self.path(folder))
         try:
-            entries: list[dict[str, Any]] = self.fs.ls(self.path(folder), detail=True)
+            entries: list[_Entry] = self.fs.ls(self.path(folder), detail=True)
         except FileNotFoundError:
             return []
         return entries
@@ -169,8 +177,8 @@ def require_writable(store: Store) -> None:
         raise CgdError(f"run.root {store.root}: cannot be written: {detail}; check the {what}") from error
 
 
-def _last(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+def _last(entry: _Entry) -> str:
+    return entry["name"].rstrip("/").rsplit("/", 1)[-1]
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,0 +1,103 @@
+"""What ends a run of generation early: its cost, its failures, somebody else at work on its tables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.ledger import Snapshot
+from cgd_ray.engines.progress import Progress
+from cgd_ray.engines.tally import StageTally, Tallies
+from cgd_ray.errors import StoppedError
+from cgd_ray.generation.planning import Plan
+from cgd_ray.storage.lease import Lease
+
+T = TypeVar("T")
+
+
+@dataclass
+class Makers:
+    """The leases on the tables that this command adds rows to."""
+
+    leases: list[Lease] = field(default_factory=list)
+    waited: bool = False
+
+
+class Guard:
+    """Counts what comes back and stops the run when it spends too much or fails too often."""
+
+    # Below this many rows a stage's share of failures says little.
+    _ENOUGH_ROWS = 20
+
+    def __init__(self, recipe: Recipe, progress: Progress, makers: Makers, paid_before: float) -> None:
+        self._teacher = recipe.teacher.engine
+        self._paid_before = paid_before
+        self._makers = makers
+        self._ceiling = recipe.generation.max_total_tokens
+        self._max_failed = recipe.generation.max_failed_fraction
+        self.progress = progress
+        self._errors: dict[str, str] = {}
+
+    def check(self, snapshot: Snapshot) -> None:
+        """Stop where the run must not go on.
+
+        Raises:
+            StoppedError: it is too expensive, fails too often, or works on what another command works on.
+        """
+        for lease in self._makers.leases:
+            lease.require()
+        tallies = self.progress.update(snapshot.tallies)
+        for stage, tally in tallies.items():
+            self._check_failures(stage, tally)
+        if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
+            raise StoppedError(
+                f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
+            )
+        self._check_spending(tallies)
+
+    def require_some(self, done: Plan) -> None:
+        """Stop where a stage has no result at all, few rows as there were: what comes next would only hide why."""
+        for stage, error in self._errors.items():
+            count = done.counts[stage]
+            if not (count.ok or count.truncated):
+                raise StoppedError(
+                    f"{stage}: all {count.failed + count.over_long + count.quarantined} rows failed; "
+                    f"the last error: {error}"
+                )
+
+    def _check_failures(self, stage: str, tally: StageTally) -> None:
+        if tally.error is not None:
+            self._errors[stage] = tally.error
+        if tally.rows >= self._ENOUGH_ROWS and tally.lost > self._max_failed * tally.rows:
+            raise StoppedError(
+                f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
+                f"{self._max_failed}; the last error: {tally.error}"
+            )
+
+    def _check_spending(self, tallies: Tallies) -> None:
+        """The engine keeps its ceiling to the request; one that had to start again knows nothing of what it spent."""
+        if not isinstance(self._teacher, TeacherOpenAI) or self._teacher.spend_ceiling is None:
+            return
+        paid_now = _cost(self._teacher, [(t.prompt_tokens, t.completion_tokens) for t in _of_teacher(tallies)])
+        if self._paid_before + paid_now >= self._teacher.spend_ceiling:
+            raise StoppedError(
+                f"teacher.engine.spend_ceiling {self._teacher.spend_ceiling} is reached: "
+                f"{self._paid_before + paid_now:.4f} spent; raise it to go on"
+            )
+
+
+def paid(recipe: Recipe, current: Plan) -> float:
+    """What the teacher's results on storage have cost, by the recipe's prices; nothing for a teacher of one's own."""
+    teacher = recipe.teacher.engine
+    if not isinstance(teacher, TeacherOpenAI):
+        return 0.0
+    return _cost(teacher, [(t.prompt, t.completion) for t in _of_teacher(current.tokens)])
+
+
+def _cost(teacher: TeacherOpenAI, tokens: list[tuple[int, int]]) -> float:
+    return sum(teacher.cost(prompt, completion) for prompt, completion in tokens)
+
+
+def _of_teacher(by_stage: Mapping[str, T]) -> list[T]:
+    return [value for stage, value in by_stage.items() if stage != "draft"]
