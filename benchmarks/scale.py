@@ -5,8 +5,8 @@
 Each size is a process of its own that prepares the prompts and generates all three stages. Then a tenth of the
 refinements is taken away and the same run is started anew, with `--s3` once more through an S3 server, until its first
 new refinements are on storage. Prints a JSON line per size: rows/s through all stages with start-up, the driver's
-largest resident memory, the largest use of the object store, the objects written, and the seconds from the start of the resumed
-process to its first part.
+largest resident memory, the largest use of the object store, the objects written, and the seconds from the start of the
+resumed process to its first part.
 """
 
 import argparse
@@ -96,16 +96,21 @@ def resume(made: Recipe) -> dict[str, Any]:
 def first_part_seconds(rows: int, data: Path, root: Path, url: str, **environment: str) -> float:
     """From the start of a process to its first new part; it is left to end."""
     [refine] = (root / "tables" / "refine").iterdir()
-    before = set(refine.iterdir())
+    last = max(attempt(part) for part in refine.glob("part-*"))  # merged parts are new, too
     started, seconds = time.monotonic(), 0.0
     with subprocess.Popen(command(rows, data, "resume", url), env=os.environ | environment) as process:
         while process.poll() is None:
-            if not seconds and any(part.name.startswith("part-0002") for part in set(refine.iterdir()) - before):
+            if not seconds and any(attempt(part) > last for part in refine.glob("part-*")):
                 seconds = time.monotonic() - started
             time.sleep(0.1)
     if process.returncode or not seconds:
         raise SystemExit(f"the resumed run made nothing, exit {process.returncode}")
     return round(seconds, 1)
+
+
+def attempt(part: Path) -> int:
+    """The number of the run that made a part."""
+    return int(part.name.split("-")[1])
 
 
 def drop_a_tenth(root: Path) -> None:

@@ -77,6 +77,7 @@ def faulty_proxy(server: int, seed: int) -> Iterator[FaultyProxy]:
     def run() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(serving)
+        loop.close()
 
     serving = loop.create_task(proxy.serve(ready))
     thread = threading.Thread(target=run, name="proxy", daemon=True)

@@ -40,8 +40,10 @@ class Gate:
                 self._inside -= 1
             self._admit()
 
-    def served(self) -> None:
-        """The endpoint answered."""
+    def served(self, sent: float) -> None:
+        """The endpoint answered what was sent then."""
+        if sent <= self._refused:
+            return
         more = 1.0 if self._allowed < self._threshold else 1 / self._allowed
         self._allowed = min(float(self._most), self._allowed + more)
 

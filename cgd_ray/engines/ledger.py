@@ -86,12 +86,12 @@ class _Ledger:
         """Only these rows are on the engine, until it says that there are no suspects left (None)."""
         self._engines[engine].suspects = None if suspects is None else set(suspects)
 
-    def end(self, engine: str, rows: list[str], tallies: Tallies) -> None:
-        """An engine is done with these rows, and all of them are on storage."""
+    def end(self, engine: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
+        """An engine is done with these rows: what was made of them is on storage."""
         self._engines[engine].rows.difference_update(rows)
         for row in rows:
             self._strikes.clear(row)
-        self.report(tallies, None)
+        self.report(tallies, ceiling)
 
     def report(self, tallies: Tallies, ceiling: str | None) -> bool:
         """What an engine did since it last said so; returns whether it should stop."""

@@ -72,7 +72,7 @@ class OpenAIEngine:
                 return trouble
             self._refusals = 0
             self._served += 1
-            self._gate.served()
+            self._gate.served(sent)
             if answer.usage:
                 self._purse.pay(answer.usage.prompt_tokens, answer.usage.completion_tokens)
             return answer

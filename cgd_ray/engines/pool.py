@@ -101,7 +101,7 @@ class ChainActor:
         suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
         await self._engine.done_with(names)  # some had nothing left to do
-        await self._ledger.end.remote(self._name, names, self._runner.take_tallies())
+        await self._ledger.end.remote(self._name, names, self._runner.take_tallies(), self._runner.ceiling)
         return rows
 
     async def _report(self) -> None:
