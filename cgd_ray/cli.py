@@ -76,9 +76,15 @@ def status(recipe: RecipePath, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def plan(recipe: RecipePath, overrides: Overrides = None) -> None:
-    """What a run would do: rows to generate per stage, which tables it would reuse."""
-    raise typer.Exit(_guarded(lambda: _status(recipe, overrides or [])))
+def plan(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    rows: Annotated[int, typer.Option("--probe", min=1, help="Rows to generate; they are kept.")] = 64,
+    gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="What a GPU costs for an hour.")] = None,
+) -> None:
+    """Generate a few of a run's rows; say what the others take: tokens, hours, GPU-hours and money per stage."""
+    raise typer.Exit(_guarded(lambda: _plan(recipe, overrides or [], rows, gpu_hour_price)))
 
 
 @app.command()
@@ -192,6 +198,25 @@ def _status(path: Path, overrides: list[str]) -> None:
     from cgd_ray.report.status import print_status
 
     print_status(pin_models(recipe), existing_store(recipe), Console())
+
+
+def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
+    recipe = load_recipe(path, overrides)
+    from cgd_ray.data.prepare import prepare_prompts
+    from cgd_ray.generation.probe import probe
+    from cgd_ray.generation.stages import pin_models
+    from cgd_ray.preflight import preflight
+    from cgd_ray.report.estimate import print_estimate
+    from cgd_ray.runtime.session import ray_session
+
+    store = preflight(recipe)
+    recipe = pin_models(recipe)
+    with ray_session():
+        estimate = probe(recipe, prepare_prompts(recipe, store).table, rows, gpu_hour_price)
+    if estimate is None:
+        typer.echo("nothing is left to generate")
+    else:
+        print_estimate(estimate, Console(width=None if sys.stdout.isatty() else 160))
 
 
 def _explain(path: Path, overrides: list[str]) -> None:

@@ -285,6 +285,7 @@ def _tally(result: Row, cached: int | None, started: float, seconds: float) -> S
         prompt_tokens=result["prompt_tokens"] or 0,
         completion_tokens=result["completion_tokens"] or 0,
         cached_tokens=cached or 0,
+        busy_seconds=seconds,
         started=started,
         ended=started + seconds,
         error=result["error"],

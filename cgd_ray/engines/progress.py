@@ -65,7 +65,9 @@ class Progress:
                 "prompt_tokens": tally.prompt_tokens,
                 "completion_tokens": tally.completion_tokens,
                 "cached_tokens": tally.cached_tokens,
+                "started": tally.started if tally.rows else 0.0,
                 "seconds": round(tally.seconds, 2),
+                "busy_seconds": round(tally.busy_seconds, 2),
                 "completion_tokens_per_second": round(_speed(tally), 1),
             }
             for stage, tally in self._tallies.items()

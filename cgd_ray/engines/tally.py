@@ -16,6 +16,8 @@ class StageTally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    busy_seconds: float = 0.0
+    """Of all rows together."""
     started: float = math.inf
     ended: float = 0.0
     """Seconds since the epoch, by the clocks of the engines' nodes."""
@@ -50,6 +52,7 @@ _COUNTS = (
     "prompt_tokens",
     "completion_tokens",
     "cached_tokens",
+    "busy_seconds",
 )
 
 Tallies = dict[str, StageTally]

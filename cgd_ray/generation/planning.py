@@ -76,6 +76,11 @@ def work(join: Join, shard: Shard, stages: Set[str]) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(block, schema=WORK)
 
 
+def lacks(stages: list[Stage], joined: JoinedRow) -> bool:
+    """Whether the row lacks a stage that can be made."""
+    return bool(_todo(stages, joined))
+
+
 def with_attempts(stages: list[Stage]) -> list[Stage]:
     """The stages, numbered for this invocation: one more than the highest attempt in their tables."""
     return [replace(stage, attempt=_next_attempt(stage.results)) for stage in stages]
@@ -116,10 +121,14 @@ def _add(whole: Plan, part: Plan) -> None:
 
 
 def _work_row(stages: list[Stage], joined: JoinedRow) -> Row:
+    return {**joined.texts, "todo": _todo(stages, joined)}
+
+
+def _todo(stages: list[Stage], joined: JoinedRow) -> list[str]:
     todo: list[str] = []
     for stage in stages:
         _judge(joined, stage, todo, StageCount())
-    return {**joined.texts, "todo": todo}
+    return todo
 
 
 def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) -> None:

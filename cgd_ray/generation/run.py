@@ -118,7 +118,7 @@ def _counts(current: Plan) -> dict[str, dict[str, int]]:
 def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
     """How the two engines share the cluster; one engine alone is `staged`."""
     needed = _needed(current, stages)
-    if len({_role(stage) for stage in needed}) < 2:
+    if len({role_of(stage.name) for stage in needed}) < 2:
         return "staged"
     wanted = recipe.generation.execution
     if wanted != "auto":
@@ -127,8 +127,9 @@ def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
     return "streaming" if fits(both, read_cluster()) else "staged"
 
 
-def _role(stage: Stage) -> str:
-    return "student" if stage.name == "draft" else "teacher"
+def role_of(stage: str) -> str:
+    """Whose engine makes a stage."""
+    return "student" if stage == "draft" else "teacher"
 
 
 def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> list[Stage]:
@@ -180,18 +181,18 @@ def _chains(recipe: Recipe, current: Plan, needed: list[Stage]) -> list[Chain]:
     """The chains of these stages, one for each engine."""
     by_role: dict[str, list[Stage]] = {}
     for stage in needed:
-        by_role.setdefault(_role(stage), []).append(stage)
+        by_role.setdefault(role_of(stage.name), []).append(stage)
     cluster = read_cluster()
     chains = []
     for role, stages in by_role.items():
-        options, model = _engine(recipe, role)
+        options, model = engine_of(recipe, role)
         demand = engine_demand(options, cluster, sharing=len(by_role))
         spent = paid(recipe, current)
         chains.append(build_chain(role, options, model, stages, demand=demand, storage=recipe.storage, spent=spent))
     return chains
 
 
-def _engine(recipe: Recipe, role: str) -> tuple[EngineOptions, tuple[str, str | None]]:
+def engine_of(recipe: Recipe, role: str) -> tuple[EngineOptions, tuple[str, str | None]]:
     """Options of a role's engine, and its model's name and revision."""
     if role == "student":
         return recipe.student.engine, (recipe.student.model, recipe.student.revision)

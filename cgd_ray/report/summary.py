@@ -6,6 +6,7 @@ from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
 from cgd_ray.storage.runs import Document, Run
 
 _MANY_QUESTIONS = 100
+_REUSED = ["0 (reused)", "", "", "", ""]
 _NOT_PAPER = (
     "critique.reference is `teacher`: the critic saw its own direct answer. This is not the paper's setting (`none`); "
     "it is what works with so small a teacher."
@@ -46,15 +47,21 @@ def _generation(outcome: Document) -> Cells:
     stages = outcome["generation"]["stages"]
     rare = [state for state in ("over_long", "quarantined") if any(counts[state] for counts in stages.values())]
     states = ("ok", "truncated", *rare, "failed")
-    figures = ("rows", "prompt_tokens", "cached_tokens", "completion_tokens", "completion_tokens_per_second")
+    figures = ("completion_tokens", "completion_tokens_per_second")
     names = [state.replace("_", "-") for state in states]
     head = ["stage", *names, "made now", "prompt tok", "from cache", "completion tok", "tok/s"]
     rows = [head]
     for stage, counts in stages.items():
         spent = outcome["generation"]["spent"].get(stage)
-        made = [str(spent[figure]) for figure in figures] if spent else ["0 (reused)", "", "", "", ""]
+        made = [str(spent["rows"]), *_prompt(spent), *(str(spent[figure]) for figure in figures)] if spent else _REUSED
         rows.append([stage, *(str(counts[state]) for state in states), *made])
     return rows
+
+
+def _prompt(spent: Document) -> list[str]:
+    """Prompt tokens, and how many of them the prefix cache had."""
+    tokens, cached = spent["prompt_tokens"], spent["cached_tokens"]
+    return [str(tokens), f"{cached} ({percent(cached / tokens)})" if tokens else "-"]
 
 
 def _curation(outcome: Document) -> Cells:

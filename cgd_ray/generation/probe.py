@@ -1,0 +1,206 @@
+"""What the rest of a run will take, from generating a few of its rows: tokens, hours, GPU-hours and money per stage.
+
+The rows of a probe are rows of the run: they are in its tables, and the run does not make them again.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from statistics import NormalDist, fmean, stdev
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.join import Join, Shard
+from cgd_ray.engines.placement import engine_demand, read_cluster
+from cgd_ray.generation.planning import lacks, plan
+from cgd_ray.generation.run import GenerationResult, engine_of, join_of, role_of, run_generation
+from cgd_ray.generation.stages import build_stages
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table
+
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """An estimate with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(per_row: list[int], rows: float) -> "Spread":
+        """What so many rows take, from what each of a sample took."""
+        mean = fmean(per_row)
+        half = _Z * stdev(per_row) / math.sqrt(len(per_row)) if len(per_row) > 1 else mean
+        return Spread(mean, max(0.0, mean - half), mean + half).times(rows)
+
+    def times(self, factor: float) -> "Spread":
+        """The estimate of so many times as much."""
+        return Spread(self.value * factor, self.low * factor, self.high * factor)
+
+    def plus(self, other: "Spread") -> "Spread":
+        """Both together; their errors are taken to go the same way."""
+        return Spread(self.value + other.value, self.low + other.low, self.high + other.high)
+
+
+NOTHING = Spread(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage will take for the rows that lack it after the probe."""
+
+    rows: float
+    """As far as the probe's share of rows whose upstream stages succeed tells."""
+    prompt_tokens: Spread
+    completion_tokens: Spread
+    hours: Spread
+    """Of its pool, as far as the pool works for this stage."""
+    gpu_hours: Spread
+    money: Spread | None
+    """By the prices of an HTTP teacher, or of a GPU-hour; None where there is no price."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take."""
+
+    probed: int
+    """Rows that were generated for this."""
+    stages: dict[str, StageEstimate]
+    overlap: bool
+    """Whether student and teacher work at the same time, so that the slower one decides."""
+    starved: bool
+    """Whether the probe was too small to fill the engines: the run will be faster than said."""
+
+    @property
+    def hours(self) -> Spread:
+        """From the first row to the last, loading aside."""
+        pools: dict[str, Spread] = {}
+        for name, stage in self.stages.items():
+            pools[role_of(name)] = pools.get(role_of(name), NOTHING).plus(stage.hours)
+        if self.overlap:
+            return max(pools.values(), key=lambda hours: hours.value, default=NOTHING)
+        return sum_of(pools.values())
+
+
+def sum_of(spreads: Iterable[Spread]) -> Spread:
+    """All together."""
+    total = NOTHING
+    for spread in spreads:
+        total = total.plus(spread)
+    return total
+
+
+def probe(recipe: Recipe, prompts: Table, rows: int, gpu_hour_price: float | None) -> Estimate | None:
+    """Generate about so many of a run's rows, and say what the others will take; None where nothing is left to do.
+
+    Raises:
+        CgdError: as `run_generation`.
+    """
+    join = join_of(recipe, prompts, build_stages(recipe, prompts.store))
+    sample = _sample(join, rows)
+    if sample is None:
+        return None
+    result = run_generation(recipe, prompts.store, sample)
+    measured = _Probe(recipe, result, join_of(recipe, sample, result.stages), gpu_hour_price)
+    left = plan(join).todo
+    stages = {name: measured.estimate(name, rows) for name, rows in left.items() if rows and name in result.tallies}
+    return Estimate(measured.rows, stages, result.execution == "streaming", measured.is_starved)
+
+
+class _Probe:
+    """What was measured, stage by stage."""
+
+    def __init__(self, recipe: Recipe, result: GenerationResult, join: Join, gpu_hour_price: float | None) -> None:
+        self._recipe = recipe
+        self._tallies = result.tallies
+        self._price = gpu_hour_price
+        made = list(join)
+        self.rows = len(made)
+        self._results = {
+            stage.name: [row.results[stage.name] for row in made if row.results[stage.name]] for stage in join.stages
+        }
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether an engine could have taken more rows at a time than half of those that there were."""
+        return any(self.rows < 2 * self._width(role_of(stage)) for stage in self._tallies)
+
+    def estimate(self, stage: str, todo: int) -> StageEstimate:
+        """What so many more rows will take."""
+        tried = self._results[stage]
+        rows = todo * len(tried) / self.rows
+        prompt = Spread.of([result["prompt_tokens"] or 0 for result in tried if result], rows)
+        completion = Spread.of([result["completion_tokens"] or 0 for result in tried if result], rows)
+        hours = _like(completion, rows * self._seconds_per_row(stage) / 3600)
+        gpu_hours = hours.times(self._gpus(role_of(stage)))
+        return StageEstimate(
+            rows, prompt, completion, hours, gpu_hours, self._money(stage, prompt, completion, gpu_hours)
+        )
+
+    def _seconds_per_row(self, stage: str) -> float:
+        """Of the stage's pool, which shares its time among its stages as their rows took it."""
+        pool = [tally for name, tally in self._tallies.items() if role_of(name) == role_of(stage)]
+        seconds = max(t["started"] + t["seconds"] for t in pool) - min(t["started"] for t in pool)
+        share = self._tallies[stage]["busy_seconds"] / max(1e-9, sum(t["busy_seconds"] for t in pool))
+        return seconds * share / self._tallies[stage]["rows"]
+
+    def _gpus(self, role: str) -> float:
+        options, _ = engine_of(self._recipe, role)
+        replicas = 1 if isinstance(options, TeacherOpenAI) else options.replicas
+        return replicas * engine_demand(options, read_cluster(), sharing=1).gpus
+
+    def _width(self, role: str) -> int:
+        options, _ = engine_of(self._recipe, role)
+        return options.concurrency if isinstance(options, TeacherOpenAI) else options.replicas * options.max_in_flight
+
+    def _money(self, stage: str, prompt: Spread, completion: Spread, gpu_hours: Spread) -> Spread | None:
+        teacher = self._recipe.teacher.engine
+        if role_of(stage) == "teacher" and isinstance(teacher, TeacherOpenAI):
+            per_prompt, per_completion = teacher.cost(1, 0), teacher.cost(0, 1)
+            return (
+                prompt.times(per_prompt).plus(completion.times(per_completion)) if per_prompt + per_completion else None
+            )
+        return None if self._price is None else gpu_hours.times(self._price)
+
+
+def _like(spread: Spread, value: float) -> Spread:
+    """A value that is as uncertain as another one."""
+    return spread.times(value / spread.value) if spread.value else Spread(value, value, value)
+
+
+def _sample(join: Join, rows: int) -> Table | None:
+    """The first prompts that lack something, as a table of their own; ids are hashes, so they are a random sample."""
+    missing, pieces = math.ceil(rows / join.samples), []
+    for shard in join.shards():
+        if ids := list(islice(_lacking(join, shard), missing)):
+            prompts = join.prompts.read([shard.prompts])
+            pieces.append(prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(ids))))
+            missing -= len(ids)
+        if not missing:
+            break
+    if not pieces:
+        return None
+    chosen = pa.concat_tables(pieces)
+    content = {"probe": join.prompts.fingerprint, "prompts": chosen["prompt_id"].to_pylist()}
+    table = Table(join.prompts.store, "prompts", fingerprint(content), PROMPTS)
+    table.write_part("part-000000", chosen)
+    return table
+
+
+def _lacking(join: Join, shard: Shard) -> Iterator[str]:
+    """Ids of prompts that lack something, each once."""
+    last = None
+    for row in join.rows(shard, texts=False):
+        identity: str = row.texts["prompt_id"]
+        if identity != last and lacks(join.stages, row):
+            yield identity
+            last = identity

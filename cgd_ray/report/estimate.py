@@ -1,0 +1,53 @@
+"""What a run will take, for a person to read before it is paid for."""
+
+from rich.console import Console
+
+from cgd_ray.generation.probe import Estimate, Spread, StageEstimate, sum_of
+from cgd_ray.report.cells import Cells, rich_table
+
+_UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def print_estimate(estimate: Estimate, console: Console) -> None:
+    """Tokens, time, GPU-hours and money per stage, with 95 % intervals."""
+    head = ["stage", "rows to do", "prompt tok", "completion tok", "time", "GPU-hours", "money"]
+    rows: Cells = [head, *(_row(name, stage) for name, stage in estimate.stages.items())]
+    console.print(rich_table(f"After a probe of {estimate.probed} rows (95 % intervals)", rows))
+    stages = estimate.stages.values()
+    money = [stage.money for stage in stages if stage.money]
+    console.print(
+        f"in all: {_time(estimate.hours)} without loading"
+        + (" (student and teacher at the same time)" if estimate.overlap else "")
+        + f", {_spread(sum_of([stage.gpu_hours for stage in stages]))} GPU-hours"
+        + (f", {_spread(sum_of(money))} of money" if money else "; give --gpu-hour-price for what they cost")
+    )
+    if estimate.starved:
+        console.print(
+            f"{estimate.probed} rows did not fill the engines, so the run will be faster than this; a probe of more "
+            "rows is closer"
+        )
+
+
+def _row(name: str, stage: StageEstimate) -> list[str]:
+    money = "-" if stage.money is None else _spread(stage.money)
+    tokens = [_spread(stage.prompt_tokens), _spread(stage.completion_tokens)]
+    return [name, _number(stage.rows), *tokens, _time(stage.hours), _spread(stage.gpu_hours), money]
+
+
+def _time(hours: Spread) -> str:
+    if hours.value >= 1:
+        return f"{_spread(hours)} h"
+    return f"{_spread(hours.times(60))} min" if hours.value >= 1 / 60 else f"{_spread(hours.times(3600))} s"
+
+
+def _spread(spread: Spread) -> str:
+    if spread.low == spread.high:
+        return _number(spread.value)
+    return f"{_number(spread.value)} [{_number(spread.low)}, {_number(spread.high)}]"
+
+
+def _number(value: float) -> str:
+    for size, unit in _UNITS:
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"

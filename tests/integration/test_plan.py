@@ -1,0 +1,78 @@
+"""`cgd plan`: what a probe says a run takes, against what the run then takes."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from rich.console import Console
+
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.generation.probe import Estimate, probe
+from cgd_ray.generation.run import run_generation
+from cgd_ray.report.estimate import print_estimate
+from cgd_ray.storage.filesystem import Store
+
+ROWS, PROBED = 600, 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def recipe(root: Path) -> Recipe:
+    texts = (" ".join(["word"] * (number % 40)) for number in range(ROWS + 1))
+    prompts = "".join(f'{{"prompt": "Question {number}. {text}"}}\n' for number, text in enumerate(texts))
+    (root / "data.jsonl").write_text(prompts)
+    engine = {"type": "scripted", "max_in_flight": 8}
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "data": {"type": "jsonl", "path": str(root / "data.jsonl"), "holdout": {"count": 1}},
+        "student": {"model": "s", "engine": engine | {"latency_ms": 20, "truncate_fraction": 0.25}},
+        "teacher": {"engine": engine | {"model": "t", "latency_ms": 60}},
+        "evaluation": {"enabled": False},
+        "generation": {"execution": "staged"},
+    }
+    return parse_recipe(tree, "test")
+
+
+def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    store = Store(made.run.root)
+    prompts = prepare_prompts(made, store).table
+    estimate = probe(made, prompts, PROBED, gpu_hour_price=2.0)
+    assert isinstance(estimate, Estimate)
+    assert (estimate.probed, estimate.overlap, estimate.starved) == (PROBED, False, False)
+    result = run_generation(made, store, prompts)
+    assert result.tallies["draft"]["rows"] == ROWS - PROBED  # the probe's are kept
+    for stage, said in estimate.stages.items():
+        took = result.tallies[stage]
+        assert said.rows == pytest.approx(took["rows"], rel=0.15)
+        for tokens in ("prompt_tokens", "completion_tokens"):
+            assert getattr(said, tokens).value == pytest.approx(took[tokens], rel=0.15)
+        assert said.prompt_tokens.low < said.prompt_tokens.value < said.prompt_tokens.high
+        assert said.gpu_hours.value == 0
+    took = max(result.tallies[stage]["started"] + result.tallies[stage]["seconds"] for stage in result.tallies)
+    teacher = took - result.tallies["critique"]["started"]
+    said = estimate.stages["critique"].hours.plus(estimate.stages["refine"].hours).value * 3600
+    assert said == pytest.approx(teacher, rel=0.5)  # noisy machines
+    assert probe(made, prompts, PROBED, None) is None
+
+
+def test_what_a_person_reads(tmp_path: Path) -> None:
+    made = recipe(tmp_path)
+    store = Store(made.run.root)
+    estimate = probe(made, prepare_prompts(made, store).table, 10, None)
+    assert estimate is not None
+    console = Console(record=True, width=160)
+    print_estimate(estimate, console)
+    text = console.export_text()
+    assert re.search(r"critique .* \d", text)
+    assert "10 rows did not fill the engines" in text
+    assert "give --gpu-hour-price" in text
