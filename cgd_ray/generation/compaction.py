@@ -12,29 +12,33 @@ from functools import partial
 import pyarrow as pa
 import structlog
 
+from cgd_ray.data.prepare import PART_ROWS
+from cgd_ray.engines.join import Join
 from cgd_ray.errors import CgdError
-from cgd_ray.generation.stages import Stages
 from cgd_ray.runtime.spread import spread
-from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import IdRange, Table
 
 log = structlog.get_logger(__name__)
 
 SMALL_BYTES = 2**20
-"""A part below this is small; small ones are merged to about four times as much."""
+"""A part below this is small."""
 
 FEW_PARTS = 64
-"""So many small parts are left alone: they cost less than merging them would."""
+"""So many small parts are left alone, or eight for each part of the prompts: they cost less than merging would."""
+
+_PER_SHARD = 8
+_GROUP_BYTES = 4 * SMALL_BYTES
 
 
-def compact(store: Store, stages: Stages) -> None:
+def compact(join: Join) -> None:
     """Merge the small parts of the stages' tables, those aside that another command works on."""
-    for stage in stages.all:
+    few = max(FEW_PARTS, _PER_SHARD * len(join.prompts.parts()))
+    for stage in join.stages:
         small = _small_parts(stage.results)
-        if len(small) <= FEW_PARTS:
+        if len(small) <= few:
             continue
-        lease = Lease(store, stage.results.folder)
+        lease = Lease(stage.results.store, stage.results.folder)
         with contextlib.ExitStack() as stack:
             try:
                 lease.take(wait=False)
@@ -63,7 +67,7 @@ def _groups(parts: dict[str, int]) -> Iterator[list[str]]:
     for part in sorted(parts, key=IdRange.of_part):
         group.append(part)
         size += parts[part]
-        if size >= 4 * SMALL_BYTES:
+        if size >= _GROUP_BYTES:
             yield group
             group, size = [], 0
     if len(group) > 1:
@@ -75,7 +79,10 @@ def _merge(table: Table, parts: list[str]) -> int:
         rows = pa.concat_tables(table.batches(parts)).drop_columns("part")
     except FileNotFoundError:  # merged by somebody who has taken the lease since
         return 0
-    attempt = max(int(part.split("-")[1]) for part in parts)
-    table.write_part(f"part-{attempt:04d}-{secrets.token_hex(6)}-000000", rows.sort_by("prompt_id"))
+    rows = rows.sort_by("prompt_id")
+    writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{secrets.token_hex(6)}"
+    # No wider than a part of the prompts: who works on some of those should not have to read much else.
+    for number, start in enumerate(range(0, len(rows), PART_ROWS)):
+        table.write_part(f"{writer}-{number:06d}", rows.slice(start, PART_ROWS))
     table.store.remove_files([f"{table.folder}/{part}" for part in parts])
     return len(parts)

@@ -63,7 +63,7 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
     stages = build_stages(recipe, store)
     join = join_of(recipe, prompts, stages)
     if may_generate:
-        compact(store, stages)
+        compact(join)
     current = plan(join)
     if not may_generate:
         return GenerationResult(stages, _counts(current))

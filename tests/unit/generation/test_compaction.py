@@ -1,18 +1,21 @@
 """Compaction: fewer parts, the same rows, whoever is killed and whoever else does it at the same time."""
 
+import itertools
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.engines.join import Join
 from cgd_ray.generation import compaction
 from cgd_ray.generation.compaction import FEW_PARTS, compact, merge_parts
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.lease import Lease
-from cgd_ray.storage.schemas import RESULTS
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.schemas import PROMPTS, RESULTS
+from cgd_ray.storage.tables import IdRange, Table
 
 PARTS = FEW_PARTS + 6
 
@@ -29,6 +32,10 @@ def stages(tmp_path: Path) -> Stages:
         "test",
     )
     return build_stages(recipe, Store(str(tmp_path)))
+
+
+def joined(stages: Stages) -> Join:
+    return Join(Table(stages.draft.results.store, "prompts", "f" * 16, PROMPTS), 1, stages.all)
 
 
 def fill(table: Table, parts: int = PARTS) -> None:
@@ -54,7 +61,7 @@ def test_small_parts_become_one_with_the_same_rows(stages: Stages) -> None:
     table = stages.draft.results
     fill(table)
     before = table.read()
-    compact(table.store, stages)
+    compact(joined(stages))
     [part] = table.parts()
     assert part.startswith("part-0003-")  # so that the next attempt is higher than all there were
     assert table.read().equals(before)
@@ -65,11 +72,11 @@ def test_few_parts_and_large_ones_are_left_alone(stages: Stages, monkeypatch: py
     table = stages.draft.results
     fill(table, FEW_PARTS)
     parts = table.parts()
-    compact(table.store, stages)
+    compact(joined(stages))
     assert table.parts() == parts
     fill(table)
     monkeypatch.setattr(compaction, "SMALL_BYTES", 100)
-    compact(table.store, stages)
+    compact(joined(stages))
     assert len(table.parts()) == PARTS
 
 
@@ -77,11 +84,32 @@ def test_a_group_ends_where_it_is_large_enough(stages: Stages, monkeypatch: pyte
     table = stages.draft.results
     fill(table)
     size = max(table.store.sizes(table.folder, ".parquet").values())
-    monkeypatch.setattr(compaction, "SMALL_BYTES", size + 1)
+    monkeypatch.setattr(compaction, "_GROUP_BYTES", 4 * size)
     before = table.read()
-    compact(table.store, stages)
+    compact(joined(stages))
     assert PARTS / 6 < len(table.parts()) < PARTS / 3
     assert table.read().equals(before)
+
+
+def test_merged_parts_are_no_wider_than_the_prompts_are(stages: Stages, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = stages.draft.results
+    fill(table)
+    before = table.read()
+    monkeypatch.setattr(compaction, "PART_ROWS", 50)
+    compact(joined(stages))
+    ranges = sorted(IdRange.of_part(part) for part in table.parts())
+    assert len(ranges) == math.ceil(3 * PARTS / 50)
+    assert all(one.last <= other.first for one, other in itertools.pairwise(ranges))
+    assert table.read().equals(before)
+
+
+def test_many_parts_are_few_where_there_are_many_prompts(stages: Stages) -> None:
+    table, join = stages.draft.results, joined(stages)
+    fill(table)
+    for number in range(PARTS):
+        join.prompts.write_part(f"part-{number:06d}", PROMPTS.empty_table())
+    compact(join)
+    assert len(table.parts()) == PARTS
 
 
 def test_another_command_s_table_is_left_alone(stages: Stages) -> None:
@@ -89,7 +117,7 @@ def test_another_command_s_table_is_left_alone(stages: Stages) -> None:
     fill(table)
     theirs = Lease(table.store, table.folder)
     theirs.take(wait=True)
-    compact(table.store, stages)
+    compact(joined(stages))
     theirs.give_back()
     assert len(table.parts()) == PARTS
 
@@ -109,12 +137,12 @@ def test_who_is_killed_before_the_sources_are_deleted_loses_and_doubles_nothing(
     with monkeypatch.context() as broken:
         broken.setattr(Store, "remove_files", killed)
         with pytest.raises(KilledError):
-            compact(table.store, stages)
+            compact(joined(stages))
     assert len(table.parts()) == PARTS + 1
     assert table.read().equals(before)
     for claim in table.store.names(f"{table.folder}/.lease"):  # the killed command's
         table.store.remove(f"{table.folder}/.lease/{claim}")
-    compact(table.store, stages)
+    compact(joined(stages))
     assert len(table.parts()) == 1
     assert table.read().equals(before)
 
@@ -124,7 +152,7 @@ def test_parts_that_somebody_else_has_merged_are_no_error(stages: Stages) -> Non
     fill(table)
     listed = table.store.sizes(table.folder, ".parquet")
     before = table.read()
-    compact(table.store, stages)
+    compact(joined(stages))
     merge_parts(table, listed)
     assert len(table.parts()) == 1
     assert table.read().equals(before)
