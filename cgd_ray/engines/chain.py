@@ -120,10 +120,20 @@ class ChainRunner:
     """
 
     def __init__(
-        self, engine: Engine, stages: list[Stage], *, max_in_flight: int, flush_rows: int, flush_seconds: float
+        self,
+        engine: Engine,
+        stages: list[Stage],
+        *,
+        max_in_flight: int,
+        flush_rows: int,
+        flush_seconds: float,
+        spare_rows: int | None = None,
     ) -> None:
+        """A runner; `spare_rows`: how many rows more than `max_in_flight` it is given at most, where that is known."""
         self._engine = engine
         self._stages = stages
+        self._spare_rows = spare_rows
+        self._unwritten = 0
         self._host = socket.gethostname()
         self._slots = asyncio.Semaphore(max_in_flight)
         self._walks: set[asyncio.Task[None]] = set()
@@ -196,6 +206,7 @@ class ChainRunner:
                 self._walks.discard(walk)
                 if not self._walks:
                     asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._flush_if_idle)
+        self._flush_if_held_up()
         await asyncio.gather(*commits)
         return row
 
@@ -203,6 +214,14 @@ class ChainRunner:
         for stage in self._stages:
             if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
                 commits.append(await self._one(stage, row))
+
+    def _flush_if_held_up(self) -> None:
+        """Rows that wait for their commit take the room of those that a fast engine could go on with."""
+        self._unwritten += 1
+        if self._spare_rows is not None and self._unwritten >= self._spare_rows // 2:
+            self._unwritten = 0
+            for committer in self._results.values():
+                committer.flush()
 
     def _flush_if_idle(self) -> None:
         """Nobody adds to the open parts for now: write them, and their rows go on."""

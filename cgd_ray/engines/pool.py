@@ -24,9 +24,11 @@ from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.engines.ward import RevivedEngine
 from cgd_ray.runtime import processes
 
-# Tasks that share an engine's rows in flight. A block of work is one task and leaves the operator when its slowest row
-# is done, so there must be many; each costs the driver about a millisecond, so there must not be too many.
-_TASKS_IN_FLIGHT = 8
+# Blocks that an engine is given at a time. A block is one task and leaves the operator when its slowest row is done, so
+# there must be many; each costs the driver about a millisecond, so there must not be too many.
+_BLOCKS = 12
+_QUEUED_BLOCKS = 4  # more that wait at the engine, since the next ones come only as often as Ray Data looks
+_SPARE_ROWS = 64
 
 T = TypeVar("T")
 
@@ -50,9 +52,19 @@ class Chain:
     flush_seconds: float = 5.0
 
     @property
+    def spare_rows(self) -> int:
+        """Rows that an engine is given beyond those that generate: some wait for their commit, or for their block."""
+        return max(self.max_in_flight, _SPARE_ROWS)
+
+    @property
+    def admitted_rows(self) -> int:
+        """Rows that an engine is given at a time."""
+        return self.max_in_flight + self.spare_rows
+
+    @property
     def block_rows(self) -> int:
         """Rows that this chain would have in a block of work."""
-        return max(1, self.max_in_flight // _TASKS_IN_FLIGHT)
+        return max(1, self.admitted_rows // _BLOCKS)
 
 
 class ChainActor:
@@ -75,6 +87,7 @@ class ChainActor:
             max_in_flight=chain.max_in_flight,
             flush_rows=chain.flush_rows,
             flush_seconds=chain.flush_seconds,
+            spare_rows=chain.spare_rows,
         )
         ray.get(ledger.up.remote(self._name))
         self._reporting = self._soon(self._report())
@@ -134,15 +147,16 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
     # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     for chain in chains:
-        # Twice the rows that generate at a time, see ChainRunner; as many again wait in the actor's queue.
-        tasks = 2 * math.ceil(chain.max_in_flight / block_rows(chains))
+        tasks = math.ceil(chain.admitted_rows / block_rows(chains))
         work = work.map_batches(
             ChainActor,
             fn_constructor_args=[chain, ledger, DONE if chain is chains[-1] else WORK],
             batch_format="pyarrow",
             batch_size=None,
             compute=ActorPoolStrategy(
-                size=chain.replicas, max_tasks_in_flight_per_actor=2 * tasks, max_concurrent_calls_per_actor=tasks
+                size=chain.replicas,
+                max_tasks_in_flight_per_actor=tasks + _QUEUED_BLOCKS,
+                max_concurrent_calls_per_actor=tasks,
             ),
             # Nodes may go away every night; who keeps dying for a reason of its own is found by the ward.
             max_restarts=-1,

@@ -29,7 +29,12 @@ from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_READER_CPUS = 0  # the engines may hold all there are
+_READER = {
+    "num_cpus": 0,  # the engines may hold all there are
+    # Objects that a reader may be ahead, two for each block. Ray Data's own two blocks are taken once in each round of
+    # its loop, which gave twenty small blocks a second.
+    "_generator_backpressure_num_objects": 256,
+}
 _READERS = 2  # at a time: each reads tens of thousands of rows a second, and is a process that takes seconds to start
 
 
@@ -144,14 +149,14 @@ def _work(join: Join, shards: list[Shard], needed: list[Stage], block_rows: int)
         _Blocks(join, shards, frozenset(stage.name for stage in needed)),
         batch_size=1,
         batch_format="numpy",
-        num_cpus=_READER_CPUS,
         concurrency=_READERS,
+        **_READER,
     )
     blocks = blocks.repartition(target_num_rows_per_block=block_rows)
     # Ray 2.60 has no arguments for these. It would wait for a whole core, which the engines may never give back, and
     # not fuse the two operators, so that every block would be stored twice.
     repartition = blocks._logical_plan.dag  # noqa: SLF001
-    repartition.ray_remote_args["num_cpus"] = _READER_CPUS
+    repartition.ray_remote_args.update(_READER)
     object.__setattr__(repartition, "compute", TaskPoolStrategy(size=_READERS))
     return blocks
 
