@@ -42,7 +42,7 @@ SETTINGS = [
     "curation.require_correct=false",
     "storage.flush_seconds=0.4",
     "run.name=chaos",
-    f"student.engine={SCRIPTED}",
+    f"student.engine={SCRIPTED | {'latency_ms': 100}}",
     f"teacher.engine={SCRIPTED | {'model': 't'}}",
 ]
 _RUN_SECONDS = 180

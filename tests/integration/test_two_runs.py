@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cgd_ray.config.run import StorageSection
@@ -76,6 +77,28 @@ def test_a_killed_command_loses_what_it_had_not_committed_and_no_more(tmp_path: 
     assert again.returncode == 0, errors
     require_once(Store(str(root)))
     assert all((root / part.relative_to(root)).read_bytes() == committed[part.name] for part in parts)
+
+
+def test_a_preempted_command_writes_what_it_had_finished(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    first = start(str(root), "one", {}, "storage.flush_seconds=30")  # nothing but the end writes telemetry so soon
+    while not list(root.glob("tables/refine/*/part-*")):
+        assert first.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.5)
+    first.terminate()
+    stopped = time.monotonic()
+    _, errors = first.communicate(timeout=60)
+    assert time.monotonic() - stopped < 20
+    assert first.returncode == 3
+    assert "stopped by signal SIGTERM; the same command continues" in errors.splitlines()[-1]
+    refined = sum(len(pq.read_table(part)) for part in root.glob("tables/refine/*/part-*"))
+    observed = sum(len(pq.read_table(part)) for part in root.glob("tables/refine-telemetry/*/part-*"))
+    assert refined == observed > 0
+    again = start(str(root), "one", {})
+    _, errors = again.communicate(timeout=240)
+    assert again.returncode == 0, errors
+    require_once(Store(str(root)))
 
 
 def test_one_name_twice_is_refused_at_once(tmp_path: Path) -> None:

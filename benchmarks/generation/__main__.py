@@ -1,0 +1,131 @@
+"""The same prompts, models and cores through six pipelines, interleaved.
+
+    python -m benchmarks.generation --student DIR --teacher DIR [--rows 64] [--runs 5] [--distilabel PYTHON]
+
+Sides: see the modules beside this one. Each side first runs once in each of its two settings; the better one is used in
+the interleaved runs. Prints and appends to `--output` a JSON line per run: seconds in all (a process from its start to
+its end), seconds without loading, and the share of rows whose texts equal bare vLLM's of the first run. At the end the
+medians.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.generation.work import KV_CACHE_GIB, Task
+from cgd_ray.data.demo import demo_rows
+from cgd_ray.data.identity import prompt_id
+
+SETTINGS = {
+    "bare": ("64", "256"),
+    "processes": ("64", "256"),
+    "ray_data_llm": ("staged", "streaming"),
+    "distilabel_side": ("staged", "streaming"),
+    "ours": ("staged", "streaming"),
+}
+REPOSITORY = Path(__file__).parents[2]
+
+
+def main() -> None:
+    """Tune, interleave, summarise."""
+    options = parse()
+    task = make_task(options)
+    sides = [side for side in SETTINGS if side != "distilabel_side" or options.distilabel]
+    runs: list[dict[str, Any]] = []
+    best = {}
+    for side in sides:
+        tried = [run(side, replace(task, setting=setting), runs, options.output) for setting in SETTINGS[side]]
+        best[side] = min(tried, key=lambda one: one["total_s"])["setting"]
+    chosen = {(side, best[side]) for side in sides} | {("ours", setting) for setting in SETTINGS["ours"]}
+    measured: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for _ in range(options.runs):
+        for side, setting in sorted(chosen):
+            measured[side, setting].append(run(side, replace(task, setting=setting), runs, options.output))
+    for key, of_side in measured.items():
+        medians = {name: statistics.median(one[name] for one in of_side) for name in ("total_s", "generate_s")}
+        report({"side": key[0], "setting": key[1], "median": medians, "runs": options.runs}, options.output)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--student", required=True, help="directory of a model")
+    parser.add_argument("--teacher", required=True, help="directory of a model")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, default=256, help="of each stage")
+    parser.add_argument("--distilabel", default="", help="python of an environment with distilabel[openai]")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generation.jsonl"))
+    return parser.parse_args()
+
+
+def make_task(options: argparse.Namespace) -> Task:
+    """Demo problems, each once."""
+    texts = dict.fromkeys(
+        row.prompt for row, _ in zip(demo_rows(1, 2, novel=False), range(2 * options.rows), strict=False)
+    )
+    rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in list(texts)[: options.rows]]
+    limits = dict.fromkeys(("draft", "critique", "refine"), options.max_tokens)
+    return Task(options.student, options.teacher, limits, rows, distilabel_python=options.distilabel)
+
+
+def run(side: str, task: Task, runs: list[dict[str, Any]], output: Path) -> dict[str, Any]:
+    """One side once, in processes of its own."""
+    threads = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB, "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | ({} if side == "ours" else threads)
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
+        given, made = Path(folder) / "task.json", Path(folder) / "outcome.json"
+        given.write_text(json.dumps(asdict(task)))
+        command = [sys.executable, "-m", f"benchmarks.generation.{side}", str(given), str(made)]
+        started = time.monotonic()
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False)
+        seconds = time.monotonic() - started
+        if done.returncode:
+            raise SystemExit(
+                f"{side} ({task.setting}) ended with {done.returncode}\n" + (Path(folder) / "log").read_text()[-4000:]
+            )
+        outcome = json.loads(made.read_text())
+    line = {
+        "side": side,
+        "setting": task.setting,
+        "total_s": round(seconds, 1),
+        "generate_s": round(outcome["generate_s"], 1),
+        "cached_tokens": outcome["cached_tokens"],
+        "texts": outcome["texts"],
+    }
+    first = runs[0] if runs else line
+    line["equal"] = equal(line["texts"], first["texts"])
+    runs.append(line)
+    report({name: value for name, value in line.items() if name != "texts"}, output)
+    return line
+
+
+def equal(texts: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]) -> dict[str, float]:
+    """Per stage: the share of rows whose text is the same."""
+    shares = {}
+    for stage in ("draft", "critique", "refine"):
+        keys = [key for key in expected if stage in expected[key]]
+        same = sum(texts.get(key, {}).get(stage) == expected[key][stage] for key in keys)
+        shares[stage] = round(same / max(1, len(keys)), 3)
+    return shares
+
+
+def report(line: dict[str, Any], output: Path) -> None:
+    """Show a line, and keep it."""
+    print(json.dumps(line), flush=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""(a) Bare vLLM: one engine per model, one after the other, batch calls, no pipeline. Setting: `max_num_seqs`."""
+
+import gc
+from typing import Any
+
+from vllm import LLM, SamplingParams
+
+from benchmarks.generation.work import MAX_MODEL_LEN, Clock, Outcome, Task, arguments, messages
+
+
+def load(model: str, task: Task) -> LLM:
+    """One engine with all threads; what cgd-ray gives its own."""
+    return LLM(
+        model=model,
+        dtype="bfloat16",
+        max_model_len=MAX_MODEL_LEN,
+        enforce_eager=True,
+        enable_prefix_caching=True,
+        max_num_seqs=int(task.setting),
+        generation_config="vllm",
+    )
+
+
+def ask(engine: LLM, stage: str, task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One batch call; the rows whose texts are whole."""
+    params = SamplingParams(temperature=0.0, max_tokens=task.max_tokens[stage])
+    outputs = engine.chat([messages(stage, row) for row in rows], params, use_tqdm=False)
+    done = []
+    for row, output in zip(rows, outputs, strict=True):
+        row[stage], row["cached"] = output.outputs[0].text, row.get("cached", 0) + (output.num_cached_tokens or 0)
+        if output.outputs[0].finish_reason == "stop":
+            done.append(row)
+    return done
+
+
+def outcome(rows: list[dict[str, Any]], clock: Clock) -> Outcome:
+    """Of the rows as they are at the end."""
+    texts = {row["prompt_id"]: {s: row[s] for s in ("draft", "critique", "refine") if s in row} for row in rows}
+    return Outcome(texts, clock.seconds, sum(row.get("cached", 0) for row in rows))
+
+
+def main() -> None:
+    """All three stages in one process."""
+    task, out = arguments()
+    clock, rows = Clock(), [dict[str, Any](row) for row in task.rows]
+    student = load(task.student, task)
+    with clock:
+        drafted = ask(student, "draft", task, rows)
+    student.llm_engine.engine_core.shutdown()
+    del student
+    gc.collect()
+    teacher = load(task.teacher, task)
+    with clock:
+        ask(teacher, "refine", task, ask(teacher, "critique", task, drafted))
+    outcome(rows, clock).write(out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""(e) cgd-ray. Setting: `staged` or `streaming`."""
+
+import sys
+import tempfile
+
+from benchmarks.generation.work import IN_FLIGHT, KV_CACHE_GIB, MAX_MODEL_LEN, Outcome, Task, arguments
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.generation.run import GenerationResult, join_of, run_generation
+from cgd_ray.runtime.session import ray_session
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table
+
+EMPTY = {"split": "train", "reference": None, "kind": None, "novel": False, "source": "benchmark"}
+
+
+def recipe(task: Task, root: str) -> Recipe:
+    """What the other sides are given, as a recipe."""
+    engine = {
+        "type": "vllm",
+        "max_model_len": MAX_MODEL_LEN,
+        "max_in_flight": IN_FLIGHT,
+        "kv_cache_gib": float(KV_CACHE_GIB),
+    }
+    limits = {stage: {"max_tokens": limit} for stage, limit in task.max_tokens.items()}
+    return parse_recipe(
+        {
+            "run": {"name": "benchmark", "root": root},
+            "data": {"type": "demo"},  # not read: the prompts table is written below
+            "student": {"model": task.student, "engine": engine},
+            "teacher": {"engine": {**engine, "model": task.teacher}},
+            "generation": {"execution": task.setting, **limits},
+            "evaluation": {"enabled": False},
+        },
+        sys.argv[0],
+    )
+
+
+def main() -> None:
+    """All three stages."""
+    task, out = arguments()
+    with tempfile.TemporaryDirectory() as root, ray_session():
+        made = recipe(task, root)
+        store = Store(root)
+        prompts = Table(store, "prompts", "benchmark", PROMPTS)
+        prompts.write_part(
+            "part-000000", [{**EMPTY, **row} for row in sorted(task.rows, key=lambda row: row["prompt_id"])]
+        )
+        result = run_generation(made, store, prompts)
+        texts = {
+            row.texts["prompt_id"]: {stage: found["text"] for stage, found in row.results.items() if found}
+            for row in join_of(made, prompts, result.stages)
+        }
+        cached = sum(int(tally["cached_tokens"]) for tally in result.tallies.values())
+        Outcome(texts, busy(result), cached).write(out)
+
+
+def busy(result: GenerationResult) -> float:
+    """Seconds in which an engine worked: from the first start to the last end, of each engine where they take turns."""
+    spans = {stage: (tally["started"], tally["started"] + tally["seconds"]) for stage, tally in result.tallies.items()}
+    groups = [list(spans)] if result.execution == "streaming" else [["draft"], ["critique", "refine"]]
+    return sum(max(spans[s][1] for s in group) - min(spans[s][0] for s in group) for group in groups)
+
+
+if __name__ == "__main__":
+    main()
