@@ -42,6 +42,8 @@ SETTINGS = [
     "curation.require_correct=false",
     "storage.flush_seconds=0.4",
     "run.name=chaos",
+]
+SCRIPTED_ENGINES = [
     f"student.engine={SCRIPTED | {'latency_ms': 100}}",
     f"teacher.engine={SCRIPTED | {'model': 't'}}",
 ]
@@ -65,13 +67,14 @@ class Place:
     settings: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     look: list[str] | None = None  # settings of who only looks, where they differ
+    engines: list[str] = field(default_factory=lambda: SCRIPTED_ENGINES)
 
     def recipe(self) -> Recipe:
         settings = self.settings if self.look is None else self.look
-        return load_recipe("jobs/recipes/demo.yaml", [*SETTINGS, f"run.root={self.root}", *settings])
+        return load_recipe("jobs/recipes/demo.yaml", [*SETTINGS, f"run.root={self.root}", *self.engines, *settings])
 
     def command(self) -> list[str]:
-        settings = [*SETTINGS, f"run.root={self.root}", *self.settings]
+        settings = [*SETTINGS, f"run.root={self.root}", *self.engines, *self.settings]
         return [sys.executable, "jobs/generate.py", "jobs/recipes/demo.yaml", *settings]
 
     def start(self) -> subprocess.Popen[str]:
@@ -138,19 +141,36 @@ def trial(folder: Path, seed: int, expected: Results) -> str:
     """
     fault, chance = FAULTS[seed % len(FAULTS)], random.Random(seed)
     with _place(fault, folder, seed) as (place, strike):
-        before, said = strike(place, chance)
-        place.run()
-        results, after = place.results(), place.committed()
-    again = paid_twice(before, after)
-    rows = dict(Counter(stage for stage, _, _ in _rows(before)))
-    line = f"seed {seed}: {fault}: {said}; committed before: {rows}; of those generated again: {again}"
-    assert again == 0, line
+        line, results = _strike_and_resume(place, strike, chance)
+    line = f"seed {seed}: {fault}: {line}"
     for stage, table in expected.items():
         assert results[stage].equals(table), f"{line}; {stage} differs from an uninterrupted run's"
     return line
 
 
+def vllm_trial(folder: Path, victim: str, seed: int, engines: list[str]) -> str:
+    """The same with real engines, whose texts may differ from run to run: the driver, an engine or its child is killed.
+
+    Raises:
+        AssertionError: something that was promised does not hold.
+    """
+    place = Place(str(folder / "root"), folder, engines=engines)
+    line, _ = _strike_and_resume(place, lambda place, chance: _kill(place, chance, victim), random.Random(seed))
+    return f"vLLM, seed {seed}: {victim}: {line}"
+
+
 Strike = Callable[[Place, random.Random], tuple[Parts, str]]
+
+
+def _strike_and_resume(place: Place, strike: Strike, chance: random.Random) -> tuple[str, Results]:
+    before, said = strike(place, chance)
+    place.run()
+    results, after = place.results(), place.committed()
+    again = paid_twice(before, after)
+    rows = dict(Counter(stage for stage, _, _ in _rows(before)))
+    line = f"{said}; committed before: {rows}; of those generated again: {again}"
+    assert again == 0, line
+    return line, results
 
 
 @contextlib.contextmanager
@@ -184,7 +204,7 @@ def _kill(place: Place, chance: random.Random, victim: str, node: int | None = N
         said = f"pid {pid} killed after {waited:.1f} s"
     output, errors = command.communicate(timeout=_RUN_SECONDS)
     said += f", exit {command.returncode}"
-    if victim in ("engine", "node"):
+    if victim in ("engine", "child", "node"):
         assert command.returncode == 0, f"{said}\n{output}{errors}"
     elif victim == "raylet" and command.returncode:
         assert "Traceback" not in errors, errors
@@ -257,7 +277,7 @@ def _wait_for_moment(place: Place, command: subprocess.Popen[str], chance: rando
 def _victim(driver: int, kind: str, chance: random.Random) -> int | None:
     if kind == "driver":
         return driver
-    names = {"engine": "ray::MapWorker", "raylet": "raylet"}
+    names = {"engine": "ray::MapWorker", "raylet": "raylet", "child": "VLLM::EngineCore"}
     found = [process.pid for process in _descendants(driver) if _name(process).startswith(names[kind])]
     return chance.choice(sorted(found)) if found else None
 
@@ -270,7 +290,8 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 def _name(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline()) if process.name().startswith("ray::") else process.name()
+        titled = process.name().startswith(("ray::", "VLLM::"))
+        return " ".join(process.cmdline()) if titled else process.name()
     except psutil.Error:
         return ""
 

@@ -9,6 +9,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import dropped_reasons
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.engines.join import Join, JoinedRow
+from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
 from cgd_ray.generation.stages import build_stages
@@ -17,7 +18,7 @@ from cgd_ray.storage.runs import Run, telling
 
 
 def print_status(recipe: Recipe, store: Store, console: Console) -> None:
-    """Rows per stage and state; what the next run of this recipe would generate."""
+    """Rows per stage and state, what the next run of this recipe would generate, and which tables it would reuse."""
     joined = _joined(recipe, store)
     current = plan(joined)
     table = RichTable(
@@ -37,6 +38,8 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
         )
         table.add_row(stage.name, stage.results.fingerprint, *map(str, numbers))
     console.print(table)
+    for line in explain(store, joined.stages):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     run = Run(store, recipe.run.name)
     manifest = run.read_json("manifest.json")
     reported = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))

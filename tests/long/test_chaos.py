@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import Results, trial, uninterrupted
+from tests.chaos import Results, trial, uninterrupted, vllm_trial
 
 TRIALS = 50
 
@@ -20,5 +20,27 @@ def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
     tmp_path: Path, seed: int, expected: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = trial(tmp_path, seed, expected)
+    with capsys.disabled():
+        sys.stdout.write(f"\n{line}\n")
+
+
+@pytest.mark.parametrize("victim", ["driver", "engine", "child"])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_real_engines_lose_and_repeat_nothing(
+    tmp_path: Path, victim: str, seed: int, student_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = "{max_tokens: 96, chat_template_kwargs: {}}"
+    engine = "type: vllm, max_model_len: 2048, max_in_flight: 8"
+    engines = [
+        "data.limit=24",
+        f"student.model={student_dir}",
+        f"student.engine={{{engine}}}",
+        f"teacher.engine={{{engine}, model: {student_dir}}}",
+        *(f"generation.{stage}={short}" for stage in ("answer", "critique", "refine")),
+        "generation.critique.reference=none",
+        "generation.draft.max_tokens=96",
+        "generation.execution=staged",
+    ]
+    line = vllm_trial(tmp_path, victim, seed, engines)
     with capsys.disabled():
         sys.stdout.write(f"\n{line}\n")
