@@ -6,6 +6,8 @@ import heapq
 import itertools
 from collections.abc import AsyncIterator
 
+_TICK = 0.001  # timers may come a clock's tick early, and there is no second one
+
 
 class Gate:
     """Lets requests through, the oldest first, at most `most` at a time; on one event loop.
@@ -58,7 +60,7 @@ class Gate:
         loop.call_at(self._reopens, self._admit)
 
     def _admit(self) -> None:
-        if asyncio.get_running_loop().time() < self._reopens:
+        if asyncio.get_running_loop().time() < self._reopens - _TICK:
             return
         while self._waiting and self._inside < int(self._allowed):
             *_, turn = heapq.heappop(self._waiting)

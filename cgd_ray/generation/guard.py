@@ -80,9 +80,9 @@ class Guard:
         if not isinstance(self._teacher, TeacherOpenAI) or self._teacher.spend_ceiling is None:
             return
         paid_now = _cost(self._teacher, [(t.prompt_tokens, t.completion_tokens) for t in _of_teacher(tallies)])
-        if self._paid_before + paid_now >= self._teacher.spend_ceiling:
+        if self._paid_before + paid_now > self._teacher.spend_ceiling:
             raise StoppedError(
-                f"teacher.engine.spend_ceiling {self._teacher.spend_ceiling} is reached: "
+                f"teacher.engine.spend_ceiling {self._teacher.spend_ceiling} is exceeded: "
                 f"{self._paid_before + paid_now:.4f} spent; raise it to go on"
             )
 

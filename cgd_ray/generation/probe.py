@@ -112,7 +112,7 @@ def probe(recipe: Recipe, prompts: Table, rows: int, gpu_hour_price: float | Non
     result = run_generation(recipe, prompts.store, sample)
     measured = _Probe(recipe, result, join_of(recipe, sample, result.stages), gpu_hour_price)
     left = plan(join).todo
-    stages = {name: measured.estimate(name, rows) for name, rows in left.items() if rows and name in result.tallies}
+    stages = {name: measured.estimate(name, rows) for name, rows in left.items() if rows and name in measured.stages}
     return Estimate(measured.rows, stages, result.execution == "streaming", measured.is_starved)
 
 
@@ -121,13 +121,20 @@ class _Probe:
 
     def __init__(self, recipe: Recipe, result: GenerationResult, join: Join, gpu_hour_price: float | None) -> None:
         self._recipe = recipe
-        self._tallies = result.tallies
+        self._tallies = {stage: tally for stage, tally in result.tallies.items() if tally["rows"]}
         self._price = gpu_hour_price
         made = list(join)
         self.rows = len(made)
-        self._results = {
-            stage.name: [row.results[stage.name] for row in made if row.results[stage.name]] for stage in join.stages
+        found = {stage.name: [row.results[stage.name] for row in made] for stage in join.stages}
+        self._counted = {
+            stage: [row for row in rows if row and row["completion_tokens"] is not None]
+            for stage, rows in found.items()
         }
+
+    @property
+    def stages(self) -> set[str]:
+        """Those of which there is something to go by."""
+        return {stage for stage in self._tallies if self._counted[stage]}
 
     @property
     def is_starved(self) -> bool:
@@ -136,10 +143,10 @@ class _Probe:
 
     def estimate(self, stage: str, todo: int) -> StageEstimate:
         """What so many more rows will take."""
-        tried = self._results[stage]
-        rows = todo * len(tried) / self.rows
-        prompt = Spread.of([result["prompt_tokens"] or 0 for result in tried if result], rows)
-        completion = Spread.of([result["completion_tokens"] or 0 for result in tried if result], rows)
+        made = self._counted[stage]
+        rows = todo * len(made) / self.rows
+        prompt = Spread.of([result["prompt_tokens"] for result in made], rows)
+        completion = Spread.of([result["completion_tokens"] for result in made], rows)
         hours = _like(completion, rows * self._seconds_per_row(stage) / 3600)
         gpu_hours = hours.times(self._gpus(role_of(stage)))
         return StageEstimate(

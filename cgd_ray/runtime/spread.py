@@ -5,6 +5,7 @@ from functools import partial
 from typing import TypeVar
 
 import ray
+import ray.exceptions
 
 from cgd_ray.runtime.waiting import interruptibly
 
@@ -23,7 +24,10 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
     call = ray.remote(num_cpus=1, max_retries=3)(_call)
     shared = ray.put(function)
     for made in [call.remote(shared, item) for item in items]:
-        yield interruptibly(partial(ray.get, made))
+        try:
+            yield interruptibly(partial(ray.get, made))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # one line of ours, not a worker's trace
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:

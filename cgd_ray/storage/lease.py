@@ -136,11 +136,14 @@ class Lease:
     def _lower_holder(self) -> Claim | None:
         return next((claim for claim in self._others() if claim.holds and claim.name < self._mine.name), None)
 
-    def _is_taken(self, silent: float) -> bool:
-        """Whether somebody holds it who goes before; after a long silence anybody may have taken it in good faith."""
-        if silent < (_DEAD_BEATS - 1) * self._beat_seconds:
-            return self._lower_holder() is not None
-        return any(claim.holds for claim in self._others())
+    def _is_taken_after_silence(self) -> bool:
+        """Whether somebody holds what this command could not say that it holds.
+
+        To be asked before it says so again: the other one would believe it.
+        """
+        silent = time.monotonic() - self._written
+        limit = (_DEAD_BEATS - 1) * self._beat_seconds
+        return self._mine.holds and silent > limit and any(claim.holds for claim in self._others())
 
     def _others(self) -> list[Claim]:
         """The claims of other commands that live; those of dead ones are taken away."""
@@ -174,9 +177,9 @@ class Lease:
             # A store fails in many ways and comes back. Who cannot write a sign of life cannot commit rows either, so
             # it is enough to look who holds the folder then.
             with contextlib.suppress(Exception):
-                silent = time.monotonic() - self._written
-                self._say(holds=self._mine.holds)
-                self.lost = self.lost or (self._mine.holds and self._is_taken(silent))
+                self.lost = self.lost or self._is_taken_after_silence()
+                self._say(holds=self._mine.holds and not self.lost)
+                self.lost = self.lost or (self._mine.holds and self._lower_holder() is not None)
 
 
 @contextlib.contextmanager

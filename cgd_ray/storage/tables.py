@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 
+_LOOKS = 4  # at a listing before a reader gives up
 _DIGITS = 4  # of an id, in a part's name: 65,536 ranges
 # Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
 _STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "quarantined": 1, "failed": 2}
@@ -95,12 +96,15 @@ class Table:
             columns: names of columns, among them the key, `parent`, `status` and `attempt` where the table has them.
         """
         names = self.parts() if parts is None else parts
-        try:
-            tables = list(self.batches(names, columns))
-        except FileNotFoundError:  # merged into a larger part since it was listed
-            held = [IdRange.of_part(name) for name in names]
-            ids = IdRange(min(ids.first for ids in held), max(ids.last for ids in held))
-            tables = list(self.batches([part for part in self.parts() if IdRange.of_part(part).meets(ids)], columns))
+        ids = IdRange.around([IdRange.of_part(name) for name in names])
+        for _ in range(_LOOKS):
+            try:
+                tables = list(self.batches(names, columns))
+                break
+            except FileNotFoundError:  # merged into a larger part since it was listed
+                names = [part for part in self.parts() if IdRange.of_part(part).meets(ids)]
+        else:
+            raise CgdError(f"{self.store.url(self.folder)}: parts come and go; is another command at work on them?")
         if not tables:
             return self.schema.empty_table().select(columns or self.schema.names)
         return _one_per_key(pa.concat_tables(tables))
@@ -123,6 +127,11 @@ class IdRange:
     def between(first: str, last: str) -> "IdRange":
         """The range from one id to another."""
         return IdRange(first[:_DIGITS], last[:_DIGITS])
+
+    @staticmethod
+    def around(ranges: "list[IdRange]") -> "IdRange":
+        """The range that holds them all."""
+        return IdRange(min((ids.first for ids in ranges), default=""), max((ids.last for ids in ranges), default=""))
 
     @staticmethod
     def of_part(name: str) -> "IdRange":

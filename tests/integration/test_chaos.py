@@ -1,5 +1,6 @@
 """Three of the trials of `tests/long/test_chaos.py`: a killed driver, a full disk, uploads torn in the middle."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 @pytest.mark.parametrize("fault", ["driver", "disk full", "s3 torn"])
 def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
-    tmp_path: Path, fault: str, expected: Results, record_property: pytest.RecordProperty
+    tmp_path: Path, fault: str, expected: Results, record_property: Callable[[str, object], None]
 ) -> None:
     record_property("trial", trial(tmp_path, FAULTS.index(fault), expected))
