@@ -20,6 +20,7 @@ from cgd_ray.runtime.state import cache_folder
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
+_SUBMISSIONS = 12
 
 
 class S3Server:
@@ -73,15 +74,20 @@ class RayHead:
     def submit(self, *entrypoint: str, timeout: float = 1500) -> subprocess.CompletedProcess[str]:
         """`ray job submit --working-dir . -- ENTRYPOINT`, waited for; its output and exit code."""
         command = [str(BIN / "ray"), "job", "submit", "--address", self.address, "--working-dir", str(REPOSITORY), "--"]
-        return subprocess.run(
-            [*command, *entrypoint],
-            env=self.environment,
-            cwd=REPOSITORY,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        for _ in range(_SUBMISSIONS):
+            done = subprocess.run(
+                [*command, *entrypoint],
+                env=self.environment,
+                cwd=REPOSITORY,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+            if "No available agent to submit job" not in done.stderr:
+                break
+            time.sleep(5)  # on a busy machine the head's agent comes long after its dashboard
+        return done
 
 
 def free_port() -> int:

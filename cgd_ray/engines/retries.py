@@ -50,7 +50,7 @@ def trouble_of(error: openai.OpenAIError) -> Trouble:
 
 def backoff(tries: int) -> float:
     """Seconds before the next try: twice as long after each, and not the same for all."""
-    longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** (tries - 1))
+    longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(tries - 1, 10))
     return longest * secrets.SystemRandom().uniform(0.5, 1.0)
 
 

@@ -1,5 +1,6 @@
 """One root, local or S3, with whole-or-not-at-all writes."""
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -131,7 +132,8 @@ class Store:
     def remove(self, name: str) -> None:
         """Delete a file or folder, if it is there."""
         if self.fs.exists(self.path(name)):
-            self.fs.rm(self.path(name), recursive=True)
+            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+                self.fs.rm(self.path(name), recursive=True)
 
     def remove_files(self, names: list[str]) -> None:
         """Delete files, those that are there: on S3 a thousand with one request."""

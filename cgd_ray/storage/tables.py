@@ -80,7 +80,7 @@ class Table:
         content = self.store.read(name)
         try:
             return pq.read_table(io.BytesIO(content), schema=schema, columns=schema.names)
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:  # damaged pages come as the latter
             raise CgdError(
                 f"{self.store.url(name)}: damaged ({' '.join(str(error).split())}); restore it, or delete it and its "
                 "rows are made again"
