@@ -49,10 +49,14 @@ class Gate:
         more = 1.0 if self._allowed < self._threshold else 1 / self._allowed
         self._allowed = min(float(self._most), self._allowed + more)
 
+    def is_news(self, sent: float) -> bool:
+        """Whether a refusal of what was sent then says more than the one before it."""
+        return sent > self._refused
+
     def refused(self, sent: float, seconds: float) -> None:
         """The endpoint refused what was sent then, and wants to be left alone for a while."""
         loop = asyncio.get_running_loop()
-        if sent > self._refused:  # what was under way when another was refused says nothing new
+        if self.is_news(sent):  # what was under way when another was refused says nothing new
             self._threshold = max(1.0, self._allowed / 2)
             self._allowed = 1.0
             self._refused = loop.time()

@@ -67,8 +67,8 @@ class OpenAIEngine:
             except openai.OpenAIError as error:
                 trouble = trouble_of(error)
                 if trouble.is_refusal:
-                    self._refusals += 1
-                    self._gate.refused(sent, backoff(self._refusals) if trouble.wait is None else trouble.wait)
+                    self._refusals += self._gate.is_news(sent)
+                    self._gate.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))
                 return trouble
             self._refusals = 0
             self._served += 1
