@@ -6,7 +6,7 @@ import datetime as dt
 import re
 import socket
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,10 +128,22 @@ class ChainRunner:
         flush_rows: int,
         flush_seconds: float,
         spare_rows: int | None = None,
+        on_left: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """A runner; `spare_rows`: how many rows more than `max_in_flight` it is given at most, where that is known."""
+        """A runner.
+
+        Args:
+            engine: what completes.
+            stages: in the order in which rows walk them.
+            max_in_flight: rows that generate at a time.
+            flush_rows: results that make a part.
+            flush_seconds: the longest time that a result waits for others.
+            spare_rows: how many rows more than `max_in_flight` it is given at most, where that is known.
+            on_left: told the name of each row that will ask the engine for nothing more.
+        """
         self._engine = engine
         self._stages = stages
+        self._on_left = on_left
         self._spare_rows = spare_rows
         self._unwritten = 0
         self._host = socket.gethostname()
@@ -206,6 +218,8 @@ class ChainRunner:
                 self._walks.discard(walk)
                 if not self._walks:
                     asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._flush_if_idle)
+        if self._on_left:
+            await self._on_left(row_name(row))
         self._flush_if_held_up()
         await asyncio.gather(*commits)
         return row

@@ -88,6 +88,7 @@ class ChainActor:
             flush_rows=chain.flush_rows,
             flush_seconds=chain.flush_seconds,
             spare_rows=chain.spare_rows,
+            on_left=self._engine.left,
         )
         ray.get(ledger.up.remote(self._name))
         self._reporting = self._soon(self._report())
@@ -113,7 +114,6 @@ class ChainActor:
             rows = await asyncio.to_thread(caught_up, self._chain.stages, rows)
         suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
-        await self._engine.done_with(names)  # some had nothing left to do
         await self._ledger.end.remote(self._name, names, self._runner.take_tallies(), self._runner.ceiling)
         return rows
 

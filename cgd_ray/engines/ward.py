@@ -148,15 +148,16 @@ class RevivedEngine:
                 with contextlib.suppress(EngineDiedError):
                     return await self._attempt(request)
         finally:
-            await self.done_with([request.row])
+            await self.left(request.row)
 
-    async def done_with(self, rows: list[str]) -> None:
-        """These rows will not be on the engine for now: nobody waits for them."""
-        held = [row for row in rows if self.strikes.of(row).deaths]
-        if held:
+    async def left(self, row: str) -> None:
+        """This row is not on the engine for now, and whatever is held against it holds nobody back.
+
+        To be said of rows that never came, too: who waits for all suspects to be done would wait for them.
+        """
+        if self.strikes.of(row).deaths:
             suspected = self.strikes.any_suspect
-            for row in held:
-                self.strikes.clear(row)
+            self.strikes.clear(row)
             if suspected and not self.strikes.any_suspect:
                 await self._report(None)
             await self._ward.look_again()
