@@ -11,6 +11,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -133,44 +134,48 @@ def uninterrupted(folder: Path) -> Results:
     return place.results()
 
 
-def trial(folder: Path, seed: int, expected: Results) -> str:
-    """One fault, the time and the victim of which the seed decides, and the same command again; returns what was done.
+@dataclass(frozen=True)
+class Outcome:
+    """What was done to a run, and how its tables stand after the same command ran again."""
+
+    said: str
+    paid_twice: int
+    """Rows that were on storage before and were generated again."""
+    results: Results
+
+    def differing(self, expected: Results) -> list[str]:
+        """Stages that differ from an uninterrupted run's."""
+        return [stage for stage, table in expected.items() if not self.results[stage].equals(table)]
+
+
+def trial(folder: Path, seed: int) -> Outcome:
+    """One fault, the time and the victim of which the seed decides, and the same command again.
 
     Raises:
-        AssertionError: something that was promised does not hold.
+        AssertionError: a command did not end as it should, a row has no result or two, or one of other texts.
     """
     fault, chance = FAULTS[seed % len(FAULTS)], random.Random(seed)
     with _place(fault, folder, seed) as (place, strike):
-        line, results = _strike_and_resume(place, strike, chance)
-    line = f"seed {seed}: {fault}: {line}"
-    for stage, table in expected.items():
-        assert results[stage].equals(table), f"{line}; {stage} differs from an uninterrupted run's"
-    return line
+        return _strike_and_resume(f"seed {seed}: {fault}", place, strike, chance)
 
 
-def vllm_trial(folder: Path, victim: str, seed: int, engines: list[str]) -> str:
-    """The same with real engines, whose texts may differ from run to run: the driver, an engine or its child is killed.
-
-    Raises:
-        AssertionError: something that was promised does not hold.
-    """
+def vllm_trial(folder: Path, victim: str, seed: int, engines: list[str]) -> Outcome:
+    """The same with real engines, whose texts may differ from run to run, and a victim of the caller's choice."""
     place = Place(str(folder / "root"), folder, engines=engines)
-    line, _ = _strike_and_resume(place, lambda place, chance: _kill(place, chance, victim), random.Random(seed))
-    return f"vLLM, seed {seed}: {victim}: {line}"
+    strike = partial(_kill, victim=victim)
+    return _strike_and_resume(f"vLLM, seed {seed}: {victim}", place, strike, random.Random(seed))
 
 
 Strike = Callable[[Place, random.Random], tuple[Parts, str]]
 
 
-def _strike_and_resume(place: Place, strike: Strike, chance: random.Random) -> tuple[str, Results]:
+def _strike_and_resume(title: str, place: Place, strike: Strike, chance: random.Random) -> Outcome:
     before, said = strike(place, chance)
     place.run()
-    results, after = place.results(), place.committed()
-    again = paid_twice(before, after)
+    again = paid_twice(before, place.committed())
     rows = dict(Counter(stage for stage, _, _ in _rows(before)))
-    line = f"{said}; committed before: {rows}; of those generated again: {again}"
-    assert again == 0, line
-    return line, results
+    said = f"{title}: {said}; committed before: {rows}; of those generated again: {again}"
+    return Outcome(said, again, place.results())
 
 
 @contextlib.contextmanager
@@ -181,15 +186,15 @@ def _place(fault: str, folder: Path, seed: int) -> Iterator[tuple[Place, Strike]
             through = [f"storage.endpoint_url=http://127.0.0.1:{proxy.port}"]
             directly = [f"storage.endpoint_url={server.endpoint}"]
             place = Place(server.url("root"), folder, through, server.environment, look=directly)
-            yield place, lambda place, chance: _strike_s3(fault, place, chance, server, proxy)
+            yield place, partial(_strike_s3, fault=fault, server=server, proxy=proxy)
     elif fault == "disk full":
         yield Place(str(folder / "root"), folder), _fill_disk
     elif fault == "node":
         with _two_nodes() as (address, node):
             place = Place(str(folder / "root"), folder, environment={"RAY_ADDRESS": address})
-            yield place, lambda place, chance: _kill(place, chance, fault, node)
+            yield place, partial(_kill, victim=fault, node=node)
     else:
-        yield Place(str(folder / "root"), folder), lambda place, chance: _kill(place, chance, fault)
+        yield Place(str(folder / "root"), folder), partial(_kill, victim=fault)
 
 
 def _kill(place: Place, chance: random.Random, victim: str, node: int | None = None) -> tuple[Parts, str]:
@@ -212,7 +217,7 @@ def _kill(place: Place, chance: random.Random, victim: str, node: int | None = N
 
 
 def _strike_s3(
-    fault: str, place: Place, chance: random.Random, server: S3Server, proxy: FaultyProxy
+    place: Place, chance: random.Random, fault: str, server: S3Server, proxy: FaultyProxy
 ) -> tuple[Parts, str]:
     command = place.start()
     waited = _wait_for_moment(place, command, chance)

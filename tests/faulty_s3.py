@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from typing import Literal
 
+from tests.background import serving
+
 Fault = Literal["503", "slow", "torn"]
 
 _SLOW_SECONDS = 2.0
@@ -72,22 +74,9 @@ class FaultyProxy:
 @contextlib.contextmanager
 def faulty_proxy(server: int, seed: int) -> Iterator[FaultyProxy]:
     """A proxy on a thread of its own, for as long as the block takes."""
-    proxy, ready, loop = FaultyProxy(server, seed), threading.Event(), asyncio.new_event_loop()
-
-    def run() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(serving)
-        loop.close()
-
-    serving = loop.create_task(proxy.serve(ready))
-    thread = threading.Thread(target=run, name="proxy", daemon=True)
-    thread.start()
-    ready.wait(10)
-    try:
+    proxy = FaultyProxy(server, seed)
+    with serving(proxy.serve):
         yield proxy
-    finally:
-        loop.call_soon_threadsafe(serving.cancel)
-        thread.join(10)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

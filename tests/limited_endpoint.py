@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from tests.background import serving
+
 _DROPPED, _SLOW = 17, 13  # one of so many
 _SLOW_SECONDS = 1.0
 
@@ -103,19 +105,6 @@ class LimitedEndpoint:
 @contextlib.contextmanager
 def limited_endpoint(per_second: float) -> Iterator[LimitedEndpoint]:
     """The server on a thread of its own, for as long as the block takes."""
-    endpoint, ready, loop = LimitedEndpoint(per_second), threading.Event(), asyncio.new_event_loop()
-
-    def run() -> None:
-        with contextlib.suppress(asyncio.CancelledError):
-            loop.run_until_complete(serving)
-        loop.close()
-
-    serving = loop.create_task(endpoint.serve(ready))
-    thread = threading.Thread(target=run, name="endpoint", daemon=True)
-    thread.start()
-    ready.wait(10)
-    try:
+    endpoint = LimitedEndpoint(per_second)
+    with serving(endpoint.serve):
         yield endpoint
-    finally:
-        loop.call_soon_threadsafe(serving.cancel)
-        thread.join(10)

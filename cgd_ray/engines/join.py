@@ -11,7 +11,7 @@ from cgd_ray.storage.fingerprint import text_digest
 from cgd_ray.storage.tables import IdRange, Table
 
 _PROMPT = ["prompt_id", "split", "prompt", "reference", "source"]
-_STATES = ["prompt_id", "sample", "parent", "status", "attempt", "digest", "prompt_tokens", "completion_tokens"]
+_STATES = ["prompt_id", "sample", "parent", "status", "attempt", "digest"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Join:
     def rows(self, shard: Shard, *, texts: bool = True) -> Iterator[JoinedRow]:
         """A shard's rows, in the order of their ids.
 
-        Without `texts` the stages' texts are not read: results hold the key, `status`, `digest` and token counts only.
+        Without `texts` the stages' texts are not read: results hold `status`, `digest` and the key only.
         """
         prompts = self.prompts.read([shard.prompts], _PROMPT)
         prompts = prompts.filter(pc.equal(prompts["split"], "train"))

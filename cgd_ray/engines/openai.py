@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.engines.base import Completion, CompletionError, Request
 from cgd_ray.engines.gate import Gate
-from cgd_ray.engines.purse import Purse
+from cgd_ray.engines.purse import Payment, Purse
 from cgd_ray.engines.retries import Trouble, backoff, trouble_of
 from cgd_ray.errors import CgdError, ConfigError
 
@@ -52,6 +52,8 @@ class OpenAIEngine:
                 raise CompletionError(answer.text)
             if not answer.is_refusal:
                 await asyncio.sleep(backoff(tries))
+            elif tries > 1:  # it may be this row that is refused: let others ask before it
+                age = next(self._ages)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -59,23 +61,32 @@ class OpenAIEngine:
             await self._client.close()
 
     async def _try(self, request: Request, age: int) -> ChatCompletion | Trouble:
-        async with self._gate.passage(age) as sent, self._purse.open(request):
+        async with self._purse.open(request) as payment:
             if self._limiter:
                 await self._limiter.acquire()
-            try:
-                answer = await self._send(request)
-            except openai.OpenAIError as error:
-                trouble = trouble_of(error)
-                if trouble.is_refusal:
-                    self._refusals += self._gate.is_news(sent)
-                    self._gate.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))
-                return trouble
-            self._refusals = 0
-            self._served += 1
-            self._gate.served(sent)
-            if answer.usage:
-                self._purse.pay(answer.usage.prompt_tokens, answer.usage.completion_tokens)
-            return answer
+            async with self._gate.passage(age) as sent:  # last, so that nothing is sent while the endpoint wants peace
+                self._purse.require_money()
+                return await self._ask(request, payment, sent)
+
+    async def _ask(self, request: Request, payment: Payment, sent: float) -> ChatCompletion | Trouble:
+        try:
+            answer = await self._send(request)
+        except (openai.OpenAIError, ValueError) as error:  # the latter: JSON that ends in the middle
+            payment.failed(error)
+            return self._judge(trouble_of(error), sent)
+        payment.answered(answer)
+        if not isinstance(answer, ChatCompletion):  # the client returns what is no JSON as text
+            return Trouble(f"no completion but {str(answer)[:200]!r}", is_refusal=False, wait=None)
+        self._refusals = 0
+        self._served += 1
+        self._gate.served(sent)
+        return answer
+
+    def _judge(self, trouble: Trouble, sent: float) -> Trouble:
+        if trouble.is_refusal:
+            self._refusals += self._gate.is_news(sent)
+            self._gate.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))
+        return trouble
 
     async def _send(self, request: Request) -> ChatCompletion:
         client, options, decoding = self._client, self._options, request.decoding
@@ -96,9 +107,10 @@ class OpenAIEngine:
 
 
 def _completion(answer: ChatCompletion) -> Completion:
-    if not answer.choices or answer.usage is None:
-        raise CompletionError("the endpoint's answer has no choices or no usage")
-    choice, usage = answer.choices[0], answer.usage
+    """What the answer says; endpoints leave out what the client does not check."""
+    choice, usage = next(iter(answer.choices or []), None), answer.usage
+    if choice is None or not choice.message or not usage or None in (usage.prompt_tokens, usage.completion_tokens):
+        raise CompletionError("the endpoint's answer has no message or no usage")
     details = usage.prompt_tokens_details
     return Completion(
         text=choice.message.content or "",

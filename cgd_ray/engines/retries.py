@@ -26,7 +26,7 @@ class Trouble:
     """Seconds that it asks for."""
 
 
-def trouble_of(error: openai.OpenAIError) -> Trouble:
+def trouble_of(error: openai.OpenAIError | ValueError) -> Trouble:
     """What to make of an error of the client.
 
     Raises:
@@ -37,7 +37,7 @@ def trouble_of(error: openai.OpenAIError) -> Trouble:
     match error:
         case openai.RateLimitError(code="insufficient_quota"):
             raise CeilingError(f"the teacher's endpoint says that its quota is used up ({text})") from error
-        case openai.APIConnectionError():  # timeouts among them
+        case openai.APIConnectionError() | ValueError():  # timeouts among the former
             return Trouble(text, is_refusal=False, wait=None)
         case openai.APIStatusError(status_code=status, response=response):
             wait = _retry_after(response.headers)

@@ -28,6 +28,7 @@ FEW_PARTS = 64
 """So many small parts are left alone, or eight for each part of the prompts: they cost less than merging would."""
 
 _PER_SHARD = 8
+_MERGED = "merged"  # in a part's name: rows that are merged once are not written again
 _GROUP_BYTES = 4 * SMALL_BYTES
 
 
@@ -58,7 +59,7 @@ def merge_parts(table: Table, parts: dict[str, int]) -> None:
 
 def _small_parts(table: Table) -> dict[str, int]:
     sizes = table.store.sizes(table.folder, suffix=".parquet")
-    return {part: size for part, size in sizes.items() if size < SMALL_BYTES}
+    return {part: size for part, size in sizes.items() if size < SMALL_BYTES and f"-{_MERGED}" not in part}
 
 
 def _groups(parts: dict[str, int]) -> Iterator[list[str]]:
@@ -80,7 +81,7 @@ def _merge(table: Table, parts: list[str]) -> int:
     except FileNotFoundError:  # merged by somebody who has taken the lease since
         return 0
     rows = rows.sort_by("prompt_id")
-    writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{secrets.token_hex(6)}"
+    writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{_MERGED}{secrets.token_hex(6)}"
     # No wider than a part of the prompts: who works on some of those should not have to read much else.
     for number, start in enumerate(range(0, len(rows), PART_ROWS)):
         table.write_part(f"{writer}-{number:06d}", rows.slice(start, PART_ROWS))

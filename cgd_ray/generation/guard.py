@@ -1,19 +1,18 @@
 """What ends a run of generation early: its cost, its failures, somebody else at work on its tables."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
+
+import pyarrow.compute as pc
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.tally import StageTally, Tallies
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.planning import Plan
 from cgd_ray.storage.lease import Lease
-
-T = TypeVar("T")
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Guard:
 
     def __init__(self, recipe: Recipe, progress: Progress, makers: Makers, paid_before: float) -> None:
         self._teacher = recipe.teacher.engine
-        self._paid_before = paid_before
+        self.paid_before = paid_before
         self._makers = makers
         self._ceiling = recipe.generation.max_total_tokens
         self._max_failed = recipe.generation.max_failed_fraction
@@ -79,25 +78,20 @@ class Guard:
         """The engine keeps its ceiling to the request; one that had to start again knows nothing of what it spent."""
         if not isinstance(self._teacher, TeacherOpenAI) or self._teacher.spend_ceiling is None:
             return
-        paid_now = _cost(self._teacher, [(t.prompt_tokens, t.completion_tokens) for t in _of_teacher(tallies)])
-        if self._paid_before + paid_now > self._teacher.spend_ceiling:
+        made = [tally for stage, tally in tallies.items() if stage != "draft"]
+        spent = self.paid_before + sum(self._teacher.cost(t.prompt_tokens, t.completion_tokens) for t in made)
+        if spent > self._teacher.spend_ceiling:
             raise StoppedError(
-                f"teacher.engine.spend_ceiling {self._teacher.spend_ceiling} is exceeded: "
-                f"{self._paid_before + paid_now:.4f} spent; raise it to go on"
+                f"teacher.engine.spend_ceiling {self._teacher.spend_ceiling} is exceeded: {spent:.4f} spent; "
+                "raise it to go on"
             )
 
 
-def paid(recipe: Recipe, current: Plan) -> float:
-    """What the teacher's results on storage have cost, by the recipe's prices; nothing for a teacher of one's own."""
+def paid(recipe: Recipe, stages: list[Stage]) -> float:
+    """What the rows of these tables have cost, whoever's they are, by the prices of an HTTP teacher with a ceiling."""
     teacher = recipe.teacher.engine
-    if not isinstance(teacher, TeacherOpenAI):
+    if not isinstance(teacher, TeacherOpenAI) or teacher.spend_ceiling is None:
         return 0.0
-    return _cost(teacher, [(t.prompt, t.completion) for t in _of_teacher(current.tokens)])
-
-
-def _cost(teacher: TeacherOpenAI, tokens: list[tuple[int, int]]) -> float:
-    return sum(teacher.cost(prompt, completion) for prompt, completion in tokens)
-
-
-def _of_teacher(by_stage: Mapping[str, T]) -> list[T]:
-    return [value for stage, value in by_stage.items() if stage != "draft"]
+    counts = ["prompt_tokens", "completion_tokens"]
+    parts = (part for stage in stages for part in stage.results.batches(columns=counts))
+    return sum(teacher.cost(*(pc.sum(part[name]).as_py() or 0 for name in counts)) for part in parts)

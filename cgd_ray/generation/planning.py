@@ -29,14 +29,6 @@ class StageCount:
 
 
 @dataclass
-class Tokens:
-    """Of a stage's results."""
-
-    prompt: int = 0
-    completion: int = 0
-
-
-@dataclass
 class Plan:
     """How the stages of a run stand, and the shards that hold rows that lack something."""
 
@@ -44,7 +36,6 @@ class Plan:
     todo: dict[str, int] = field(default_factory=dict)  # rows to do per stage, failed ones included
     shards: list[Shard] = field(default_factory=list)
     untried: int = 0  # rows that lack a stage which was never tried; the others failed
-    tokens: dict[str, Tokens] = field(default_factory=dict)  # that the rows on storage took
 
     @property
     def is_done(self) -> bool:
@@ -76,9 +67,12 @@ def work(join: Join, shard: Shard, stages: Set[str]) -> Iterator[pa.Table]:
         yield pa.Table.from_pylist(block, schema=WORK)
 
 
-def lacks(stages: list[Stage], joined: JoinedRow) -> bool:
-    """Whether the row lacks a stage that can be made."""
-    return bool(_todo(stages, joined))
+def todo(stages: list[Stage], joined: JoinedRow) -> list[str]:
+    """Stages that the row lacks and that can be made, upstream first."""
+    lacking: list[str] = []
+    for stage in stages:
+        _judge(joined, stage, lacking, StageCount())
+    return lacking
 
 
 def with_attempts(stages: list[Stage]) -> list[Stage]:
@@ -92,9 +86,6 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
         todo: list[str] = []
         for stage in join.stages:
             _judge(joined, stage, todo, found.counts[stage.name])
-            if result := joined.results[stage.name]:
-                found.tokens[stage.name].prompt += result["prompt_tokens"] or 0
-                found.tokens[stage.name].completion += result["completion_tokens"] or 0
         for name in todo:
             found.todo[name] += 1
         found.untried += bool(todo) and joined.results[todo[0]] is None
@@ -105,8 +96,7 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
 
 def _empty(stages: list[Stage]) -> Plan:
     names = [stage.name for stage in stages]
-    counts, tokens = {name: StageCount() for name in names}, {name: Tokens() for name in names}
-    return Plan(counts, dict.fromkeys(names, 0), tokens=tokens)
+    return Plan({name: StageCount() for name in names}, dict.fromkeys(names, 0))
 
 
 def _add(whole: Plan, part: Plan) -> None:
@@ -114,21 +104,12 @@ def _add(whole: Plan, part: Plan) -> None:
         for state, rows in vars(count).items():
             setattr(whole.counts[name], state, getattr(whole.counts[name], state) + rows)
         whole.todo[name] += part.todo[name]
-        whole.tokens[name].prompt += part.tokens[name].prompt
-        whole.tokens[name].completion += part.tokens[name].completion
     whole.shards += part.shards
     whole.untried += part.untried
 
 
 def _work_row(stages: list[Stage], joined: JoinedRow) -> Row:
-    return {**joined.texts, "todo": _todo(stages, joined)}
-
-
-def _todo(stages: list[Stage], joined: JoinedRow) -> list[str]:
-    todo: list[str] = []
-    for stage in stages:
-        _judge(joined, stage, todo, StageCount())
-    return todo
+    return {**joined.texts, "todo": todo(stages, joined)}
 
 
 def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) -> None:

@@ -3,8 +3,9 @@
 The rows of a probe are rows of the run: they are in its tables, and the run does not make them again.
 """
 
+import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
 from statistics import NormalDist, fmean, stdev
@@ -16,7 +17,7 @@ from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.join import Join, Shard
 from cgd_ray.engines.placement import engine_demand, read_cluster
-from cgd_ray.generation.planning import lacks, plan
+from cgd_ray.generation.planning import Plan, plan, todo
 from cgd_ray.generation.run import GenerationResult, engine_of, join_of, role_of, run_generation
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.fingerprint import fingerprint
@@ -77,6 +78,8 @@ class Estimate:
     stages: dict[str, StageEstimate]
     overlap: bool
     """Whether student and teacher work at the same time, so that the slower one decides."""
+    unmeasured: list[str]
+    """Stages with rows to do of which the probe says nothing."""
     starved: bool
     """Whether the probe was too small to fill the engines: the run will be faster than said."""
 
@@ -106,14 +109,15 @@ def probe(recipe: Recipe, prompts: Table, rows: int, gpu_hour_price: float | Non
         CgdError: as `run_generation`.
     """
     join = join_of(recipe, prompts, build_stages(recipe, prompts.store))
-    sample = _sample(join, rows)
+    sample = _sample(join, plan(join), rows)
     if sample is None:
         return None
     result = run_generation(recipe, prompts.store, sample)
     measured = _Probe(recipe, result, join_of(recipe, sample, result.stages), gpu_hour_price)
-    left = plan(join).todo
-    stages = {name: measured.estimate(name, rows) for name, rows in left.items() if rows and name in measured.stages}
-    return Estimate(measured.rows, stages, result.execution == "streaming", measured.is_starved)
+    left = {name: rows for name, rows in plan(join).todo.items() if rows}
+    stages = {name: measured.estimate(name, rows) for name, rows in left.items() if name in measured.stages}
+    unmeasured = [name for name in left if name not in stages]
+    return Estimate(measured.rows, stages, result.execution == "streaming", unmeasured, measured.is_starved)
 
 
 class _Probe:
@@ -141,10 +145,10 @@ class _Probe:
         """Whether an engine could have taken more rows at a time than half of those that there were."""
         return any(self.rows < 2 * self._width(role_of(stage)) for stage in self._tallies)
 
-    def estimate(self, stage: str, todo: int) -> StageEstimate:
+    def estimate(self, stage: str, lacking: int) -> StageEstimate:
         """What so many more rows will take."""
         made = self._counted[stage]
-        rows = todo * len(made) / self.rows
+        rows = lacking * len(made) / self.rows
         prompt = Spread.of([result["prompt_tokens"] for result in made], rows)
         completion = Spread.of([result["completion_tokens"] for result in made], rows)
         hours = _like(completion, rows * self._seconds_per_row(stage) / 3600)
@@ -184,30 +188,36 @@ def _like(spread: Spread, value: float) -> Spread:
     return spread.times(value / spread.value) if spread.value else Spread(value, value, value)
 
 
-def _sample(join: Join, rows: int) -> Table | None:
-    """The first prompts that lack something, as a table of their own; ids are hashes, so they are a random sample."""
-    missing, pieces = math.ceil(rows / join.samples), []
-    for shard in join.shards():
-        if ids := list(islice(_lacking(join, shard), missing)):
+def _sample(join: Join, current: Plan, rows: int) -> Table | None:
+    """Prompts that lack the first stage of all that is lacking, as a table of their own.
+
+    Ids are hashes, so the first ones are a random sample. Rows that were never tried go first: those that failed may be
+    of a kind of their own.
+    """
+    first = next((stage.name for stage in join.stages if current.todo[stage.name]), None)
+    missing, ids, chosen = math.ceil(rows / join.samples), set[str](), list[pa.Table]()
+    for tried, shard in itertools.product((False, True), current.shards if first else []):
+        if found := list(islice(_lacking(join, shard, str(first), ids, tried=tried), missing)):
             prompts = join.prompts.read([shard.prompts])
-            pieces.append(prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(ids))))
-            missing -= len(ids)
+            chosen.append(prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(found))))
+            ids.update(found)
+            missing -= len(found)
         if not missing:
             break
-    if not pieces:
+    if not chosen:
         return None
-    chosen = pa.concat_tables(pieces)
-    content = {"probe": join.prompts.fingerprint, "prompts": chosen["prompt_id"].to_pylist()}
+    content = {"probe": join.prompts.fingerprint, "prompts": sorted(ids)}
     table = Table(join.prompts.store, "prompts", fingerprint(content), PROMPTS)
-    table.write_part("part-000000", chosen)
+    table.write_part("part-000000", pa.concat_tables(chosen).sort_by("prompt_id"))
     return table
 
 
-def _lacking(join: Join, shard: Shard) -> Iterator[str]:
-    """Ids of prompts that lack something, each once."""
+def _lacking(join: Join, shard: Shard, stage: str, chosen: Set[str], *, tried: bool) -> Iterator[str]:
+    """Ids of other prompts that lack this stage first of all, and were tried or not, each once."""
     last = None
     for row in join.rows(shard, texts=False):
         identity: str = row.texts["prompt_id"]
-        if identity != last and lacks(join.stages, row):
+        wanted = todo(join.stages, row)[:1] == [stage] and (row.results[stage] is not None) == tried
+        if wanted and identity != last and identity not in chosen:
             yield identity
             last = identity

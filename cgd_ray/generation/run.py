@@ -89,9 +89,10 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers:
         stage.results.describe(stage.description)
     execution = _execution(recipe, current, stages)
     parts = [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
+    spent = paid(recipe, stages.teacher)
     for part in parts:  # before anything is paid for
-        require_chains_fit(_chains(recipe, current, _needed(current, stages, part)))
-    guard = Guard(recipe, Progress(current.todo), makers, paid(recipe, current))
+        require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
+    guard = Guard(recipe, Progress(current.todo), makers, spent)
     with guard.progress:
         for number, part in enumerate(parts):
             if number:  # what the part before made
@@ -173,7 +174,7 @@ class _Blocks:
 
 
 def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:
-    chains = _chains(recipe, current, with_attempts(needed))
+    chains = _chains(recipe, with_attempts(needed), guard.paid_before)
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
@@ -182,7 +183,7 @@ def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[S
     run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
 
 
-def _chains(recipe: Recipe, current: Plan, needed: list[Stage]) -> list[Chain]:
+def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:
     """The chains of these stages, one for each engine."""
     by_role: dict[str, list[Stage]] = {}
     for stage in needed:
@@ -192,7 +193,6 @@ def _chains(recipe: Recipe, current: Plan, needed: list[Stage]) -> list[Chain]:
     for role, stages in by_role.items():
         options, model = engine_of(recipe, role)
         demand = engine_demand(options, cluster, sharing=len(by_role))
-        spent = paid(recipe, current)
         chains.append(build_chain(role, options, model, stages, demand=demand, storage=recipe.storage, spent=spent))
     return chains
 

@@ -21,6 +21,8 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
         + f", {_spread(sum_of([stage.gpu_hours for stage in stages]))} GPU-hours"
         + (f", {_spread(sum_of(money))} of money" if money else "; give --gpu-hour-price for what they cost")
     )
+    if estimate.unmeasured:
+        console.print(f"not counted, since no row of the probe came to it: {', '.join(estimate.unmeasured)}")
     if estimate.starved:
         console.print(
             f"{estimate.probed} rows did not fill the engines, so the run will be faster than this; a probe of more "

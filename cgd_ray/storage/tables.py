@@ -56,12 +56,17 @@ class Table:
         """Commit rows as the part of that name, whole or not at all; the range of their ids goes into the name."""
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
         buffer = io.BytesIO()
-        pq.write_table(table.cast(self.schema), buffer, compression="zstd")
+        pq.write_table(table.cast(self.schema), buffer, compression="zstd", write_page_checksum=True)
         self.store.write(f"{self.folder}/{part}-{IdRange.of(table)}.parquet", buffer.getvalue())
 
     def parts(self) -> list[str]:
-        """Names of the parts, sorted."""
-        return self.store.names(self.folder, suffix=".parquet")
+        """Names of the parts, sorted; one that is being merged into another may be gone when it is read.
+
+        A listing of many parts comes in pages: a merged part may be written to a page that was read before its sources
+        are deleted from one that was not. It was written first, so a second listing has it.
+        """
+        listings = [self.store.names(self.folder, suffix=".parquet") for _ in range(2)]
+        return sorted(set().union(*listings))
 
     def batches(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Parts one by one, as they were written, with a column `part` added; all of them where none are named.
@@ -79,7 +84,9 @@ class Table:
         name = f"{self.folder}/{part}"
         content = self.store.read(name)
         try:
-            return pq.read_table(io.BytesIO(content), schema=schema, columns=schema.names)
+            return pq.read_table(
+                io.BytesIO(content), schema=schema, columns=schema.names, page_checksum_verification=True
+            )
         except (pa.ArrowException, OSError) as error:  # damaged pages come as the latter
             raise CgdError(
                 f"{self.store.url(name)}: damaged ({' '.join(str(error).split())}); restore it, or delete it and its "
@@ -89,7 +96,7 @@ class Table:
     def read(self, parts: list[str] | None = None, columns: list[str] | None = None) -> pa.Table:
         """Rows, one per key (and parent, where results have one), sorted by key.
 
-        Where it was written more than once, success wins over failure, then the lowest attempt, then the part name.
+        Where it was written more than once, success wins over failure, then the lowest attempt, then the lowest digest.
 
         Args:
             parts: names of parts; none takes all.
@@ -154,6 +161,8 @@ def _one_per_key(table: pa.Table) -> pa.Table:
         ranks = pa.array([_STATUS_RANK[status] for status in table["status"].to_pylist()], pa.int8())
         table = table.append_column("rank", ranks)
         order += [("rank", "ascending"), ("attempt", "ascending")]
+    if "digest" in names:  # before the part, whose name changes when it is merged
+        order.append(("digest", "ascending"))
     order.append(("part", "ascending"))
     table = table.sort_by(order)
     return table.filter(_first_of_each(table, keys)).select(names)

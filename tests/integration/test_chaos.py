@@ -17,4 +17,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
     tmp_path: Path, fault: str, expected: Results, record_property: Callable[[str, object], None]
 ) -> None:
-    record_property("trial", trial(tmp_path, FAULTS.index(fault), expected))
+    outcome = trial(tmp_path, FAULTS.index(fault))
+    record_property("trial", outcome.said)
+    assert outcome.paid_twice == 0
+    assert outcome.differing(expected) == []

@@ -1,12 +1,9 @@
 """The same recipe gives the same tables, however many rows, engines and nodes work at a time."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from cgd_ray.config.recipe import parse_recipe
@@ -15,15 +12,6 @@ from cgd_ray.generation.run import run_generation
 from cgd_ray.storage.filesystem import Store
 
 ROWS = 120
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def tables(root: Path, execution: str, **engine: Any) -> dict[str, pa.Table]:

@@ -5,14 +5,13 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pyarrow as pa
 import pytest
-import ray
 from ray.cluster_utils import Cluster
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
@@ -22,15 +21,6 @@ from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.storage.filesystem import Store
 
 ROWS = 150
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def recipe(root: Path, student: dict[str, Any], teacher: dict[str, Any], **generation: Any) -> Recipe:

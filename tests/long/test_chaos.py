@@ -19,9 +19,11 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
 def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
     tmp_path: Path, seed: int, expected: Results, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = trial(tmp_path, seed, expected)
+    outcome = trial(tmp_path, seed)
     with capsys.disabled():
-        sys.stdout.write(f"\n{line}\n")
+        sys.stdout.write(f"\n{outcome.said}\n")
+    assert outcome.paid_twice == 0
+    assert outcome.differing(expected) == []
 
 
 @pytest.mark.parametrize("victim", ["driver", "engine", "child"])
@@ -41,6 +43,7 @@ def test_real_engines_lose_and_repeat_nothing(
         "generation.draft.max_tokens=96",
         "generation.execution=staged",
     ]
-    line = vllm_trial(tmp_path, victim, seed, engines)
+    outcome = vllm_trial(tmp_path, victim, seed, engines)
     with capsys.disabled():
-        sys.stdout.write(f"\n{line}\n")
+        sys.stdout.write(f"\n{outcome.said}\n")
+    assert outcome.paid_twice == 0

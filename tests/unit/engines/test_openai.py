@@ -20,8 +20,9 @@ from cgd_ray.engines.openai import OpenAIEngine
 class Script:
     """Answers in turn, the last one for ever; what was asked."""
 
-    answers: list[tuple[int, dict[str, Any]]]
+    answers: list[tuple[int, Any]]
     asked: list[dict[str, Any]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     url: str = ""
 
 
@@ -48,11 +49,12 @@ def script() -> Iterator[Script]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
+            told.times.append(time.monotonic())
             told.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             status, body = told.answers.pop(0) if len(told.answers) > 1 else told.answers[0]
-            content = json.dumps(body).encode()
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
-            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Type", "text/html" if content.startswith(b"<") else "application/json")
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Retry-After", "0")
             self.end_headers()
@@ -117,6 +119,45 @@ def test_what_stays_wrong_fails_the_row_with_the_endpoints_words(
     assert isinstance(made, CompletionError)
     assert fault[1]["error"]["message"] in str(made)
     assert len(script.asked) == asked
+
+
+@pytest.mark.parametrize("nonsense", [b"<html>Down for maintenance</html>", b'{"id": "1", "choi'])
+def test_what_is_no_completion_is_asked_for_again(script: Script, nonsense: bytes) -> None:
+    script.answers = [(200, nonsense), answer()]
+    (made,) = ask(script, max_retries=1)
+    assert isinstance(made, Completion)
+    script.answers = [(200, nonsense)]
+    (made,) = ask(script, max_retries=0)
+    assert isinstance(made, CompletionError)
+
+
+@pytest.mark.parametrize("missing", ["usage", "choices", "message"])
+def test_an_answer_that_lacks_what_is_needed_fails_the_row(script: Script, missing: str) -> None:
+    status, body = answer()
+    if missing == "message":
+        body["choices"][0]["message"] = None
+    else:
+        del body[missing]
+    script.answers = [(status, body)]
+    (made,) = ask(script)
+    assert isinstance(made, CompletionError)
+    assert "no message or no usage" in str(made)
+
+
+def test_answers_that_do_not_say_what_they_cost_are_taken_to_cost_the_most(script: Script) -> None:
+    status, body = answer()
+    del body["usage"]
+    script.answers = [(status, body)]
+    most = 7 * 1.0  # completion tokens alone, at a price of a million for a million
+    made = ask(script, count=9, spend_ceiling=3 * most, price_per_million_completion_tokens=1e6)
+    assert len(script.asked) == 3
+    assert sum(isinstance(one, CeilingError) for one in made) == 6
+
+
+def test_what_waits_for_its_turn_is_not_sent_while_the_endpoint_wants_peace(script: Script) -> None:
+    script.answers = [BUSY, answer()]
+    ask(script, count=4, requests_per_minute=600)  # a turn each tenth of a second
+    assert script.times[1] - script.times[0] > 0.2  # after a refusal nobody comes for a quarter of a second at least
 
 
 @pytest.mark.parametrize("reason", ["length", "content_filter"])

@@ -47,7 +47,12 @@ def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(
         for name in names:
             engine.strikes.hold(name, Strike(2, 1))
         runner = ChainRunner(
-            engine, [stages.critique, stages.refine], max_in_flight=1, flush_rows=1, flush_seconds=1, on_left=engine.left
+            engine,
+            [stages.critique, stages.refine],
+            max_in_flight=1,
+            flush_rows=1,
+            flush_seconds=1,
+            on_left=engine.left,
         )
         await asyncio.wait_for(runner.run([finished, lacking], without_slots=names), timeout=10)
         assert not engine.strikes.any_suspect
