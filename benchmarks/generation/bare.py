@@ -12,7 +12,7 @@ def load(model: str, task: Task) -> LLM:
     """One engine with all threads; what cgd-ray gives its own."""
     return LLM(
         model=model,
-        dtype="bfloat16",
+        dtype=task.dtype,
         max_model_len=MAX_MODEL_LEN,
         enforce_eager=True,
         enable_prefix_caching=True,

@@ -7,37 +7,57 @@ from typing import Any
 
 from distilabel.models import OpenAILLM
 from distilabel.pipeline import Pipeline
-from distilabel.steps import LoadDataFromDicts, StepInput, StepOutput, step
+from distilabel.steps import LoadDataFromDicts, Step, StepInput, StepOutput
 from distilabel.steps.tasks import ChatGeneration
 
 from benchmarks.generation.work import IN_FLIGHT, Task, messages
 
 
-def asker(stage: str) -> Any:
-    """A step that writes the conversation; a row that is not whole asks for next to nothing."""
+class Ask(Step):
+    """Writes a stage's conversation; a row that is not whole asks for next to nothing."""
 
-    @step(inputs=["prompt", "whole"], outputs=["messages"])
-    def ask(inputs: StepInput) -> StepOutput:
+    stage: str
+
+    @property
+    def inputs(self) -> list[str]:
+        """Columns read."""
+        return ["prompt", "whole"]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Columns written."""
+        return ["messages"]
+
+    def process(self, inputs: StepInput) -> StepOutput:
+        """One batch."""
         for row in inputs:
-            row["messages"] = messages(stage, row) if row["whole"] else [{"role": "user", "content": "-"}]
+            row["messages"] = messages(self.stage, row) if row["whole"] else [{"role": "user", "content": "-"}]
         yield inputs
 
-    return ask(name=f"ask_{stage}", input_batch_size=IN_FLIGHT)
 
+class Take(Step):
+    """Keeps the text under the stage's name; with as many tokens as were allowed it is taken for cut off."""
 
-def taker(stage: str, limit: int) -> Any:
-    """A step that keeps the text under the stage's name."""
+    stage: str
+    limit: int
 
-    @step(inputs=["generation", "distilabel_metadata"], outputs=[stage, "whole"])
-    def take(inputs: StepInput) -> StepOutput:
+    @property
+    def inputs(self) -> list[str]:
+        """Columns read."""
+        return ["generation"]
+
+    @property
+    def outputs(self) -> list[str]:
+        """Columns written."""
+        return [self.stage, "whole"]
+
+    def process(self, inputs: StepInput) -> StepOutput:
+        """One batch."""
         for row in inputs:
-            statistics = row["distilabel_metadata"][f"statistics_{stage}_task"]
-            row[stage] = row["generation"] if row["whole"] else None
-            row["whole"] = row["whole"] and statistics["output_tokens"] < limit
-            row["distilabel_metadata"] = None
+            tokens = row.pop("distilabel_metadata")[f"statistics_{self.stage}_task"]["output_tokens"]
+            row[self.stage] = row["generation"] if row["whole"] else None
+            row["whole"] = row["whole"] and tokens < self.limit
         yield inputs
-
-    return take(name=f"take_{stage}", input_batch_size=IN_FLIGHT)
 
 
 def main() -> None:
@@ -60,7 +80,9 @@ def main() -> None:
             chat = ChatGeneration(
                 name=f"{stage}_task", llm=llm, input_batch_size=IN_FLIGHT, add_raw_input=False, add_raw_output=False
             )
-            steps = [asker(stage), chat, taker(stage, limit)]
+            ask = Ask(name=f"ask_{stage}", stage=stage, input_batch_size=IN_FLIGHT)
+            take = Take(name=f"take_{stage}", stage=stage, limit=limit, input_batch_size=IN_FLIGHT)
+            steps = [ask, chat, take]
             for following in steps:
                 last.connect(following)
                 last = following

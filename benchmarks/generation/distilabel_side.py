@@ -19,11 +19,11 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @contextlib.contextmanager
-def server(model: str, cores: str) -> Iterator[str]:
+def server(model: str, dtype: str, cores: str) -> Iterator[str]:
     """`vllm serve` on these cores; yields its URL once it is healthy."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
-    command += ["--served-model-name", "model", "--dtype", "bfloat16", "--max-model-len", str(MAX_MODEL_LEN)]
+    command += ["--served-model-name", "model", "--dtype", dtype, "--max-model-len", str(MAX_MODEL_LEN)]
     command += ["--enforce-eager", "--enable-prefix-caching", "--max-num-seqs", str(IN_FLIGHT)]
     command += ["--generation-config", "vllm", "--host", "127.0.0.1", "--no-enable-log-requests"]
     environment = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": cores, "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB}
@@ -59,12 +59,12 @@ def main() -> None:
         folder = Path(name)
         (folder / "rows.json").write_text(json.dumps([{**row, "whole": True} for row in task.rows]))
         if task.setting == "streaming":
-            with server(task.student, "0") as student, server(task.teacher, "1") as teacher:
+            with server(task.student, task.dtype, "0") as student, server(task.teacher, task.dtype, "1") as teacher:
                 chain(task, folder, {"draft": student, "critique": teacher, "refine": teacher}, clock)
         else:
-            with server(task.student, "0-1") as student:
+            with server(task.student, task.dtype, "0-1") as student:
                 chain(task, folder, {"draft": student}, clock)
-            with server(task.teacher, "0-1") as teacher:
+            with server(task.teacher, task.dtype, "0-1") as teacher:
                 chain(task, folder, {"critique": teacher, "refine": teacher}, clock)
         rows = json.loads((folder / "rows.json").read_text())
     texts = {row["prompt_id"]: {s: row[s] for s in ("draft", "critique", "refine") if row.get(s)} for row in rows}

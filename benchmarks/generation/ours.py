@@ -18,6 +18,7 @@ def recipe(task: Task, root: str) -> Recipe:
     """What the other sides are given, as a recipe."""
     engine = {
         "type": "vllm",
+        "dtype": task.dtype,
         "max_model_len": MAX_MODEL_LEN,
         "max_in_flight": IN_FLIGHT,
         "kv_cache_gib": float(KV_CACHE_GIB),

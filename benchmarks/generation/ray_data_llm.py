@@ -9,7 +9,8 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from benchmarks.generation.work import IN_FLIGHT, KV_CACHE_GIB, MAX_MODEL_LEN, Outcome, Task, arguments, messages
 
 STAGES = ("draft", "critique", "refine")
-KEPT = ("prompt_id", "prompt", "draft", "critique", "refine", "whole")
+# The processor writes a column `prompt` of its own: the conversation as the template makes it.
+KEPT = ("prompt_id", "problem", "draft", "critique", "refine", "whole")
 
 
 def processor(stage: str, task: Task, batch: int) -> Any:
@@ -18,7 +19,7 @@ def processor(stage: str, task: Task, batch: int) -> Any:
     config = vLLMEngineProcessorConfig(
         model_source=task.student if stage == "draft" else task.teacher,
         engine_kwargs={
-            "dtype": "bfloat16",
+            "dtype": task.dtype,
             "max_model_len": MAX_MODEL_LEN,
             "enforce_eager": True,
             "enable_prefix_caching": True,
@@ -37,7 +38,9 @@ def processor(stage: str, task: Task, batch: int) -> Any:
     limit = task.max_tokens[stage]
 
     def ask(row: dict[str, Any]) -> dict[str, Any]:
-        turns = messages(stage, row) if row["whole"] else [{"role": "user", "content": "-"}]
+        turns = (
+            messages(stage, {**row, "prompt": row["problem"]}) if row["whole"] else [{"role": "user", "content": "-"}]
+        )
         params = {"temperature": 0.0, "max_tokens": limit if row["whole"] else 1}
         return {"messages": turns, "sampling_params": params}
 
@@ -55,7 +58,9 @@ def main() -> None:
     # Three engines, though there are two cores; with fewer, what feeds them waits for a core for ever.
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     started = time.monotonic()
-    rows = ray.data.from_items([{**row, "whole": True} for row in task.rows])
+    rows = ray.data.from_items(
+        [{"prompt_id": row["prompt_id"], "problem": row["prompt"], "whole": True} for row in task.rows]
+    )
     for stage in STAGES:
         rows = processor(stage, task, 64 if task.setting == "staged" else 16)(rows)
         if task.setting == "staged":

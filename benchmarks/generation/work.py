@@ -25,6 +25,7 @@ class Task:
     teacher: str
     max_tokens: dict[str, int]
     rows: list[dict[str, str]]
+    dtype: str = "float32"
     setting: str = ""
     distilabel_python: str = ""
 
