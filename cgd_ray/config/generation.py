@@ -65,6 +65,10 @@ class GenerationSection(Section):
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
     """A stage that has seen 20 rows and failed on more than this share of them stops the run."""
 
+    retry_quarantined: bool = False
+    """Whether rows that killed their engine are tried again, as failed ones always are: after a mend of the engine, or
+    on nodes with more memory."""
+
     stall_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
     """A run in which for so long no row finishes a stage and no engine loads is stopped: longer than the longest
     completion takes, and than new nodes take to come."""

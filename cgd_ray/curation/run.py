@@ -12,8 +12,8 @@ import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters, targets
-from cgd_ray.engines.chain import Row
 from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import Store

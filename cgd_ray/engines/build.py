@@ -6,11 +6,11 @@ from functools import partial
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.engines.base import Engine
-from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.openai import OpenAIEngine
 from cgd_ray.engines.placement import Demand, EngineOptions
 from cgd_ray.engines.pool import Chain
 from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.engines.stage import Stage
 from cgd_ray.engines.vllm import VllmEngine
 
 

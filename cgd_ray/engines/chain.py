@@ -3,113 +3,18 @@
 import asyncio
 import contextlib
 import datetime as dt
-import re
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
-from typing import Any
 
-import pyarrow as pa
-
-from cgd_ray.config.generation import Sampling
-from cgd_ray.engines.base import (
-    CeilingError,
-    Completion,
-    CompletionError,
-    Decoding,
-    Engine,
-    PoisonError,
-    PromptTooLongError,
-    Request,
-    Turn,
-)
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Engine
+from cgd_ray.engines.results import result_row, tally_of
+from cgd_ray.engines.stage import TEXTS, Row, Stage, row_name
 from cgd_ray.engines.tally import StageTally, Tallies
 from cgd_ray.storage.commit import Committer
-from cgd_ray.storage.fingerprint import derived_seed, parent_digest, text_digest
-from cgd_ray.storage.tables import Table
-
-TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
-"""Stages whose texts a row can carry."""
-
-DONE = pa.schema([pa.field("prompt_id", pa.string()), pa.field("sample", pa.int32())])
-"""Rows at the end of their way: what was made of them is on storage."""
-
-WORK = pa.schema(
-    [
-        *DONE,
-        pa.field("prompt", pa.string()),
-        pa.field("reference", pa.string()),
-        *(pa.field(name, pa.string()) for name in TEXTS),
-        pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
-    ]
-)
-"""Rows between operators: with the texts so far, and what is still to be done."""
-
-Row = dict[str, Any]
 
 _IDLE_SECONDS = 0.05  # long enough for blocks that follow each other, short beside any completion
 _TELEMETRY_FLUSHES = 12  # of results, for one of telemetry
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One completion per row: what it is made from, how it is asked, and where the result goes."""
-
-    name: str
-    results: Table
-    telemetry: Table
-    model: str
-    sampling: Sampling
-    seed: int
-    inputs: tuple[str, ...]  # columns of the row that it is made from, in the order of the parent digest
-    conversation: Callable[[Row], tuple[Turn, ...]]
-    attempt: int = 0
-    has_verdict: bool = False
-    description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
-
-    def parent(self, digests: dict[str, str]) -> str:
-        """Digest of exactly the texts that a result is made from, given the digest of each by its name."""
-        return parent_digest(*(digests[name] for name in self.inputs))
-
-    def parent_of(self, row: Row) -> str:
-        """The same, given the texts."""
-        return self.parent({name: text_digest(row[name] or "") for name in self.inputs})
-
-    def request(self, row: Row) -> Request:
-        """What the engine is asked for this row; the seed is the row's own."""
-        decoding = Decoding(
-            max_tokens=self.sampling.max_tokens,
-            temperature=self.sampling.temperature,
-            top_p=self.sampling.top_p,
-            seed=derived_seed(self.seed, self.name, row["prompt_id"], row["sample"]),
-            chat_template_kwargs=self.sampling.chat_template_kwargs,
-        )
-        name = row_name(row)
-        return Request(f"{self.name}-{name}", name, self.conversation(row), decoding)
-
-
-def row_name(row: Row) -> str:
-    """The row's key as one word."""
-    return f"{row['prompt_id']}-{row['sample']}"
-
-
-@dataclass(frozen=True)
-class BarePrompt:
-    """x and nothing else: drafts, the teacher's direct answers, and evaluation, as at inference."""
-
-    def __call__(self, row: Row) -> tuple[Turn, ...]:
-        """The conversation that asks for this row's completion."""
-        return (Turn("user", row["prompt"]),)
-
-
-_VERDICT = re.compile(r"^\W*verdict\W+(right|wrong)\W*$", re.IGNORECASE | re.MULTILINE)
-
-
-def parse_verdict(text: str) -> str | None:
-    """The last line of a critique that is "Verdict: right" or "Verdict: wrong", decoration aside."""
-    found = _VERDICT.findall(text)
-    return found[-1].lower() if found else None
 
 
 class ChainRunner:
@@ -252,7 +157,7 @@ class ChainRunner:
         except CompletionError as failure:
             made = failure
         seconds = time.monotonic() - clock
-        result = _result(stage, row, made)
+        result = result_row(stage, row, made)
         if result["status"] == "ok":
             row[stage.name] = result["text"]
         cached = made.cached_tokens if isinstance(made, Completion) else None
@@ -266,60 +171,10 @@ class ChainRunner:
                 "host": self._host,
             }
         )
-        self._tallies.setdefault(stage.name, StageTally()).add(_tally(result, cached, started.timestamp(), seconds))
+        self._tallies.setdefault(stage.name, StageTally()).add(tally_of(result, cached, started.timestamp(), seconds))
         return self._results[stage.name].add(result)
 
 
 def _texts(stage: Stage) -> list[str]:
     """Inputs that an earlier stage makes; without them this stage cannot run."""
     return [name for name in stage.inputs if name in TEXTS]
-
-
-def _result(stage: Stage, row: Row, made: Completion | CompletionError) -> Row:
-    completion = made if isinstance(made, Completion) else None
-    error = None if isinstance(made, Completion) else " ".join(str(made).split())[:1000]
-    return {
-        "prompt_id": row["prompt_id"],
-        "sample": row["sample"],
-        "parent": stage.parent_of(row),
-        "status": _status(made),
-        "digest": text_digest(completion.text) if completion else None,
-        "text": completion.text if completion else None,
-        "finish_reason": completion.finish_reason if completion else None,
-        "verdict": parse_verdict(completion.text) if completion and stage.has_verdict else None,
-        "error": error,
-        "prompt_tokens": completion.prompt_tokens if completion else None,
-        "completion_tokens": completion.completion_tokens if completion else None,
-        "model": stage.model,
-        "attempt": stage.attempt,
-    }
-
-
-def _status(made: Completion | CompletionError) -> str:
-    match made:
-        case Completion():
-            return "truncated" if made.truncated else "ok"
-        case PromptTooLongError():
-            return "over-long"
-        case PoisonError():
-            return "quarantined"
-        case CompletionError():
-            return "failed"
-
-
-def _tally(result: Row, cached: int | None, started: float, seconds: float) -> StageTally:
-    status = result["status"]
-    return StageTally(
-        rows=1,
-        failed=int(status == "failed"),
-        truncated=int(status == "truncated"),
-        over_long=int(status == "over-long"),
-        quarantined=int(status == "quarantined"),
-        prompt_tokens=result["prompt_tokens"] or 0,
-        completion_tokens=result["completion_tokens"] or 0,
-        cached_tokens=cached or 0,
-        busy_seconds=seconds,
-        started=started,
-        ended=started + seconds,
-        error=result["error"],
-    )

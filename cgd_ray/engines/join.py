@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pyarrow.compute as pc
 
-from cgd_ray.engines.chain import TEXTS, Row, Stage
+from cgd_ray.engines.stage import TEXTS, Row, Stage
 from cgd_ray.storage.fingerprint import text_digest
 from cgd_ray.storage.tables import IdRange, Table
 
@@ -96,10 +96,16 @@ def caught_up(stages: list[Stage], rows: list[Row]) -> list[Row]:
         for row in rows:
             if stage.name in row["todo"] and all(row[name] is not None for name in stage.inputs if name in TEXTS):
                 result = results.get((row["prompt_id"], row["sample"], stage.parent_of(row)))
-                if result and result["status"] != "failed":
+                if result and _stands(stage, result):
                     row["todo"].remove(stage.name)
                     row[stage.name] = result["text"] if result["status"] == "ok" else None
     return rows
+
+
+def _stands(stage: Stage, result: Row) -> bool:
+    """Whether this invocation leaves a result as it is: a row that it quarantined itself is not tried twice."""
+    quarantined_now = result["status"] == "quarantined" and result["attempt"] == stage.attempt
+    return quarantined_now or result["status"] not in stage.again
 
 
 _Results = dict[tuple[str, int, str], Row]

@@ -17,10 +17,11 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from cgd_ray.engines.base import Engine
-from cgd_ray.engines.chain import DONE, WORK, ChainRunner, Row, Stage, row_name
+from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.join import caught_up
 from cgd_ray.engines.ledger import Admission
 from cgd_ray.engines.placement import Demand, require_room
+from cgd_ray.engines.stage import DONE, WORK, Row, Stage, row_name
 from cgd_ray.engines.ward import RevivedEngine
 from cgd_ray.runtime import processes
 

@@ -11,15 +11,17 @@ from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.identity import holdout_position
 from cgd_ray.engines.build import build_chain, engine_identity
-from cgd_ray.engines.chain import TEXTS, WORK, BarePrompt, Row, Stage
 from cgd_ray.engines.drive import run_chains
+from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.placement import engine_demand, read_cluster
 from cgd_ray.engines.pool import work_of
 from cgd_ray.engines.progress import Progress
+from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Row, Stage
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.answers import gold_of
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.lease import Lease, held
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
@@ -56,19 +58,24 @@ def run_evaluation(
     Returns the results (RESULTS schema, one per row) and what this invocation spent (empty where all was there).
     """
     stage = _stage(recipe, store, identity)
-    done = {row["parent"] for row in stage.results.read().to_pylist() if row["status"] != "failed"}
-    work = [_work(row) for row in rows.to_pylist() if stage.parent_of(row) not in done]
     spent: dict[str, Any] = {}
-    if work:
-        log.info(f"evaluating the {name} student", prompts=len(work))
-        stage.results.describe(stage.description)
-        spent = _generate(recipe, stage, model, pa.Table.from_pylist(work, schema=WORK))
-    else:
+    if _unanswered(stage, rows):
+        with held(store, stage.results.folder, wait=True) as lease:
+            if work := _unanswered(stage, rows):  # nobody else answered them while this command waited
+                log.info(f"evaluating the {name} student", prompts=len(work))
+                stage.results.describe(stage.description)
+                spent = _generate(recipe, stage, model, pa.Table.from_pylist(work, schema=WORK), lease)
+    if not spent:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
     table = stage.results.read()
     table = table.filter(pc.is_in(table["parent"], pa.array([stage.parent_of(row) for row in rows.to_pylist()])))
     _require_answers(table, name, recipe.generation.max_failed_fraction)
     return table, spent
+
+
+def _unanswered(stage: Stage, rows: pa.Table) -> list[Row]:
+    done = {row["parent"] for row in stage.results.read().to_pylist() if row["status"] not in stage.again}
+    return [_work(row) for row in rows.to_pylist() if stage.parent_of(row) not in done]
 
 
 def _require_answers(results: pa.Table, name: str, most: float) -> None:
@@ -129,7 +136,7 @@ def _work(row: Row) -> Row:
     }
 
 
-def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[str, Any]:
+def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table, lease: Lease) -> dict[str, Any]:
     chain = build_chain(
         "student",
         recipe.student.engine,
@@ -139,10 +146,10 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table) -> dict[
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(work)}) as progress:
-        run_chains(
-            [chain],
-            partial(work_of, work, chain.block_rows),
-            lambda snapshot: progress.update(snapshot.tallies),
-            recipe.generation.stall_timeout_s,
-        )
+
+        def watch(snapshot: Snapshot) -> None:
+            lease.require()
+            progress.update(snapshot.tallies)
+
+        run_chains([chain], partial(work_of, work, chain.block_rows), watch, recipe.generation.stall_timeout_s)
     return progress.summary()["evaluation"]

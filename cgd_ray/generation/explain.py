@@ -3,7 +3,7 @@
 import json
 from itertools import zip_longest
 
-from cgd_ray.engines.chain import Stage
+from cgd_ray.engines.stage import Stage
 from cgd_ray.storage.filesystem import Store
 
 _LONGEST = 60

@@ -6,9 +6,9 @@ import pyarrow.compute as pc
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.progress import Progress
+from cgd_ray.engines.stage import Stage
 from cgd_ray.engines.tally import StageTally, Tallies
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.planning import Plan

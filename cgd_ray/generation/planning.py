@@ -7,8 +7,8 @@ from itertools import islice
 
 import pyarrow as pa
 
-from cgd_ray.engines.chain import TEXTS, WORK, Row, Stage
 from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.engines.stage import TEXTS, WORK, Row, Stage
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.tables import Table
 
@@ -120,17 +120,11 @@ def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) 
     elif result is None or any(name in todo for name in upstream):
         count.pending += 1
         todo.append(stage.name)
-    elif result["status"] == "failed":
-        count.failed += 1
-        todo.append(stage.name)
-    elif result["status"] == "truncated":
-        count.truncated += 1
-    elif result["status"] == "over-long":
-        count.over_long += 1
-    elif result["status"] == "quarantined":
-        count.quarantined += 1
     else:
-        count.ok += 1
+        state = result["status"].replace("-", "_")
+        setattr(count, state, getattr(count, state) + 1)
+        if result["status"] in stage.again:
+            todo.append(stage.name)
 
 
 def _next_attempt(table: Table) -> int:

@@ -13,12 +13,12 @@ from ray.data import TaskPoolStrategy
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
-from cgd_ray.engines.chain import Stage
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join, Shard
 from cgd_ray.engines.placement import EngineOptions, engine_demand, fits, read_cluster
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
+from cgd_ray.engines.stage import Stage
 from cgd_ray.generation.compaction import compact
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, Makers, paid

@@ -8,7 +8,7 @@ from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import engine_identity
-from cgd_ray.engines.chain import BarePrompt, Row, Stage
+from cgd_ray.engines.stage import BarePrompt, Row, Stage
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
@@ -76,7 +76,8 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
     generation, prompts = recipe.generation, load_prompts(recipe.generation.prompts)
     student = _Origin(student_identity(recipe), engine_identity(recipe.student.engine))
     teacher = _Origin(teacher_identity(recipe), engine_identity(recipe.teacher.engine))
-    maker = _Maker(store, recipe.run.seed)
+    again = {"failed", *(["quarantined"] if generation.retry_quarantined else [])}
+    maker = _Maker(store, recipe.run.seed, frozenset(again))
 
     draft = maker.make("draft", student, generation.draft, BarePrompt(), ("prompt",), {})
     answer = None
@@ -148,6 +149,7 @@ class _Origin:
 class _Maker:
     store: Store
     seed: int
+    again: frozenset[str]
 
     def make(
         self,
@@ -177,6 +179,7 @@ class _Maker:
             inputs=inputs,
             conversation=conversation,
             has_verdict=name == "critique",
+            again=self.again,
             description=described,
         )
 

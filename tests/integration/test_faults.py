@@ -94,7 +94,19 @@ def test_a_row_that_kills_its_engine_is_quarantined_alone(tmp_path: Path, fault:
     assert result.counts["critique"]["quarantined"] == 1
     [row] = [row for row in result.stages.critique.results.read().to_pylist() if row["status"] == "quarantined"]
     assert "with this row on it, the last time alone" in row["error"]
-    assert generate(made).reused  # a quarantined row is not tried again
+    assert generate(made).reused  # a quarantined row is not tried again, unless that is asked for
+    healed = generate(recipe(tmp_path, {}, {}, retry_quarantined=True))
+    assert healed.tallies["critique"]["rows"] == healed.tallies["refine"]["rows"] == 1
+    require_whole(healed)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_row_that_kills_its_engine_still_is_quarantined_again(tmp_path: Path) -> None:
+    made = recipe(tmp_path, {}, {"die_on": "Question 77."}, retry_quarantined=True)
+    for _ in range(2):
+        result = generate(made)
+        require_whole(result, lost=1)
+        assert result.counts["critique"]["quarantined"] == 1
 
 
 @pytest.mark.usefixtures("cluster")

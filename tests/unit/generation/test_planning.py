@@ -12,9 +12,11 @@ from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.curation.run import run_curation
 from cgd_ray.data.identity import prompt_id
 from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
-from cgd_ray.engines.chain import WORK, ChainRunner, parse_verdict
+from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.join import Join
+from cgd_ray.engines.results import parse_verdict
 from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.engines.stage import WORK
 from cgd_ray.generation.planning import plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store

@@ -6,8 +6,9 @@ from typing import Any
 
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import parse_recipe
-from cgd_ray.engines.chain import TEXTS, ChainRunner, Row, row_name
+from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.engines.stage import TEXTS, Row, row_name
 from cgd_ray.engines.ward import RevivedEngine, Strike
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.filesystem import Store

@@ -1,0 +1,83 @@
+"""One completion per row, and the rows between operators."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_ray.config.generation import Sampling
+from cgd_ray.engines.base import Decoding, Request, Turn
+from cgd_ray.storage.fingerprint import derived_seed, parent_digest, text_digest
+from cgd_ray.storage.tables import Table
+
+TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
+"""Stages whose texts a row can carry."""
+
+DONE = pa.schema([pa.field("prompt_id", pa.string()), pa.field("sample", pa.int32())])
+"""Rows at the end of their way: what was made of them is on storage."""
+
+WORK = pa.schema(
+    [
+        *DONE,
+        pa.field("prompt", pa.string()),
+        pa.field("reference", pa.string()),
+        *(pa.field(name, pa.string()) for name in TEXTS),
+        pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
+    ]
+)
+"""Rows between operators: with the texts so far, and what is still to be done."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One completion per row: what it is made from, how it is asked, and where the result goes."""
+
+    name: str
+    results: Table
+    telemetry: Table
+    model: str
+    sampling: Sampling
+    seed: int
+    inputs: tuple[str, ...]  # columns of the row that it is made from, in the order of the parent digest
+    conversation: Callable[[Row], tuple[Turn, ...]]
+    attempt: int = 0
+    has_verdict: bool = False
+    again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run tries again
+    description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
+
+    def parent(self, digests: dict[str, str]) -> str:
+        """Digest of exactly the texts that a result is made from, given the digest of each by its name."""
+        return parent_digest(*(digests[name] for name in self.inputs))
+
+    def parent_of(self, row: Row) -> str:
+        """The same, given the texts."""
+        return self.parent({name: text_digest(row[name] or "") for name in self.inputs})
+
+    def request(self, row: Row) -> Request:
+        """What the engine is asked for this row; the seed is the row's own."""
+        decoding = Decoding(
+            max_tokens=self.sampling.max_tokens,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            seed=derived_seed(self.seed, self.name, row["prompt_id"], row["sample"]),
+            chat_template_kwargs=self.sampling.chat_template_kwargs,
+        )
+        name = row_name(row)
+        return Request(f"{self.name}-{name}", name, self.conversation(row), decoding)
+
+
+def row_name(row: Row) -> str:
+    """The row's key as one word."""
+    return f"{row['prompt_id']}-{row['sample']}"
+
+
+@dataclass(frozen=True)
+class BarePrompt:
+    """x and nothing else: drafts, the teacher's direct answers, and evaluation, as at inference."""
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        return (Turn("user", row["prompt"]),)
