@@ -55,7 +55,8 @@ class GenerationSection(Section):
     execution: Literal["auto", "streaming", "staged"] = "auto"
     """`streaming` runs both engines at once, `staged` one after the other; `auto` streams where both fit."""
     prompts: str = "default"
-    """`default`, or a directory with `critique.jinja`, `refine.jinja` and `context.jinja`."""
+    """`default`, or a directory with `critique.jinja`, `refine.jinja` and `context.jinja`; `again.jinja` and
+    `cft.jinja` are the default's where it has none."""
     draft: DraftStage = DraftStage()
     answer: AnswerStage = AnswerStage()
     critique: CritiqueStage = CritiqueStage()

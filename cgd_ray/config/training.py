@@ -8,8 +8,8 @@ from cgd_ray.config.base import Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-ViewName = Literal["cgd", "sft", "distill", "refsft"]
-MethodName = Literal["cgd", "sft", "distill", "refsft", "mix"]
+ViewName = Literal["cgd", "sft", "distill", "cft", "refsft", "cgd-no-critique", "cgd-no-draft", "cgd-shuffled"]
+MethodName = Literal[ViewName, "mix"]
 
 
 class TrainingResources(Section):
@@ -31,8 +31,11 @@ class TrainingSection(Section):
     mix: dict[ViewName, Annotated[float, Field(gt=0)]] = {"cgd": 1.0, "refsft": 1.0}
     """Weights of the views of method `mix`: each row takes one view, drawn by the seed."""
     compared_with: list[MethodName] = []
-    """Methods that will be trained on the same curated rows: curation drops a row for all where one lacks its text
+    """Methods that will be trained on the same rows: a row that one of them cannot use is left out for all
     (`cgd compare` fills this in)."""
+    context: Literal["single-turn", "multi-turn"] = "single-turn"
+    """How methods that see a draft show it: all in one user turn (the paper's way), or the draft as the assistant's
+    turn and the critique as the user's answer to it."""
     epochs: PositiveInt = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     batch_size: PositiveInt = 64

@@ -11,14 +11,14 @@ from cgd_ray.grading.mentions import mentions_inputs
 
 Row = dict[str, Any]
 Filter = Callable[[Row], str | None]
-Target = Literal["refine", "answer", "reference"]
+Target = Literal["refine", "answer", "reference", "critique"]
 
-_TARGETS: dict[ViewName, Target] = {"cgd": "refine", "refsft": "refine", "distill": "answer", "sft": "reference"}
+_TARGETS: dict[ViewName, Target] = {"distill": "answer", "sft": "reference", "cft": "critique"}  # else the refinement
 
 
 def targets(training: TrainingSection) -> set[Target]:
     """The texts that the method learns, and those that the methods learn that it is compared with."""
-    return {_TARGETS[view] for view in training.views} | {"refine"}
+    return {_TARGETS.get(view, "refine") for view in training.views} | {"refine"}
 
 
 def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[str, Filter]]:

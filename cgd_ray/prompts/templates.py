@@ -1,4 +1,4 @@
-"""A set of prompts: Jinja files for the critique, the refinement and the training context."""
+"""A set of prompts: Jinja files for what the teacher is asked and for what the student sees in training."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +9,9 @@ import jinja2
 
 from cgd_ray.errors import ConfigError
 
-NAMES = ("critique", "refine", "context")
+REQUIRED = ("critique", "refine", "context")
+OPTIONAL = ("again", "cft")
+"""Contexts of some training methods; a directory without one has the default's."""
 
 
 def render(source: str, name: str, /, **values: str | None) -> str:
@@ -37,11 +39,13 @@ def _compiled(source: str) -> jinja2.Template:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """The text of the three templates; part of the fingerprints of what they make."""
+    """The text of the templates; part of the fingerprints of what they make."""
 
     critique_source: str
     refine_source: str
     context_source: str
+    again_source: str
+    cft_source: str
 
     def critique(self, prompt: str, draft: str, reference: str | None) -> str:
         """The teacher's first turn: x and y' (and, if shown, a reference answer) in, c out."""
@@ -55,6 +59,14 @@ class PromptSet:
         """The student's user turn in training: x, y', c in one text; the target follows as the assistant's turn."""
         return render(self.context_source, "context.jinja", prompt=prompt, draft=draft, critique=critique)
 
+    def again(self, critique: str | None) -> str:
+        """The user's turn behind the draft where the context has several turns; the target follows."""
+        return render(self.again_source, "again.jinja", critique=critique)
+
+    def cft(self, prompt: str, draft: str) -> str:
+        """The user turn of critique fine-tuning (arXiv 2501.17703): x and y' in one text; the critique follows."""
+        return render(self.cft_source, "cft.jinja", prompt=prompt, draft=draft)
+
 
 def load_prompts(where: str) -> PromptSet:
     """The default set, or the one in a directory.
@@ -62,12 +74,15 @@ def load_prompts(where: str) -> PromptSet:
     Raises:
         ConfigError: the directory or one of its files is missing, or a template cannot be rendered.
     """
-    folder = resources.files("cgd_ray.prompts") / "default" if where == "default" else Path(where)
+    default = resources.files("cgd_ray.prompts") / "default"
+    folder = default if where == "default" else Path(where)
     texts = []
-    for name in NAMES:
+    for name in (*REQUIRED, *OPTIONAL):
         file = folder / f"{name}.jinja"
+        if name in OPTIONAL and not file.is_file():
+            file = default / file.name
         if not file.is_file():
-            raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing; it needs {', '.join(NAMES)}")
+            raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing; it needs {', '.join(REQUIRED)}")
         try:
             texts.append(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:
@@ -77,4 +92,6 @@ def load_prompts(where: str) -> PromptSet:
     prompts.critique("x", "y'", None)
     prompts.refine("x", "y'", "c")
     prompts.context("x", "y'", "c")
+    prompts.again("c")
+    prompts.cft("x", "y'")
     return prompts

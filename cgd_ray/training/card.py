@@ -6,11 +6,11 @@ from cgd_ray.training.encode_table import EncodedExamples
 
 def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
     """README.md with the base model, the method, the data counts, the settings and a note on licences."""
-    training = recipe.training
+    training, counts = recipe.training, encoded.counts
     method: str = training.method
     if training.method == "mix":
         method += " (" + ", ".join(f"{view} {weight:g}" for view, weight in sorted(training.mix.items())) + ")"
-    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(encoded.dropped.items())) or "none"
+    dropped = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.dropped.items())) or "none"
     settings = {
         "epochs": training.epochs,
         "rows per optimiser step": training.batch_size,
@@ -38,7 +38,7 @@ tags:
 
 ## Data
 
-{encoded.rows} rows with {encoded.supervised_tokens} supervised of {encoded.total_tokens} tokens; rows left out:
+{counts.rows} rows with {counts.supervised_tokens} supervised of {counts.total_tokens} tokens; rows left out:
 {dropped}. Encoded table `{encoded.table.fingerprint}`, training `{identity}`.
 
 ## Settings

@@ -53,9 +53,9 @@ class ChatEncoder:
         """Id of the token that ends the assistant's turn: learnt as the last token of every target."""
         return self._closing_ids[self._end_index or 0]
 
-    def prompt_ids(self, user: str) -> list[int]:
-        """Ids of one user turn with the generation prompt behind it, as evaluation and serving send them."""
-        return self._template_ids([{"role": "user", "content": user}], generation_prompt=True)
+    def prompt_ids(self, *turns: str) -> list[int]:
+        """Ids of the turns, the user's first and last, with the generation prompt, as a chat endpoint sends them."""
+        return self._template_ids(_messages(*turns), generation_prompt=True)
 
     def encode(self, conversation: Conversation) -> Encoded | Lacking:
         """Ids of the prompt, the target and its end-of-turn token, or why there is nothing to learn.
@@ -64,8 +64,8 @@ class ChatEncoder:
         """
         if not conversation.target.strip():
             return Lacking("empty target")
-        prompt = self.prompt_ids(conversation.user)
-        whole = self._template_ids(_messages(conversation.user, conversation.target), generation_prompt=False)
+        prompt = self.prompt_ids(*conversation.turns)
+        whole = self._template_ids(_messages(*conversation.turns, conversation.target), generation_prompt=False)
         if whole[: len(prompt)] == prompt:
             end = len(whole) - (len(self._closing_ids) - 1 - (self._end_index or 0))
             return Encoded(whole[:end], len(prompt))
@@ -90,5 +90,5 @@ class ChatEncoder:
         return next((place for place, index in enumerate(self._closing_ids) if index in special), None)
 
 
-def _messages(user: str, target: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": user}, {"role": "assistant", "content": target}]
+def _messages(*turns: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]

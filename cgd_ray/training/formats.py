@@ -22,18 +22,20 @@ class Example:
     verdict: str | None = None
     answer: str | None = None
     reference: str | None = None
+    other_critique: str | None = None
+    """Of another prompt's draft with the same verdict (see `cgd_ray.training.shuffle`)."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Example":
         """The example of a table row; other columns are left out."""
-        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__ if name in row})
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """One user turn and the assistant turn that is learnt."""
+    """Turns that the student is shown, the user's first and last, and the assistant's turn that is learnt."""
 
-    user: str
+    turns: tuple[str, ...]
     target: str
 
 
@@ -44,37 +46,78 @@ class Lacking:
     reason: str
 
 
-View = Callable[[Example, PromptSet], Conversation | Lacking]
+@dataclass(frozen=True)
+class Contexts:
+    """The texts around a row: templates, and how many turns a context has."""
+
+    prompts: PromptSet
+    multi_turn: bool = False
+
+    def show(self, prompt: str, draft: str | None, critique: str | None) -> tuple[str, ...]:
+        """The turns that show what there is; without a draft there is nothing to answer, so one turn has it all."""
+        if self.multi_turn and draft is not None:
+            return prompt, draft, self.prompts.again(critique)
+        return (self.prompts.context(prompt, draft, critique),)
 
 
-def _cgd(example: Example, prompts: PromptSet) -> Conversation:
-    return Conversation(prompts.context(example.prompt, example.draft, example.critique), example.refinement)
+View = Callable[[Example, Contexts], Conversation | Lacking]
 
 
-def _refsft(example: Example, _: PromptSet) -> Conversation:
-    return Conversation(example.prompt, example.refinement)
+def _cgd(example: Example, contexts: Contexts) -> Conversation:
+    return Conversation(contexts.show(example.prompt, example.draft, example.critique), example.refinement)
 
 
-def _sft(example: Example, _: PromptSet) -> Conversation | Lacking:
+def _no_critique(example: Example, contexts: Contexts) -> Conversation:
+    return Conversation(contexts.show(example.prompt, example.draft, None), example.refinement)
+
+
+def _no_draft(example: Example, contexts: Contexts) -> Conversation:
+    return Conversation(contexts.show(example.prompt, None, example.critique), example.refinement)
+
+
+def _shuffled(example: Example, contexts: Contexts) -> Conversation | Lacking:
+    if example.other_critique is None:
+        return Lacking("no other prompt with its verdict")
+    return Conversation(contexts.show(example.prompt, example.draft, example.other_critique), example.refinement)
+
+
+def _cft(example: Example, contexts: Contexts) -> Conversation:
+    return Conversation((contexts.prompts.cft(example.prompt, example.draft),), example.critique)
+
+
+def _refsft(example: Example, _: Contexts) -> Conversation:
+    return Conversation((example.prompt,), example.refinement)
+
+
+def _sft(example: Example, _: Contexts) -> Conversation | Lacking:
     if example.reference is None:
         return Lacking("no reference")
-    return Conversation(example.prompt, example.reference)
+    return Conversation((example.prompt,), example.reference)
 
 
-def _distill(example: Example, _: PromptSet) -> Conversation | Lacking:
+def _distill(example: Example, _: Contexts) -> Conversation | Lacking:
     if example.answer is None:
         return Lacking("no teacher answer")
-    return Conversation(example.prompt, example.answer)
+    return Conversation((example.prompt,), example.answer)
 
 
-VIEWS: Mapping[ViewName, View] = {"cgd": _cgd, "refsft": _refsft, "sft": _sft, "distill": _distill}
+VIEWS: Mapping[ViewName, View] = {
+    "cgd": _cgd,
+    "sft": _sft,
+    "distill": _distill,
+    "cft": _cft,
+    "refsft": _refsft,
+    "cgd-no-critique": _no_critique,
+    "cgd-no-draft": _no_draft,
+    "cgd-shuffled": _shuffled,
+}
 """Every single-view method. A new one is a function and a line here, its name in `ViewName`, and the text that it
 learns in `cgd_ray.curation.filters`."""
 
 
-def view(example: Example, method: ViewName, prompts: PromptSet) -> Conversation | Lacking:
+def view(example: Example, method: ViewName, contexts: Contexts) -> Conversation | Lacking:
     """What `method` trains on for this row, or why the row has nothing for it."""
-    return VIEWS[method](example, prompts)
+    return VIEWS[method](example, contexts)
 
 
 def view_name(example: Example, training: TrainingSection, seed: int) -> ViewName:

@@ -89,8 +89,10 @@ def run_training(
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_path), recipe.generation.draft.chat_template_kwargs)
     prompts = load_prompts(recipe.generation.prompts)
     encoded = encode_examples(examples, Encoding(recipe.training, training_seed(recipe), prompts, encoder))
-    if not encoded.rows:
-        raise CgdError(f"training: no rows to train on; left out: {encoded.dropped or 'the examples table is empty'}")
+    if not encoded.counts.rows:
+        raise CgdError(
+            f"training: no rows to train on; left out: {encoded.counts.dropped or 'the examples table is empty'}"
+        )
     plan = _Plan(recipe, store, encoded, student_identity)
     finished = plan.finished()
     if finished is not None:
@@ -166,7 +168,7 @@ class _Plan:
             total_tokens=progress.total_tokens,
             seconds=progress.seconds,
             final_loss=progress.loss,
-            dropped=self.encoded.dropped,
+            dropped=self.encoded.counts.dropped,
             reused=False,
             resumed_from_step=outcome.resumed_from_step,
         )

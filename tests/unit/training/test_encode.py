@@ -15,7 +15,7 @@ END = "<|im_end|>"
 
 
 def encoded(user: str, target: str, encoder: ChatEncoder = ENCODER) -> Encoded:
-    result = encoder.encode(Conversation(user, target))
+    result = encoder.encode(Conversation((user,), target))
     assert isinstance(result, Encoded)
     return result
 
@@ -33,6 +33,17 @@ def test_the_rest_is_what_a_chat_endpoint_sends(user: str, target: str) -> None:
         [{"role": "user", "content": user}], add_generation_prompt=True, return_dict=False
     )
     assert row.input_ids[: row.target_start] == sent == ENCODER.prompt_ids(user)
+
+
+@given(turns=st.tuples(TEXT, TEXT, TEXT), target=TEXT)
+def test_of_several_turns_the_last_one_alone_is_supervised(turns: tuple[str, str, str], target: str) -> None:
+    row = ENCODER.encode(Conversation(turns, target))
+    assert isinstance(row, Encoded)
+    roles = ("user", "assistant", "user")
+    messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
+    sent = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert row.input_ids[: row.target_start] == sent
+    assert TOKENIZER.decode(row.input_ids[row.target_start :]) == target + END
 
 
 @given(parts=st.lists(TEXT | CONTROL, min_size=1, max_size=5), user=TEXT | CONTROL)
@@ -64,7 +75,7 @@ def test_white_space_at_the_border_keeps_the_prompt_as_sent(target: str) -> None
 
 @pytest.mark.parametrize("target", ["", " \n"])
 def test_an_empty_target_is_left_out_with_a_reason(target: str) -> None:
-    assert ENCODER.encode(Conversation("a", target)) == Lacking("empty target")
+    assert ENCODER.encode(Conversation(("a",), target)) == Lacking("empty target")
 
 
 def test_a_template_with_bos_gives_one_bos() -> None:

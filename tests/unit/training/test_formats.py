@@ -4,39 +4,78 @@ import pytest
 
 from cgd_ray.config.training import TrainingSection, ViewName
 from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.training.formats import Conversation, Lacking, view, view_name
+from cgd_ray.training.formats import VIEWS, Contexts, Conversation, Example, Lacking, view, view_name
 from tests.unit.training.tiny import example
 
-PROMPTS = load_prompts("default")
+CONTEXTS = Contexts(load_prompts("default"))
+SEVERAL_TURNS = Contexts(CONTEXTS.prompts, multi_turn=True)
+
+
+def shown(row: Example, method: ViewName, contexts: Contexts = CONTEXTS) -> Conversation:
+    conversation = view(row, method, contexts)
+    assert isinstance(conversation, Conversation)
+    return conversation
 
 
 def test_cgd_shows_prompt_draft_and_critique_and_learns_the_refinement() -> None:
     row = example(4)
-    conversation = view(row, "cgd", PROMPTS)
-    assert isinstance(conversation, Conversation)
+    conversation = shown(row, "cgd")
     assert conversation.target == row.refinement
-    places = [conversation.user.index(text) for text in (row.prompt, row.draft, row.critique)]
+    (user,) = conversation.turns
+    places = [user.index(text) for text in (row.prompt, row.draft, row.critique)]
     assert places == sorted(places)
-    assert row.refinement not in conversation.user
+    assert row.refinement not in user
+
+
+# By method: the texts of the row that its context holds, and the one that it learns.
+METHODS: dict[ViewName, tuple[set[str], str]] = {
+    "cgd": ({"prompt", "draft", "critique"}, "refinement"),
+    "sft": ({"prompt"}, "reference"),
+    "distill": ({"prompt"}, "answer"),
+    "cft": ({"prompt", "draft"}, "critique"),
+    "refsft": ({"prompt"}, "refinement"),
+    "cgd-no-critique": ({"prompt", "draft"}, "refinement"),
+    "cgd-no-draft": ({"prompt", "critique"}, "refinement"),
+    "cgd-shuffled": ({"prompt", "draft", "other_critique"}, "refinement"),
+}
+FIELDS = ("prompt", "draft", "critique", "refinement", "answer", "reference", "other_critique")
+
+
+@pytest.mark.parametrize("contexts", [CONTEXTS, SEVERAL_TURNS], ids=["single-turn", "multi-turn"])
+@pytest.mark.parametrize("method", VIEWS)
+def test_a_context_holds_the_methods_texts_and_no_other(method: ViewName, contexts: Contexts) -> None:
+    row = example(**{field: f"<the {field}>" for field in FIELDS})
+    conversation = shown(row, method, contexts)
+    context, learnt = METHODS[method]
+    assert {field for field in FIELDS if getattr(row, field) in "\n".join(conversation.turns)} == context
+    assert conversation.target == getattr(row, learnt)
+    assert len(conversation.turns) % 2 == 1
+
+
+def test_in_several_turns_the_draft_is_the_assistants_and_the_critique_the_users_answer() -> None:
+    row = example(4)
+    prompt, draft, answer = shown(row, "cgd", SEVERAL_TURNS).turns
+    assert (prompt, draft) == (row.prompt, row.draft)
+    assert row.critique in answer
+    assert shown(row, "cgd-no-draft", SEVERAL_TURNS) == shown(row, "cgd-no-draft")
 
 
 @pytest.mark.parametrize(("method", "field"), [("refsft", "refinement"), ("sft", "reference"), ("distill", "answer")])
 def test_bare_prompt_methods_differ_in_the_target_alone(method: ViewName, field: str) -> None:
     row = example(1, reference="the reference", answer="the answer")
-    assert view(row, method, PROMPTS) == Conversation(row.prompt, getattr(row, field))
+    assert shown(row, method) == Conversation((row.prompt,), getattr(row, field))
 
 
-@pytest.mark.parametrize("method", ["sft", "distill"])
+@pytest.mark.parametrize("method", ["sft", "distill", "cgd-shuffled"])
 def test_a_missing_field_is_a_reason_not_an_error(method: ViewName) -> None:
-    assert isinstance(view(example(), method, PROMPTS), Lacking)
+    assert isinstance(view(example(), method, CONTEXTS), Lacking)
 
 
 def test_braces_and_jinja_in_model_text_stay_as_they_are() -> None:
     row = example(draft=r"\frac{1}{2} {{ prompt }} {% raw %}", critique="{% endif %} {x}")
-    conversation = view(row, "cgd", PROMPTS)
-    assert isinstance(conversation, Conversation)
-    assert row.draft in conversation.user
-    assert row.critique in conversation.user
+    (user,) = shown(row, "cgd").turns
+    assert row.draft in user
+    assert row.critique in user
 
 
 def test_mix_draws_by_key_alone_and_in_proportion_to_the_weights() -> None:

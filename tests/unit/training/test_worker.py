@@ -50,7 +50,7 @@ def encoded(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(tiny_dir), {})
     part = []
     for row in map(example, range(ROWS)):
-        one = encoder.encode(Conversation(row.prompt, row.refinement))
+        one = encoder.encode(Conversation((row.prompt,), row.refinement))
         assert isinstance(one, Encoded)
         key = {"prompt_id": row.prompt_id, "sample": 0, "view": "refsft"}
         part.append({**key, "input_ids": one.input_ids, "target_start": one.target_start})

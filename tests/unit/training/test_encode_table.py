@@ -1,0 +1,75 @@
+"""The encoded table: one part per part of the examples, and the same rows for methods that are compared."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgd_ray.config.training import MethodName, TrainingSection
+from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import EXAMPLES
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.encode import ChatEncoder
+from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
+from cgd_ray.training.formats import Example
+from tests.unit.training.tiny import example, tiny_tokenizer
+
+ENCODER = ChatEncoder(tiny_tokenizer(), {})
+PROMPTS = load_prompts("default")
+
+
+def table(root: Path, *parts: list[Example]) -> Table:
+    made = Table(Store(str(root)), "examples", "test", EXAMPLES)
+    for number, rows in enumerate(parts):
+        made.write_part(f"part-{number:06d}", [{name: vars(row)[name] for name in EXAMPLES.names} for row in rows])
+    return made
+
+
+def encode(examples: Table, **training: Any) -> EncodedExamples:
+    return encode_examples(examples, Encoding(TrainingSection(**training), 0, PROMPTS, ENCODER))
+
+
+def keys(encoded: EncodedExamples) -> list[str]:
+    return [str(key) for key in encoded.table.read(columns=["prompt_id", "sample"])["prompt_id"].to_pylist()]
+
+
+def test_parts_follow_those_of_the_examples_and_counts_add_up(tmp_path: Path) -> None:
+    examples = table(tmp_path, [example(number) for number in range(5)], [example(number) for number in range(5, 8)])
+    encoded = encode(examples)
+    assert [part.num_rows for part in encoded.table.batches()] == [5, 3]
+    assert encoded.counts.rows == 8
+    lengths = [len(ids) for ids in encoded.table.read()["input_ids"].to_pylist()]
+    assert encoded.counts.total_tokens == sum(lengths)
+    again = encode(examples)
+    assert (again.table, again.counts) == (encoded.table, encoded.counts)
+
+
+def test_a_row_that_one_compared_method_cannot_use_is_left_out_for_all(tmp_path: Path) -> None:
+    usual = example(2)
+    examples = table(tmp_path, [example(0), example(1, critique="It is wrong. " * 30), usual])
+    limit = len(ENCODER.prompt_ids(PROMPTS.context(usual.prompt, usual.draft, usual.critique))) + 40
+    methods: list[MethodName] = ["refsft", "cgd-no-critique", "cgd"]
+    alone = [encode(examples, method=method, max_length=limit) for method in methods]
+    assert [made.counts.rows for made in alone] == [3, 3, 2]
+    matched = [encode(examples, method=method, compared_with=methods, max_length=limit) for method in methods]
+    assert [keys(made) for made in matched] == [[example(0).prompt_id, example(2).prompt_id]] * 3
+    assert matched[0].counts.dropped == {"longer than training.max_length (as cgd)": 1}
+    assert matched[2].counts.dropped == {"longer than training.max_length": 1}
+
+
+@pytest.mark.parametrize("method", ["cgd", "cgd-shuffled"])
+def test_shuffled_shows_the_critique_of_another_row_of_the_part(tmp_path: Path, method: MethodName) -> None:
+    rows = [example(number, critique=f"critique of number {number}") for number in range(4)]
+    encoded = encode(table(tmp_path, rows), method=method)
+    own = [
+        f"number {number}" in ENCODER.tokenizer.decode(ids)
+        for number, ids in enumerate(encoded.table.read()["input_ids"].to_pylist())
+    ]
+    assert own == [method == "cgd"] * 4
+
+
+def test_the_only_row_of_a_verdict_has_no_other_critique(tmp_path: Path) -> None:
+    rows = [example(0), example(1), example(2, verdict="right")]
+    encoded = encode(table(tmp_path, rows), method="cgd-shuffled")
+    assert encoded.counts.dropped == {"no other prompt with its verdict": 1}
