@@ -144,6 +144,17 @@ def _guarded(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped: interrupted; the same command continues\n")
         return _INTERRUPTED
+    except Exception as error:
+        from cgd_ray.storage.filesystem import store_errors
+
+        if not isinstance(error, store_errors()):
+            raise
+        # Which file is in the error's own text.
+        text = " ".join(str(error).split())
+        sys.stderr.write(
+            f"error: {type(error).__name__}: {text}; look at the disk or at S3: the same command continues\n"
+        )
+        return 1
     return 0
 
 

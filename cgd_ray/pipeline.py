@@ -13,8 +13,9 @@ from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
 from cgd_ray.engines.join import Join
 from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.quality import generated_quality
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
-from cgd_ray.evaluation.scores import accuracy_table, compare, generated_quality, grade_results
+from cgd_ray.evaluation.scores import accuracy_table, compare, grade_results
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import GenerationResult, join_of, run_generation
 from cgd_ray.generation.stages import build_stages, student_identity

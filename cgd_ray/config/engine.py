@@ -43,6 +43,11 @@ class VllmOptions(Section):
     engine_args: dict[str, Any] = {}
     """Any other argument of vLLM's AsyncEngineArgs. They count as result-changing: another value, another table."""
 
+    @property
+    def devices(self) -> int:
+        """Workers of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
 
 class TeacherVllm(VllmOptions):
     """The teacher on our own devices."""

@@ -52,6 +52,20 @@ class Completion:
     cached_tokens: int | None = None
 
 
+_CUT_OFF = ("length", "content_filter", "repetition")
+
+
+def is_cut_off(finish_reason: str | None) -> bool:
+    """Whether a completion ended before its end, in a way in which it would end again.
+
+    Raises:
+        CompletionError: it did not end at all ("abort", "error", no reason): it may the next time.
+    """
+    if finish_reason != "stop" and finish_reason not in _CUT_OFF:
+        raise CompletionError(f"the completion ended with {finish_reason!r}")
+    return finish_reason in _CUT_OFF
+
+
 class CompletionError(Exception):
     """This one row cannot be completed now; it is kept as failed, with this text, and tried again by the next run."""
 

@@ -50,7 +50,6 @@ class ChainRunner:
         self._stages = stages
         self._on_left = on_left
         self._spare_rows = spare_rows
-        self._unwritten = 0
         self._host = socket.gethostname()
         self._slots = asyncio.Semaphore(max_in_flight)
         self._walks: set[asyncio.Task[None]] = set()
@@ -136,9 +135,8 @@ class ChainRunner:
 
     def _flush_if_held_up(self) -> None:
         """Rows that wait for their commit take the room of those that a fast engine could go on with."""
-        self._unwritten += 1
-        if self._spare_rows is not None and self._unwritten >= self._spare_rows // 2:
-            self._unwritten = 0
+        waiting = max(committer.waiting for committer in self._results.values())
+        if self._spare_rows is not None and waiting >= self._spare_rows // 2:
             for committer in self._results.values():
                 committer.flush()
 

@@ -86,12 +86,12 @@ class Join:
         return joined
 
 
-def caught_up(stages: list[Stage], rows: list[Row]) -> list[Row]:
-    """Work rows (WORK schema) with what has come onto storage since they were planned."""
+def caught_up(stages: list[Stage], listing: dict[str, list[str]], rows: list[Row]) -> list[Row]:
+    """Work rows (WORK schema) with what had come onto storage when the stages' parts were listed (by stage)."""
     ids = IdRange.between(min(row["prompt_id"] for row in rows), max(row["prompt_id"] for row in rows))
     rows = [{**row, "todo": list(row["todo"])} for row in rows]
     for stage in stages:
-        parts = [name for name in stage.results.parts() if IdRange.of_part(name).meets(ids)]
+        parts = [name for name in listing[stage.name] if IdRange.of_part(name).meets(ids)]
         results = _by_key(stage.results, parts, None)
         for row in rows:
             if stage.name in row["todo"] and all(row[name] is not None for name in stage.inputs if name in TEXTS):

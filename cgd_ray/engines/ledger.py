@@ -13,7 +13,7 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.engines.tally import Tallies, add_tallies
-from cgd_ray.engines.ward import Strike, Strikes
+from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 
 _NODES_SECONDS = 1.0
 
@@ -24,8 +24,9 @@ class Admission:
 
     strikes: dict[str, Strike]
     """What is held against its rows."""
-    look_again: bool
-    """Something died in this run: rows of the block may be on storage although the block says that they lack them."""
+    look_again: int
+    """How often something had died when rows of this block may have come onto storage although the block says that they
+    lack them; 0: it is as the block says."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class Snapshot:
     """Since an engine loaded or a stage of a row was finished."""
     ceiling: str | None
     """Why an engine will not go on."""
+    broken: str | None
+    """Why there is no hope in going on."""
 
 
 @dataclass
@@ -47,6 +50,7 @@ class _Engine:
     suspects: set[str] | None = None  # those alone on it, while there are suspects
     is_up: bool = False
     is_stopped: bool = False
+    deaths: int = 0  # of its process, with nothing finished in between
 
 
 class _Ledger:
@@ -55,32 +59,41 @@ class _Ledger:
         self._strikes = Strikes()
         self._tallies: Tallies = {}
         self._ceiling: str | None = None
+        self._broken: str | None = None
         self._stopping = False
-        self._disturbed = False
+        self._deaths = 0  # of engines' processes and of nodes
+        self._node_deaths = 0  # how many there had been of both when a node was lost last
+        self._redone: set[str] = set()  # rows of blocks that Ray begins again, since their engine died
         self._nodes: set[str] = set()
         self._nodes_seen = 0.0
         self._progress = time.monotonic()
 
     def arrive(self, engine: str) -> None:
         """An engine's process is there; the second time it has died in between."""
-        if engine in self._engines:
-            self._disturbed = True
-            gone = self._engines[engine]
-            self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
-        self._engines[engine] = _Engine()
-        self._progress = time.monotonic()
+        gone = self._engines.get(engine)
+        self._engines[engine] = _Engine(deaths=gone.deaths + 1 if gone else 0)
+        if gone is None:
+            self._progress = time.monotonic()
+            return
+        self._deaths += 1
+        self._redone |= gone.rows
+        self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
+        if self._engines[engine].deaths > MOST_DEATHS:
+            self._broken = f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between"
 
     def up(self, engine: str) -> None:
         """An engine has loaded."""
         self._engines[engine].is_up = True
-        self._progress = time.monotonic()
+        if not self._engines[engine].deaths:  # an engine that loads again and again is no progress
+            self._progress = time.monotonic()
 
     def begin(self, engine: str, rows: list[str]) -> Admission:
         """An engine is about to work on these rows."""
         self._engines[engine].rows.update(rows)
         self._look_at_nodes()
         held = {row: self._strikes.of(row) for row in rows}
-        return Admission({row: strike for row, strike in held.items() if strike.deaths}, self._disturbed)
+        again = self._deaths if not self._redone.isdisjoint(rows) else self._node_deaths
+        return Admission({row: strike for row, strike in held.items() if strike.deaths}, again)
 
     def on_engine(self, engine: str, suspects: list[str] | None) -> None:
         """Only these rows are on the engine, until it says that there are no suspects left (None)."""
@@ -89,16 +102,18 @@ class _Ledger:
     def end(self, engine: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
         """An engine is done with these rows: what was made of them is on storage."""
         self._engines[engine].rows.difference_update(rows)
+        self._redone.difference_update(rows)
         for row in rows:
             self._strikes.clear(row)
-        self.report(tallies, ceiling)
+        self.report(engine, tallies, ceiling)
 
-    def report(self, tallies: Tallies, ceiling: str | None) -> bool:
+    def report(self, engine: str, tallies: Tallies, ceiling: str | None) -> bool:
         """What an engine did since it last said so; returns whether it should stop."""
         add_tallies(self._tallies, tallies)
         self._ceiling = ceiling or self._ceiling
         if tallies:
             self._progress = time.monotonic()
+            self._engines[engine].deaths = 0
         return self._stopping
 
     def stop(self) -> None:
@@ -116,13 +131,15 @@ class _Ledger:
     def snapshot(self) -> Snapshot:
         """How the run stands."""
         engines = sum(engine.is_up for engine in self._engines.values())
-        return Snapshot(self._tallies, engines, time.monotonic() - self._progress, self._ceiling)
+        return Snapshot(self._tallies, engines, time.monotonic() - self._progress, self._ceiling, self._broken)
 
     def _look_at_nodes(self) -> None:
         """A node that is gone may have held blocks, which Ray makes again."""
-        if not self._disturbed and time.monotonic() - self._nodes_seen > _NODES_SECONDS:
+        if time.monotonic() - self._nodes_seen > _NODES_SECONDS:
             alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            self._disturbed = not self._nodes <= alive
+            if not self._nodes <= alive:
+                self._deaths += 1
+                self._node_deaths = self._deaths
             self._nodes, self._nodes_seen = alive, time.monotonic()
 
 

@@ -3,24 +3,27 @@
 import asyncio
 import itertools
 import os
+from dataclasses import replace
 
 import openai
 from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import Completion, CompletionError, Request
+from cgd_ray.engines.base import Completion, CompletionError, Request, is_cut_off
 from cgd_ray.engines.gate import Gate
 from cgd_ray.engines.purse import Payment, Purse
 from cgd_ray.engines.retries import Trouble, backoff, trouble_of
 from cgd_ray.errors import CgdError, ConfigError
+
+_OWN_REFUSALS = 3  # for each allowed try: so often a row is refused at most, whoever was served meanwhile
 
 
 class OpenAIEngine:
     """Chat completions through the `openai` client.
 
     An endpoint that refuses (429, or 503 with Retry-After) is left alone by all requests for as long as it says; see
-    `Gate`. A refusal counts against a row's tries only where nobody was served since its last one.
+    `Gate`. A refusal counts against a row's tries only where nobody was served while it was under way.
     """
 
     def __init__(self, options: TeacherOpenAI, spent: float = 0.0) -> None:
@@ -41,14 +44,14 @@ class OpenAIEngine:
 
     async def complete(self, request: Request) -> Completion:
         """One chat completion; see `Engine`."""
-        age, tries = next(self._ages), 0
+        age, tries, refusals = next(self._ages), 0, 0
         while True:
-            served = self._served
             answer = await self._try(request, age)
             if isinstance(answer, ChatCompletion):
                 return _completion(answer)
-            tries += not answer.is_refusal or served == self._served
-            if tries > self._options.max_retries:
+            tries += answer.counts
+            refusals += answer.is_refusal
+            if tries > self._options.max_retries or refusals > _OWN_REFUSALS * max(1, self._options.max_retries):
                 raise CompletionError(answer.text)
             if not answer.is_refusal:
                 await asyncio.sleep(backoff(tries))
@@ -66,7 +69,11 @@ class OpenAIEngine:
                 await self._limiter.acquire()
             async with self._gate.passage(age) as sent:  # last, so that nothing is sent while the endpoint wants peace
                 self._purse.require_money()
-                return await self._ask(request, payment, sent)
+                served = self._served
+                answer = await self._ask(request, payment, sent)
+                if isinstance(answer, Trouble) and answer.is_refusal:
+                    return replace(answer, counts=served == self._served)
+                return answer
 
     async def _ask(self, request: Request, payment: Payment, sent: float) -> ChatCompletion | Trouble:
         try:
@@ -114,7 +121,7 @@ def _completion(answer: ChatCompletion) -> Completion:
     details = usage.prompt_tokens_details
     return Completion(
         text=choice.message.content or "",
-        truncated=choice.finish_reason != "stop",  # also what a content filter cut off
+        truncated=is_cut_off(choice.finish_reason),
         finish_reason=choice.finish_reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,

@@ -77,6 +77,9 @@ class ChainActor:
         self._ledger = ledger
         self._schema = schema
         self._name = ray.get_runtime_context().get_actor_id()
+        self._look = threading.Lock()
+        self._parts: dict[str, list[str]] = {}
+        self._listed = 0  # deaths that there had been in the run when the parts were listed
         ray.get(ledger.arrive.remote(self._name))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
@@ -112,7 +115,7 @@ class ChainActor:
         for name, strike in admission.strikes.items():
             self._engine.strikes.hold(name, strike)
         if admission.look_again:
-            rows = await asyncio.to_thread(caught_up, self._chain.stages, rows)
+            rows = await asyncio.to_thread(self._caught_up, rows, admission.look_again)
         suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
         await self._ledger.end.remote(self._name, names, self._runner.take_tallies(), self._runner.ceiling)
@@ -121,12 +124,20 @@ class ChainActor:
     async def _report(self) -> None:
         """Say what was done, and hear whether to stop."""
         while True:
-            stop = await self._ledger.report.remote(self._runner.take_tallies(), self._runner.ceiling)
+            stop = await self._ledger.report.remote(self._name, self._runner.take_tallies(), self._runner.ceiling)
             if stop:
                 break
             await asyncio.sleep(_REPORT_SECONDS)
         await self._runner.stop()
         await self._ledger.stopped.remote(self._name)
+
+    def _caught_up(self, rows: list[Row], deaths: int) -> list[Row]:
+        """What is dead writes no more, so a listing since the last death has all that it wrote."""
+        with self._look:
+            if self._listed < deaths:
+                self._parts = {stage.name: stage.results.parts() for stage in self._chain.stages}
+                self._listed = deaths
+        return caught_up(self._chain.stages, self._parts, rows)
 
     async def _report_suspects(self, suspects: set[str] | None) -> None:
         await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))

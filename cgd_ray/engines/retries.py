@@ -24,6 +24,8 @@ class Trouble:
     """The endpoint wants fewer requests, this one and all others."""
     wait: float | None
     """Seconds that it asks for."""
+    counts: bool = True
+    """Whether it says something of the row, and is one of its tries."""
 
 
 def trouble_of(error: openai.OpenAIError | ValueError) -> Trouble:

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
-from cgd_ray.engines.base import Completion, CompletionError, EngineDiedError, PromptTooLongError, Request
+from cgd_ray.engines.base import (
+    Completion,
+    CompletionError,
+    EngineDiedError,
+    PromptTooLongError,
+    Request,
+    is_cut_off,
+)
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.chat import encode_chat
 from cgd_ray.runtime import processes
@@ -80,7 +87,8 @@ class VllmEngine:
             "max_model_len": options.max_model_len,
             "tensor_parallel_size": options.tensor_parallel_size,
             "pipeline_parallel_size": options.pipeline_parallel_size,
-            "distributed_executor_backend": "mp",
+            # One device needs no further process; several must not become Ray actors of vLLM's own.
+            "distributed_executor_backend": "mp" if options.devices > 1 else "uni",
             "enforce_eager": eager,
             "enable_prefix_caching": True,
             "max_num_seqs": options.max_in_flight,
@@ -117,6 +125,7 @@ class VllmEngine:
 
     async def _generate(self, engine: "AsyncLLM", tokens: list[int], request: Request) -> "RequestOutput":
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMError
         from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -135,15 +144,16 @@ class VllmEngine:
                 final = output
         except EngineDeadError as error:
             raise EngineDiedError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
-        except ValueError as error:
-            raise CompletionError(f"vLLM refused the request: {_one_line(error)}") from error
+        except (VLLMError, ValueError) as error:  # refused, or failed though the engine lives
+            cause = error.__cause__ or error
+            raise CompletionError(f"vLLM: {type(cause).__name__}: {_one_line(cause)}") from error
         if final is None:
             raise CompletionError("vLLM ended the request without an output")
         return final
 
     def _completion(self, output: "RequestOutput") -> Completion:
         answer = output.outputs[0]
-        text, truncated = answer.text, answer.finish_reason != "stop"
+        text, truncated = answer.text, is_cut_off(answer.finish_reason)
         if self._parser is not None:
             truncated = truncated or not self._parser.is_reasoning_end(list(answer.token_ids))
             text = self._tokenizer.decode(
@@ -152,7 +162,7 @@ class VllmEngine:
         return Completion(
             text=text.strip() if self._parser is not None else text,
             truncated=truncated,
-            finish_reason=answer.finish_reason or "unknown",
+            finish_reason=str(answer.finish_reason),
             prompt_tokens=len(output.prompt_token_ids or []),
             completion_tokens=len(answer.token_ids),
             cached_tokens=output.num_cached_tokens,

@@ -13,7 +13,8 @@ from cgd_ray.errors import CgdError
 log = structlog.get_logger(__name__)
 
 _FREE_DEATHS = 1  # a row may see so many without suspicion: nodes are taken away, drivers fail
-_MOST_DEATHS = 16  # in a row, with nothing finished in between; halving 4,096 suspects takes 12
+MOST_DEATHS = 16
+"""Of an engine in a row, with nothing finished in between; halving 4,096 suspects takes 12."""
 _CLOSE_SECONDS = 30.0
 
 
@@ -139,21 +140,19 @@ class RevivedEngine:
             PoisonError: the engine died with this row and no other on it.
             CgdError: the engine cannot be started again, or dies whatever it is given.
         """
-        try:
-            while True:
-                await self._alive.wait()
-                if self._broken:
-                    raise self._broken
-                self._require_innocent(request.row)
-                with contextlib.suppress(EngineDiedError):
-                    return await self._attempt(request)
-        finally:
-            await self.left(request.row)
+        while True:
+            await self._alive.wait()
+            if self._broken:
+                raise self._broken
+            self._require_innocent(request.row)
+            with contextlib.suppress(EngineDiedError):
+                return await self._attempt(request)
 
     async def left(self, row: str) -> None:
-        """This row is not on the engine for now, and whatever is held against it holds nobody back.
+        """This row will ask for nothing more, so whatever is held against it holds nobody back.
 
-        To be said of rows that never came, too: who waits for all suspects to be done would wait for them.
+        To be said of rows that never came, too: who waits for all suspects to be done would wait for them. Not to be
+        said between two requests of a row: the second one may be what kills.
         """
         if self.strikes.of(row).deaths:
             suspected = self.strikes.any_suspect
@@ -195,12 +194,12 @@ class RevivedEngine:
             await asyncio.wait_for(dead.close(), _CLOSE_SECONDS)
         try:
             await self._start_anew(death)
-        except CgdError as error:
-            self._broken = error
+        except Exception as error:  # noqa: BLE001  whatever it is: the rows that wait for the engine must hear of it
+            self._broken = error if isinstance(error, CgdError) else CgdError(f"{type(error).__name__}: {error}")
         self._alive.set()
 
     async def _start_anew(self, death: EngineDiedError) -> None:
-        if self._deaths_in_a_row > _MOST_DEATHS:
+        if self._deaths_in_a_row > MOST_DEATHS:
             raise CgdError(f"the engine died {self._deaths_in_a_row} times in a row: {death}")
         self._engine = self._make()
         await self._engine.start()

@@ -22,7 +22,7 @@ from cgd_ray.grading.answers import gold_of
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.lease import Lease, held
-from cgd_ray.storage.schemas import RESULTS, TELEMETRY
+from cgd_ray.storage.schemas import PROMPTS, RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
@@ -34,8 +34,9 @@ def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
     Raises:
         CgdError: none has a reference that states an answer.
     """
-    heldout = prompts.read()
-    heldout = heldout.filter(pc.equal(heldout["split"], "heldout"))
+    # Part by part: those to train on may be millions.
+    parts = (part.filter(pc.equal(part["split"], "heldout")) for part in prompts.batches())
+    heldout = pa.concat_tables([PROMPTS.empty_table(), *(part.drop_columns("part") for part in parts)])
     gradable = [bool(reference and gold_of(reference)) for reference in heldout["reference"].to_pylist()]
     table = heldout.filter(pa.array(gradable, pa.bool_()))
     if len(table) == 0:

@@ -1,7 +1,6 @@
-"""From graded answers to figures: accuracy with intervals, the paired difference, and the quality of generated rows."""
+"""From graded answers to figures: accuracy with intervals, and the paired difference."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,12 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.engines.join import JoinedRow
 from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
-from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
-from cgd_ray.grading.overlap import copy_rate
 from cgd_ray.storage.runs import Document
 
 
@@ -68,50 +64,6 @@ def compare(base: Graded, trained: Graded, recipe: Recipe) -> Document:
         base.correct, trained.correct, section.confidence, section.resamples, seed=recipe.run.seed
     )
     return asdict(difference)
-
-
-def generated_quality(rows: Iterable[JoinedRow]) -> Document:
-    """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
-
-    Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many.
-    """
-    marked = [(row, _marks(row)) for row in rows if row.texts["reference"] and gold_of(row.texts["reference"])]
-    quality: Document = {
-        name: _share([marks[name] for _, marks in marked if name in marks])
-        for name in ("draft", "answer", "refine")
-        if any(name in row.results for row, _ in marked)
-    }
-    both = [(marks["draft"], marks["refine"]) for _, marks in marked if "refine" in marks]
-    quality["flips"] = {
-        "rows": len(both),
-        "fixed": sum(not before and after for before, after in both),
-        "broken": sum(before and not after for before, after in both),
-    }
-    verdicts = [(row.results["critique"] or {}).get("verdict") for row, _ in marked]
-    judged = zip(verdicts, (marks for _, marks in marked), strict=True)
-    quality["verdict"] = _share([(verdict == "right") == marks["draft"] for verdict, marks in judged if verdict])
-    quality["copy_rate"] = {
-        f"{source} to refinement": _copied(source, [row for row, _ in marked])
-        for source in ("critique", "answer")
-        if any(source in row.results for row, _ in marked)
-    }
-    return quality
-
-
-def _marks(row: JoinedRow) -> dict[str, bool]:
-    texts = {name: row.texts[name] for name in ("draft", "answer", "refine") if row.texts[name] is not None}
-    return {name: grade(text, row.texts["reference"]).correct for name, text in texts.items()}
-
-
-def _copied(source: str, rows: list[JoinedRow]) -> float | None:
-    """Mean share of the refinements' n-grams that stand in the source text of the same row."""
-    pairs = [(row.texts[source], row.texts["refine"]) for row in rows]
-    rates = [copy_rate(text, refined) for text, refined in pairs if text is not None and refined is not None]
-    return float(np.mean(rates)) if rates else None
-
-
-def _share(right: list[bool]) -> Document:
-    return {"rows": len(right), "accuracy": sum(right) / len(right) if right else None}
 
 
 def _accuracy(correct: np.ndarray, confidence: float) -> Document:

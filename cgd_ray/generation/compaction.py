@@ -1,10 +1,12 @@
 """Small parts of a table merged into large ones: parts of a few seconds each are soon too many to list and open.
 
-A merged part is written before its sources are deleted. Whoever is killed in between leaves rows twice, which readers
-take once; whoever read the listing before finds the rows in the parts that are there then (`Table.read`).
+A merged part is written before its sources are deleted, and a note before both: whoever is killed in between leaves
+rows twice, which readers take once, and the next command reads the note and ends what was begun. Whoever read the
+listing before finds the rows in the parts that are there then (`Table.read`).
 """
 
 import contextlib
+import json
 import secrets
 from collections.abc import Iterator
 from functools import partial
@@ -37,7 +39,7 @@ def compact(join: Join) -> None:
     few = max(FEW_PARTS, _PER_SHARD * len(join.prompts.parts()))
     for stage in join.stages:
         small = _small_parts(stage.results)
-        if len(small) <= few:
+        if len(small) <= few and not _begun(stage.results):
             continue
         lease = Lease(stage.results.store, stage.results.folder)
         with contextlib.ExitStack() as stack:
@@ -47,7 +49,10 @@ def compact(join: Join) -> None:
                 log.info(f"{stage.name}: small parts are not merged: {held}")
                 continue
             stack.callback(lease.give_back)
-            merge_parts(stage.results, small)
+            for note in _begun(stage.results):
+                _end_merge(stage.results, note)
+            if len(small) > few:
+                merge_parts(stage.results, _small_parts(stage.results))
 
 
 def merge_parts(table: Table, parts: dict[str, int]) -> None:
@@ -83,7 +88,32 @@ def _merge(table: Table, parts: list[str]) -> int:
     rows = rows.sort_by("prompt_id")
     writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{_MERGED}{secrets.token_hex(6)}"
     # No wider than a part of the prompts: who works on some of those should not have to read much else.
-    for number, start in enumerate(range(0, len(rows), PART_ROWS)):
-        table.write_part(f"{writer}-{number:06d}", rows.slice(start, PART_ROWS))
-    table.store.remove_files([f"{table.folder}/{part}" for part in parts])
+    slices = [rows.slice(start, PART_ROWS) for start in range(0, len(rows), PART_ROWS)]
+    note = f"{writer}.json"
+    content = {"writer": writer, "parts": len(slices), "sources": parts}
+    table.store.write(f"{_notes(table)}/{note}", json.dumps(content).encode())
+    for number, part in enumerate(slices):
+        table.write_part(f"{writer}-{number:06d}", part)
+    _end_merge(table, note)
     return len(parts)
+
+
+def _notes(table: Table) -> str:
+    return f"{table.folder}/.merges"
+
+
+def _begun(table: Table) -> list[str]:
+    """Notes of merges that were not ended; who holds the table's lease finds those of killed commands only."""
+    return table.store.names(_notes(table))
+
+
+def _end_merge(table: Table, note: str) -> None:
+    """Delete the sources of a merge, or what there is of the merged parts where some are missing."""
+    content = json.loads(table.store.read(f"{_notes(table)}/{note}"))
+    there = table.parts()
+    merged = [part for part in there if part.startswith(content["writer"])]
+    if len(merged) == content["parts"]:
+        merged = [part for part in there if part in set(content["sources"])]
+    if merged:
+        table.store.remove_files([f"{table.folder}/{part}" for part in merged])
+    table.store.remove(f"{_notes(table)}/{note}")

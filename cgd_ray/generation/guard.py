@@ -1,6 +1,6 @@
 """What ends a run of generation early: its cost, its failures, somebody else at work on its tables."""
 
-from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow.compute as pc
 
@@ -10,17 +10,13 @@ from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
 from cgd_ray.engines.tally import StageTally, Tallies
-from cgd_ray.errors import StoppedError
+from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation.planning import Plan
+from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.tables import Table
 
-
-@dataclass
-class Makers:
-    """The leases on the tables that this command adds rows to."""
-
-    leases: list[Lease] = field(default_factory=list)
-    waited: bool = False
+_LOOKS = 4  # at parts that another command merges
 
 
 class Guard:
@@ -29,10 +25,22 @@ class Guard:
     # Below this many rows a stage's share of failures says little.
     _ENOUGH_ROWS = 20
 
-    def __init__(self, recipe: Recipe, progress: Progress, makers: Makers, paid_before: float) -> None:
+    def __init__(
+        self, recipe: Recipe, progress: Progress, leases: list[Lease], paid_before: float, again: dict[str, int]
+    ) -> None:
+        """A guard.
+
+        Args:
+            recipe: its ceilings.
+            progress: where what comes back is counted.
+            leases: on the tables that this command adds rows to.
+            paid_before: what the tables' rows have cost.
+            again: by stage: rows that failed in an earlier run. That they fail once more says nothing of the engine.
+        """
         self._teacher = recipe.teacher.engine
         self.paid_before = paid_before
-        self._makers = makers
+        self._leases = leases
+        self._again = again
         self._ceiling = recipe.generation.max_total_tokens
         self._max_failed = recipe.generation.max_failed_fraction
         self.progress = progress
@@ -44,7 +52,7 @@ class Guard:
         Raises:
             StoppedError: it is too expensive, fails too often, or works on what another command works on.
         """
-        for lease in self._makers.leases:
+        for lease in self._leases:
             lease.require()
         tallies = self.progress.update(snapshot.tallies)
         for stage, tally in tallies.items():
@@ -68,7 +76,8 @@ class Guard:
     def _check_failures(self, stage: str, tally: StageTally) -> None:
         if tally.error is not None:
             self._errors[stage] = tally.error
-        if tally.rows >= self._ENOUGH_ROWS and tally.lost > self._max_failed * tally.rows:
+        lost = tally.lost - self._again.get(stage, 0)
+        if tally.rows >= self._ENOUGH_ROWS and lost > self._max_failed * tally.rows:
             raise StoppedError(
                 f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
                 f"{self._max_failed}; the last error: {tally.error}"
@@ -88,10 +97,28 @@ class Guard:
 
 
 def paid(recipe: Recipe, stages: list[Stage]) -> float:
-    """What the rows of these tables have cost, whoever's they are, by the prices of an HTTP teacher with a ceiling."""
+    """What the rows of these tables have cost, whoever's they are, by the prices of an HTTP teacher with a ceiling.
+
+    Raises:
+        CgdError: other commands merge the tables' parts all the time.
+    """
     teacher = recipe.teacher.engine
     if not isinstance(teacher, TeacherOpenAI) or teacher.spend_ceiling is None:
         return 0.0
+    for _ in range(_LOOKS):
+        parts = [(stage.results, part) for stage in stages for part in stage.results.parts()]
+        costs = list(spread(partial(_cost, teacher), parts))
+        if None not in costs:
+            return sum(cost for cost in costs if cost is not None)
+    raise CgdError("the parts of the teacher's tables come and go; is another command at work on them?")
+
+
+def _cost(teacher: TeacherOpenAI, part: tuple[Table, str]) -> float | None:
+    """None where the part was merged into another one since it was listed."""
+    table, name = part
     counts = ["prompt_tokens", "completion_tokens"]
-    parts = (part for stage in stages for part in stage.results.batches(columns=counts))
-    return sum(teacher.cost(*(pc.sum(part[name]).as_py() or 0 for name in counts)) for part in parts)
+    try:
+        [rows] = table.batches([name], counts)
+    except FileNotFoundError:
+        return None
+    return teacher.cost(*(pc.sum(rows[count]).as_py() or 0 for count in counts))

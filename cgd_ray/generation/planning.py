@@ -34,6 +34,8 @@ class Plan:
 
     counts: dict[str, StageCount] = field(default_factory=dict)
     todo: dict[str, int] = field(default_factory=dict)  # rows to do per stage, failed ones included
+    again: dict[str, int] = field(default_factory=dict)  # those that failed
+    first: dict[str, int] = field(default_factory=dict)  # rows for which nothing is to be done before this stage
     shards: list[Shard] = field(default_factory=list)
     untried: int = 0  # rows that lack a stage which was never tried; the others failed
 
@@ -88,7 +90,10 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
             _judge(joined, stage, todo, found.counts[stage.name])
         for name in todo:
             found.todo[name] += 1
-        found.untried += bool(todo) and joined.results[todo[0]] is None
+            found.again[name] += joined.results[name] is not None
+        if todo:
+            found.first[todo[0]] += 1
+            found.untried += joined.results[todo[0]] is None
     if any(found.todo.values()):
         found.shards.append(shard)
     return found
@@ -96,14 +101,16 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
 
 def _empty(stages: list[Stage]) -> Plan:
     names = [stage.name for stage in stages]
-    return Plan({name: StageCount() for name in names}, dict.fromkeys(names, 0))
+    todo, again, first = (dict.fromkeys(names, 0) for _ in range(3))
+    return Plan({name: StageCount() for name in names}, todo, again, first)
 
 
 def _add(whole: Plan, part: Plan) -> None:
     for name, count in part.counts.items():
         for state, rows in vars(count).items():
             setattr(whole.counts[name], state, getattr(whole.counts[name], state) + rows)
-        whole.todo[name] += part.todo[name]
+        for numbers, more in ((whole.todo, part.todo), (whole.again, part.again), (whole.first, part.first)):
+            numbers[name] += more[name]
     whole.shards += part.shards
     whole.untried += part.untried
 

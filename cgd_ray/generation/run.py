@@ -21,11 +21,11 @@ from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
 from cgd_ray.generation.compaction import compact
 from cgd_ray.generation.explain import set_apart
-from cgd_ray.generation.guard import Guard, Makers, paid
+from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.lease import Lease, held
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
@@ -69,19 +69,24 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
     join = join_of(recipe, prompts, stages)
     if may_generate:
         compact(join)
+    seen = _listing(stages)
     current = plan(join)
     if not may_generate:
         return GenerationResult(stages, _counts(current))
     if current.is_done:
         log.info("generation: nothing to do, no engine is loaded", rows=current.rows)
         return GenerationResult(stages, _counts(current))
-    with _sole_maker(store, stages, current) as makers:
-        if makers.waited:
+    with _sole_maker(store, stages, current) as leases:
+        if _listing(stages) != seen:  # another command made some of it meanwhile
             current = plan(join)
-        return _generate(recipe, join, stages, current, makers)
+        return _generate(recipe, join, stages, current, leases)
 
 
-def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers: Makers) -> GenerationResult:
+def _listing(stages: Stages) -> dict[str, list[str]]:
+    return {stage.name: stage.results.parts() for stage in stages.all}
+
+
+def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases: list[Lease]) -> GenerationResult:
     store = join.prompts.store
     for stage in stages.all:
         if reason := set_apart(store, stage):
@@ -92,29 +97,23 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, makers:
     spent = paid(recipe, stages.teacher)
     for part in parts:  # before anything is paid for
         require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
-    guard = Guard(recipe, Progress(current.todo), makers, spent)
+    guard = Guard(recipe, Progress(current.todo), leases, spent, current.again)
     with guard.progress:
-        for number, part in enumerate(parts):
-            if number:  # what the part before made
-                current = plan(join)
-            if needed := _needed(current, stages, part):
-                _run(recipe, guard, join, current, needed)
-    done = plan(join)
-    guard.require_some(done)
-    return GenerationResult(stages, _counts(done), guard.progress.summary(), execution)
+        for part in parts:
+            # A row whose draft failed would pass the teacher's engine by.
+            if any(current.first[stage.name] for stage in part):
+                _run(recipe, guard, join, current, _needed(current, stages, part))
+                current = plan(join)  # with what this part made
+    guard.require_some(current)
+    return GenerationResult(stages, _counts(current), guard.progress.summary(), execution)
 
 
 @contextlib.contextmanager
-def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[Makers]:
+def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[list[Lease]]:
     """Hold the tables that lack rows, in one order for all commands; another command may have made them meanwhile."""
-    makers = Makers()
     with contextlib.ExitStack() as stack:
-        for folder in sorted(stage.results.folder for stage in stages.all if current.todo[stage.name]):
-            lease = Lease(store, folder)
-            makers.waited |= lease.take(wait=True)
-            stack.callback(lease.give_back)
-            makers.leases.append(lease)
-        yield makers
+        folders = sorted(stage.results.folder for stage in stages.all if current.todo[stage.name])
+        yield [stack.enter_context(held(store, folder, wait=True)) for folder in folders]
 
 
 def _counts(current: Plan) -> dict[str, dict[str, int]]:

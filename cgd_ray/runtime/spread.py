@@ -1,5 +1,6 @@
 """The same function over many items: on the cluster where there is one, else here."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TypeVar
@@ -7,6 +8,7 @@ from typing import TypeVar
 import ray
 import ray.exceptions
 
+from cgd_ray.errors import CgdError
 from cgd_ray.runtime.waiting import interruptibly
 
 Item = TypeVar("Item")
@@ -17,17 +19,32 @@ _FEW = 8
 
 
 def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The results in the order of the items; as Ray tasks of one CPU each where Ray is connected and items are many."""
+    """The results in the order of the items; as Ray tasks where Ray is connected and items are many.
+
+    As many at a time as the cluster has CPUs, though they ask for none: what another command's engines hold may not be
+    given back for hours.
+
+    Raises:
+        CgdError: a task was lost again and again.
+    """
     if len(items) <= _FEW or not ray.is_initialized():
         yield from map(function, items)
         return
-    call = ray.remote(num_cpus=1, max_retries=3)(_call)
+    call = ray.remote(num_cpus=0, max_retries=3)(_call)
     shared = ray.put(function)
-    for made in [call.remote(shared, item) for item in items]:
+    room = max(2, int(ray.cluster_resources().get("CPU", 0)))
+    waiting = deque(call.remote(shared, item) for item in items[:room])
+    for following in (*items[room:], *[None] * min(room, len(items))):
+        made = waiting.popleft()
+        if following is not None:
+            waiting.append(call.remote(shared, following))
         try:
             yield interruptibly(partial(ray.get, made))
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error  # one line of ours, not a worker's trace
+        except ray.exceptions.RayError as error:
+            text = " ".join(str(error).split())[:500]
+            raise CgdError(f"work that was spread over the cluster was lost: {text}") from error
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:

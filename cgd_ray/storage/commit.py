@@ -39,6 +39,11 @@ class Committer:
             self._timer = loop.call_later(self._flush_seconds, self.flush)
         return done
 
+    @property
+    def waiting(self) -> int:
+        """Rows that nobody writes yet."""
+        return len(self._waiting)
+
     def flush(self) -> None:
         """Start writing what waits."""
         if self._timer is not None:

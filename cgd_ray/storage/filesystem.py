@@ -163,6 +163,13 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
     return fsspec.filesystem("file", auto_mkdir=True)
 
 
+def store_errors() -> tuple[type[Exception], ...]:
+    """What comes out of a store that cannot be reached, refuses, or is full."""
+    from botocore.exceptions import BotoCoreError, ClientError  # half a second, which many commands do without
+
+    return (OSError, BotoCoreError, ClientError)
+
+
 def require_writable(store: Store) -> None:
     """Write and delete a probe file.
 

@@ -18,11 +18,12 @@ import psutil
 import structlog
 
 from cgd_ray.errors import CgdError, StoppedError
-from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.filesystem import Store, store_errors
 
 log = structlog.get_logger(__name__)
 
 _BEAT_SECONDS = 5.0  # between two signs of life of a holder
+_LOOKS_A_BEAT = 5  # of who waits
 _DEAD_BEATS = 6  # without a sign of life, by the clock of who waits: the holder is gone
 
 
@@ -47,13 +48,14 @@ class _Seen:
     beat: int
     since: float
     changed: bool  # since this command first looked
+    looks: int = 1  # at this very beat: after an outage one look says nothing
 
 
 class Lease:
     """A folder that this command holds or waits for.
 
     Who wants it writes a claim, and holds it when no living claim holds it and none of a lower name asks for it. Two
-    that write at the same moment may both hold it for one beat; then the one with the higher name has lost it.
+    that write at the same moment may both hold it for two beats; then the one with the higher name has lost it.
     """
 
     def __init__(self, store: Store, folder: str, beat_seconds: float = _BEAT_SECONDS) -> None:
@@ -65,6 +67,7 @@ class Lease:
         self._mine = Claim(secrets.token_hex(8), socket.gethostname(), process.pid, process.create_time())
         self._seen: dict[str, _Seen] = {}
         self._written = time.monotonic()
+        self._doubted = False
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
@@ -96,7 +99,8 @@ class Lease:
         """Let others have it."""
         self._ended.set()
         self._heart.join()
-        self._store.remove(self._file(self._mine.name))
+        with contextlib.suppress(*store_errors()):  # then others find out that this process has ended
+            self._store.remove(self._file(self._mine.name))
 
     def _come_to_hold(self, *, wait: bool) -> bool:
         waited = False
@@ -106,7 +110,7 @@ class Lease:
             if not waited:
                 log.info("waiting for another command, or for proof that it is gone", holder=str(rival), at=self._url)
             waited = True
-            time.sleep(self._beat_seconds / 5)
+            time.sleep(self._beat_seconds / _LOOKS_A_BEAT)
         return waited
 
     @property
@@ -116,9 +120,11 @@ class Lease:
     def _file(self, name: str) -> str:
         return f"{self.folder}/.lease/{name}.json"
 
-    def _say(self, *, holds: bool) -> None:
+    def _say(self, *, holds: bool | None = None) -> None:
+        """Give a sign of life; `holds` changes what it says."""
         with self._lock:
-            self._mine = replace(self._mine, beat=self._mine.beat + 1, holds=holds)
+            holds = self._mine.holds if holds is None else holds
+            self._mine = replace(self._mine, beat=self._mine.beat + 1, holds=holds and not self.lost)
             self._store.write(self._file(self._mine.name), json.dumps(asdict(self._mine)).encode())
             self._written = time.monotonic()
 
@@ -136,14 +142,20 @@ class Lease:
     def _lower_holder(self) -> Claim | None:
         return next((claim for claim in self._others() if claim.holds and claim.name < self._mine.name), None)
 
-    def _is_taken_after_silence(self) -> bool:
-        """Whether somebody holds what this command could not say that it holds.
-
-        To be asked before it says so again: the other one would believe it.
-        """
-        silent = time.monotonic() - self._written
+    def _is_taken_after_silence(self, written: float) -> bool:
+        """Whether somebody holds what this command could not say that it holds, since it wrote then."""
+        silent = time.monotonic() - written
         limit = (_DEAD_BEATS - 1) * self._beat_seconds
         return self._mine.holds and silent > limit and any(claim.holds for claim in self._others())
+
+    def _outrun(self) -> bool:
+        """Whether a holder of a lower name holds it, too, and did so a beat ago.
+
+        One look is not enough: a sign of life that was long under way may come from who lost the folder meanwhile, and
+        will take it back.
+        """
+        before, self._doubted = self._doubted, self._mine.holds and self._lower_holder() is not None
+        return before and self._doubted
 
     def _others(self) -> list[Claim]:
         """The claims of other commands that live; those of dead ones are taken away."""
@@ -165,8 +177,12 @@ class Lease:
             return True
         seen = self._seen.get(claim.name)
         if seen is None or seen.beat != claim.beat:
-            seen = self._seen[claim.name] = _Seen(claim.beat, time.monotonic(), seen is not None)
-        return time.monotonic() - seen.since > _DEAD_BEATS * self._beat_seconds
+            seen = _Seen(claim.beat, time.monotonic(), seen is not None)
+        else:
+            seen = replace(seen, looks=seen.looks + 1)
+        self._seen[claim.name] = seen
+        silent = time.monotonic() - seen.since
+        return silent > _DEAD_BEATS * self._beat_seconds and seen.looks > 2 * _LOOKS_A_BEAT
 
     def _lives(self, claim: Claim) -> bool:
         """Whether a claim showed a sign of life while this command looked."""
@@ -177,9 +193,14 @@ class Lease:
             # A store fails in many ways and comes back. Who cannot write a sign of life cannot commit rows either, so
             # it is enough to look who holds the folder then.
             with contextlib.suppress(Exception):
-                self.lost = self.lost or self._is_taken_after_silence()
-                self._say(holds=self._mine.holds and not self.lost)
-                self.lost = self.lost or (self._mine.holds and self._lower_holder() is not None)
+                written = self._written
+                # Before it says that it holds the folder, since the other one would believe it; and afterwards, since
+                # a store may take minutes for one write.
+                self.lost = self.lost or self._is_taken_after_silence(written)
+                self._say()
+                self.lost = self.lost or self._is_taken_after_silence(written) or self._outrun()
+                if self.lost and self._mine.holds:
+                    self._say()
 
 
 @contextlib.contextmanager

@@ -1,71 +1,147 @@
-"""The checkpoint of one optimiser step: DeepSpeed's shards and one small file that says how far training is."""
+"""Checkpoints of optimiser steps: written beside the training, whole or not at all, readable in any layout.
+
+`FOLDER/step-NNNNNNNN/` holds what torch's distributed checkpointing writes, and `progress.json`, which comes last: a
+folder without it is no checkpoint.
+"""
 
 import json
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
-from cgd_ray.errors import CgdError
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.training.pieces import Piece, begin_at, pieces_of, refresh_weights
+from cgd_ray.training.progress import Progress
 
 _PROGRESS = "progress.json"
-_TAG = "zero"
+
+
+class Checkpoints:
+    """The checkpoints of one training. Every method is called by all ranks together."""
+
+    def __init__(self, store: Store, folder: str, keep: int) -> None:
+        """They lie in a folder of the store; the `keep` newest stay."""
+        self._store = store
+        self._folder = folder
+        self._keep = keep
+        # Of its own, and on the host: it works while the training's group does.
+        self._group = dist.new_group(backend="gloo")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+
+    def save(self, engine: Any, progress: Progress) -> None:
+        """Copy this rank's pieces to the host and write them while training goes on, after the save before.
+
+        Raises:
+            Exception: the save before failed.
+        """
+        self.wait()
+        pieces = {name: _Held.on_host(piece) for name, piece in pieces_of(engine).items()}
+        self._writing = self._writer.submit(self._write, pieces, progress)
+
+    def wait(self) -> None:
+        """Until the last save is whole.
+
+        Raises:
+            Exception: it failed.
+        """
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+
+    def restore(self, engine: Any) -> Progress:
+        """Put the engine back to the newest whole checkpoint; without one nothing changes, and step 0 is returned."""
+        found: list[Progress | None] = [self._newest() if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(found, group=self._group, src=0)
+        progress = found[0]
+        if progress is None:
+            return Progress()
+        begin_at(engine, progress.step)
+        pieces = {name: _Held(piece) for name, piece in pieces_of(engine).items()}
+        path = self._store.url(self._place(progress.step))
+        reader = FsspecReader(path, **self._store.fs.storage_options)
+        load(pieces, storage_reader=reader, planner=_Reading(), process_group=self._group)
+        refresh_weights(engine)
+        return progress
+
+    def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
+        place = self._place(progress.step)
+        writer = FsspecWriter(self._store.url(place), **self._store.fs.storage_options)
+        planner = _Writing(flatten_state_dict=False, flatten_sharded_tensors=False)
+        save(pieces, storage_writer=writer, planner=planner, process_group=self._group)
+        if dist.get_rank() == 0:
+            self._store.write(f"{place}/{_PROGRESS}", json.dumps(asdict(progress), indent=1).encode())
+            self._forget_old()
+
+    def _place(self, step: int) -> str:
+        return f"{self._folder}/step-{step:08d}"
+
+    def _newest(self) -> Progress | None:
+        whole = self._whole()
+        if not whole:
+            return None
+        return Progress(**json.loads(self._store.read(f"{self._folder}/{whole[-1]}/{_PROGRESS}")))
+
+    def _whole(self) -> list[str]:
+        names = [name for name in self._store.folders(self._folder) if name.startswith("step-")]
+        return [name for name in names if self._store.exists(f"{self._folder}/{name}/{_PROGRESS}")]
+
+    def _forget_old(self) -> None:
+        """Remove what is older than those to keep, with what a kill left half written among it."""
+        oldest = self._whole()[-self._keep :][0]
+        for name in self._store.folders(self._folder):
+            if name.startswith("step-") and name < oldest:
+                # What says that it is whole goes first.
+                self._store.remove(f"{self._folder}/{name}/{_PROGRESS}")
+                self._store.remove(f"{self._folder}/{name}")
 
 
 @dataclass(frozen=True)
-class Progress:
-    """How far training is, over all interruptions."""
+class _Held:
+    """A piece, as torch's distributed checkpointing asks things that lie in pieces on many ranks."""
 
-    step: int = 0
-    """Optimiser steps done."""
-    seconds: float = 0.0
-    supervised_tokens: int = 0
-    total_tokens: int = 0
-    loss: float = float("nan")
-    """Mean loss per supervised token of the last step."""
+    piece: Piece
 
+    @staticmethod
+    def on_host(piece: Piece) -> "_Held":
+        return _Held(Piece(piece.tensor.detach().to("cpu", copy=True), piece.start, piece.whole))
 
-@dataclass(frozen=True)
-class Layout:
-    """What a sharded checkpoint is tied to."""
+    @property
+    def _chunk(self) -> ChunkStorageMetadata:
+        return ChunkStorageMetadata(torch.Size([self.piece.start]), torch.Size([self.piece.tensor.numel()]))
 
-    workers: int
-    zero_stage: int
+    def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
+        properties = TensorProperties.create_from_tensor(self.piece.tensor)
+        data = TensorWriteData(self._chunk, properties, torch.Size([self.piece.whole]))
+        return [WriteItem(MetadataIndex(name, self._chunk.offsets), WriteItemType.SHARD, tensor_data=data)]
 
-
-def save_checkpoint(engine: Any, folder: Path, progress: Progress, layout: Layout) -> None:
-    """Write this rank's shards into its folder, and rank 0 the progress beside them. All ranks call it together.
-
-    The ranks' folders, put on top of each other, are the checkpoint.
-    """
-    engine.save_checkpoint(str(folder), tag=_TAG)
-    if dist.get_rank() == 0:
-        content = {"progress": asdict(progress), "layout": asdict(layout)}
-        (folder / _PROGRESS).write_text(json.dumps(content, indent=1))
+    def __create_chunk_list__(self) -> Sequence[ChunkStorageMetadata]:
+        return [self._chunk]
 
 
-def load_checkpoint(engine: Any, folder: Path, layout: Layout) -> Progress:
-    """Put the engine back to the checkpoint's step.
-
-    Raises:
-        CgdError: it was written with another number of workers or ZeRO stage.
-    """
-    content = json.loads((folder / _PROGRESS).read_text())
-    require_layout(Layout(**content["layout"]), layout, str(folder))
-    engine.load_checkpoint(str(folder), tag=_TAG)
-    return Progress(**content["progress"])
+class _Writing(DefaultSavePlanner):
+    def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
+        held: _Held = self.state_dict[index.fqn]
+        return held.piece.tensor
 
 
-def require_layout(saved: Layout, wanted: Layout, where: str) -> None:
-    """Refuse to continue a sharded checkpoint in another layout.
+class _Reading(DefaultLoadPlanner):
+    """Takes the state as it is; torch's own would put None in the place of what it does not know."""
 
-    Raises:
-        CgdError: the two differ; the text names both and the two ways out.
-    """
-    if saved != wanted:
-        raise CgdError(
-            f"training.workers={wanted.workers}, training.zero_stage={wanted.zero_stage}: the checkpoints in {where} "
-            f"were written with workers={saved.workers}, zero_stage={saved.zero_stage}; set these back to continue, "
-            "or delete that folder to start afresh"
-        )
+    def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
+        self.flatten_state_dict = False
+        self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
+
+    def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
+        held: _Held = self.state_dict[index.fqn]
+        return held.piece.tensor

@@ -1,14 +1,13 @@
 """What goes to a training worker and what comes back. Light to import: the driver needs it, and no DeepSpeed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.checkpoints import Progress
+from cgd_ray.training.progress import Progress
 
 
 class DivergedError(CgdError):
@@ -35,6 +34,8 @@ class RankJob:
     storage: StorageSection
     training: TrainingSection
     seed: int
+    checkpoints: str
+    """Folder of this training's checkpoints, relative to the root."""
     student: str
     """Folder of the exported student, relative to the root."""
     about: About
@@ -55,8 +56,6 @@ class StepReport:
     seconds: float
     supervised_tokens: int
     total_tokens: int
-    checkpoint: Path | None
-    """This rank's shards of a checkpoint, gone after the report; None between checkpoints."""
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
-"""What one Ray Train worker runs: the rank's loop, with checkpoints and progress wired to Ray Train."""
+"""What one Ray Train worker runs: the rank's loop, with progress wired to the driver."""
 
-from contextlib import nullcontext
+import contextlib
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 
+import ray
+import ray.exceptions
 import ray.train
 import structlog
 from ray.actor import ActorHandle
 
+from cgd_ray.errors import StoppedError
 from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
 from cgd_ray.training.steps import step_figures
 
@@ -23,27 +24,31 @@ class Refused:
 
 
 def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
-    """Train from Ray Train's last checkpoint, if there is one; `board` is the actor of `shown_steps`."""
+    """Train from the last checkpoint, if there is one; `board` is the actor of `shown_steps`."""
     from cgd_ray.training.worker import train_rank  # DeepSpeed, which the driver does without
 
-    checkpoint = ray.train.get_checkpoint()
     try:
-        with checkpoint.as_directory() if checkpoint else nullcontext() as folder:
-            return train_rank(job, partial(_report, board), resume=Path(folder) if folder else None)
-    except DivergedError as error:
+        return train_rank(job, _Reporter(board))
+    except (DivergedError, StoppedError) as error:
         return Refused(str(error))
 
 
-def _report(board: ActorHandle, step: StepReport) -> None:
-    """Show the step on rank 0; hand a checkpoint to Ray Train, which puts the ranks' shards together."""
-    if ray.train.get_context().get_world_rank() == 0:
+class _Reporter:
+    """Shows each step, which is the same on all ranks, from rank 0, and hears whether to stop."""
+
+    def __init__(self, board: ActorHandle) -> None:
+        self._board = board
+        self._is_first = ray.train.get_context().get_world_rank() == 0
+        self._answer: ray.ObjectRef[bool] | None = None
+
+    def __call__(self, step: StepReport) -> bool:
+        """Whether the driver wants training to stop, as it said to the step before: nobody waits for its answer."""
+        if not self._is_first:
+            return False
         log.info("train", **step_figures(step))
-        board.put.remote(step)  # not waited for, and no error of ours where the board is gone
-    if step.checkpoint is None:
-        return
-    # Named by step: what a kill left half uploaded is overwritten when the step is done again.
-    ray.train.report(
-        {"step": step.progress.step, "loss": step.progress.loss},
-        checkpoint=ray.train.Checkpoint.from_directory(step.checkpoint),
-        checkpoint_dir_name=f"step-{step.progress.step:08d}",
-    )
+        must_stop = False
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            with contextlib.suppress(ray.exceptions.RayError):  # the board is lost with its node; training goes on
+                must_stop = ray.get(self._answer)
+        self._answer = self._board.put.remote(step)
+        return must_stop

@@ -18,13 +18,18 @@ _LINE_SECONDS = 15.0
 
 
 class _Board:
-    """An actor that remembers the last step: rank 0 writes it, the driver reads it."""
+    """An actor between driver and rank 0, which writes each step; the driver reads it, and may ask for an end."""
 
     def __init__(self) -> None:
         self._last: StepReport | None = None
+        self._must_stop = False
 
-    def put(self, step: StepReport) -> None:
+    def put(self, step: StepReport) -> bool:
         self._last = step
+        return self._must_stop
+
+    def stop(self) -> None:
+        self._must_stop = True
 
     def last(self) -> StepReport | None:
         return self._last

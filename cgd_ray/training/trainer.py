@@ -20,7 +20,6 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.card import model_card, training_seed
-from cgd_ray.training.checkpoints import Layout, require_layout
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
 from cgd_ray.training.job import About, RankJob, RankOutcome
@@ -83,7 +82,7 @@ def run_training(
 
     Raises:
         ConfigError: the student has no usable chat template.
-        CgdError: no student is there and none may be trained, no rows are left, the layout changed under a checkpoint,
+        CgdError: no student is there and none may be trained, no rows are left,
             training diverged, or its workers died more than `training.max_failures` times.
     """
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_path), recipe.generation.draft.chat_template_kwargs)
@@ -102,7 +101,6 @@ def run_training(
         raise CgdError(f"run {recipe.run.name} has no student of these settings: run jobs/train.py first")
     if store.exists(f"{plan.student}/manifest.json"):
         log.warning("the run's student is of other settings and will be replaced", student=store.url(plan.student))
-    plan.prepare_folder()
     outcome = _fit(plan)
     log.info("student exported", student=store.url(plan.student), steps=outcome.progress.step)
     return plan.finish(outcome)
@@ -143,10 +141,6 @@ class _Plan:
     def identity(self) -> str:
         return fingerprint(self.content)
 
-    @property
-    def layout(self) -> Layout:
-        return Layout(self.recipe.training.workers, self.recipe.training.zero_stage)
-
     def finished(self) -> TrainingResult | None:
         """The result of an earlier invocation, if this very training was exported."""
         name = f"{self.student}/manifest.json"
@@ -176,35 +170,6 @@ class _Plan:
         self.store.write(f"{self.student}/manifest.json", json.dumps(manifest, indent=1).encode())
         return result
 
-    def prepare_folder(self) -> None:
-        """Say in the folder what it holds; refuse one whose checkpoints are of another layout.
-
-        Raises:
-            CgdError: `training.workers` or `training.zero_stage` changed since the last checkpoint.
-        """
-        name = f"{self.folder}/training.json"
-        if self._has_checkpoints() and self.store.exists(name):
-            saved = json.loads(self.store.read(name))
-            require_layout(Layout(**saved["layout"]), self.layout, self.store.url(self.folder))
-        content = {"training": self.content, "layout": asdict(self.layout)}
-        self.store.write(name, json.dumps(content, indent=1).encode())
-
-    def _has_checkpoints(self) -> bool:
-        """Whether Ray Train committed a checkpoint.
-
-        Ray Train 2.60 writes its snapshot in place; a kill inside that write leaves half a file, on which every later
-        start would fail. Then its checkpoints cannot be told from half ones either: training starts afresh.
-        """
-        name = f"{self.folder}/checkpoint_manager_snapshot.json"
-        if not self.store.exists(name):
-            return False
-        try:
-            return bool(json.loads(self.store.read(name))["checkpoint_results"])
-        except json.JSONDecodeError:
-            log.warning("half-written snapshot of checkpoints, training starts afresh", file=self.store.url(name))
-            self.store.remove(self.folder)
-            return False
-
     def job(self, resources: WorkerResources) -> RankJob:
         return RankJob(
             encoded=self.encoded.table,
@@ -213,6 +178,7 @@ class _Plan:
             storage=self.recipe.storage,
             training=self.recipe.training,
             seed=training_seed(self.recipe),
+            checkpoints=self.folder,
             student=self.student,
             about=About(
                 model_card(self.recipe, self.encoded, self.identity), self.recipe.generation.draft.chat_template_kwargs
@@ -225,7 +191,9 @@ class _Plan:
 def _fit(plan: _Plan) -> RankOutcome:
     try:
         with shown_steps() as board:
-            outcome: RankOutcome | Refused = interruptibly(_trainer(plan, board).fit).return_value
+            fit = _trainer(plan, board).fit
+            # Interrupted, it writes a checkpoint first.
+            outcome: RankOutcome | Refused = interruptibly(fit, on_interrupt=board.stop.remote).return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise CgdError(
             f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
@@ -248,7 +216,6 @@ def _trainer(plan: _Plan, board: ActorHandle) -> TorchTrainer:
             storage_path=plan.store.path(plan.parent),
             storage_filesystem=pyarrow_filesystem(plan.store),
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=training.keep_checkpoints),
             worker_runtime_env={"env_vars": {"DS_ACCELERATOR": resources.device}},
         ),
     )

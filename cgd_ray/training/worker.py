@@ -11,26 +11,29 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from cgd_ray.errors import StoppedError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
-from cgd_ray.training.checkpoints import Layout, Progress, load_checkpoint, save_checkpoint
+from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
+from cgd_ray.training.progress import Progress
 from cgd_ray.training.rows import EncodedRows
 from cgd_ray.training.schedule import learning_rate
 
-Report = Callable[[StepReport], None]
+Report = Callable[[StepReport], bool]
+"""Hears of a step; returns whether training is to stop."""
 
 
 @dataclass(frozen=True)
@@ -42,29 +45,32 @@ class _Pass:
     weight: float
 
 
-def train_rank(job: RankJob, report: Report, resume: Path | None = None) -> RankOutcome:
-    """Train to the last step, export the student from rank 0, and say how it went.
+def train_rank(job: RankJob, report: Report) -> RankOutcome:
+    """Train from the last checkpoint to the last step, export the student from rank 0, and say how it went.
 
     Args:
         job: the same on every rank.
-        report: called after each step, on all ranks.
-        resume: folder of a whole checkpoint.
+        report: called after each step, on all ranks; once one of them wants to stop, all do after the step that
+            follows, with a checkpoint.
 
     Raises:
         DivergedError: the loss or the gradient is not finite; names the step and the rows.
-        CgdError: the checkpoint was written in another layout, or the model mixes packed rows.
+        StoppedError: `report` wanted it.
+        CgdError: the model mixes packed rows.
     """
     rank = _Rank(job)
-    progress = rank.restore(resume) if resume else Progress()
-    resumed_from = progress.step if resume else None
+    checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints)
+    progress = checkpoints.restore(rank.engine)
+    resumed_from = progress.step or None
     for step_report in rank.steps(progress):
         progress = step_report.progress
-        if rank.is_due(progress.step):
-            with tempfile.TemporaryDirectory(prefix="cgd-checkpoint-") as folder:
-                save_checkpoint(rank.engine, Path(folder), progress, rank.layout)
-                report(replace(step_report, checkpoint=Path(folder)))
-        else:
-            report(step_report)
+        if rank.is_due(progress.step) or rank.must_stop:
+            checkpoints.save(rank.engine, progress)
+        rank.wants_stop = report(step_report)
+        if rank.must_stop and progress.step < rank.total_steps:
+            checkpoints.wait()
+            raise StoppedError(f"training stopped after step {progress.step} of {rank.total_steps}")
+    checkpoints.wait()
     rank.export()
     return RankOutcome(progress, len(rank.rows), resumed_from)
 
@@ -78,15 +84,15 @@ class _Rank:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
         self.number, self.world = dist.get_rank(), dist.get_world_size()
-        self.layout = Layout(self.world, job.training.zero_stage)
         self.rows = EncodedRows(job.encoded.read())
         self.total_steps = optimiser_steps(len(self.rows), job.training.batch_size, job.training.epochs)
         self.source = local_model(job.model, job.revision, job.storage)
+        self.wants_stop = False
+        """Whether this rank was asked to stop."""
+        self.must_stop = False
+        """Whether any rank was, before the last step; the same on all."""
         self.engine = start_engine(job.training, self.source, self.device)
         require_isolation(self.engine, self.engine.module.config.vocab_size, self.device)
-
-    def restore(self, folder: Path) -> Progress:
-        return load_checkpoint(self.engine, folder, self.layout)
 
     def is_due(self, step: int) -> bool:
         """Whether a checkpoint follows this step."""
@@ -109,7 +115,7 @@ class _Rank:
                 total_tokens=progress.total_tokens + total,
                 loss=loss,
             )
-            yield StepReport(progress, self.total_steps, rate, norm, seconds, supervised, total, None)
+            yield StepReport(progress, self.total_steps, rate, norm, seconds, supervised, total)
 
     def _step(self, step: int, batch: list[int], rate: float) -> tuple[float, float]:
         """One optimiser step over all ranks: mean loss per supervised token, and the gradient's norm."""
@@ -118,6 +124,7 @@ class _Rank:
         tokens = int(self.rows.supervised[batch].sum())
         passes = self._passes(batch)
         summed = torch.zeros((), device=self.device)
+        stops = torch.tensor(float(self.wants_stop), device=self.device)
         broken: list[int] = []
         for place, one in enumerate(passes):
             self.engine.set_gradient_accumulation_boundary(place == len(passes) - 1)
@@ -128,7 +135,9 @@ class _Rank:
                 summed += loss.detach()
                 if not math.isfinite(loss.item()):
                     broken.extend(one.numbers)
-        dist.all_reduce(summed)
+        both = torch.stack([summed, stops])
+        dist.all_reduce(both)
+        summed, self.must_stop = both[0], bool(both[1])
         self._require_finite(step, summed.item(), broken)
         norm = apply_step(self.engine, rate)
         self._require_finite(step, norm, batch)

@@ -25,7 +25,7 @@ class Mortal:
     async def complete(self, request: Request) -> Completion:
         if self._dead.is_set():
             raise EngineDiedError("dead")
-        if request.row in self._poison:
+        if {request.row, request.key} & self._poison:
             asyncio.get_running_loop().call_later(0.001, self._dead.set)
         done, _ = await asyncio.wait(
             [asyncio.create_task(asyncio.sleep(0.005)), asyncio.create_task(self._dead.wait())],
@@ -49,11 +49,23 @@ class Log:
         self.reports: list[set[str] | None] = []
 
 
-def request(row: str) -> Request:
-    return Request(f"draft-{row}", row, (), Decoding(1, 0.0, 1.0, 0))
+def request(row: str, stage: str = "draft") -> Request:
+    return Request(f"{stage}-{row}", row, (), Decoding(1, 0.0, 1.0, 0))
 
 
-def run(rows: list[str], poison: set[str], held: dict[str, Strike] | None = None) -> tuple[Log, dict[str, Outcome]]:
+async def walk(engine: RevivedEngine, row: str, *stages: str) -> Completion:
+    """One request after the other, as a chain does, and then no more."""
+    try:
+        for stage in stages:
+            made = await engine.complete(request(row, stage))
+    finally:
+        await engine.left(row)
+    return made
+
+
+def run(
+    rows: list[str], poison: set[str], held: dict[str, Strike] | None = None, stages: tuple[str, ...] = ("draft",)
+) -> tuple[Log, dict[str, Outcome]]:
     log = Log()
 
     async def report(inside: set[str] | None) -> None:
@@ -64,7 +76,7 @@ def run(rows: list[str], poison: set[str], held: dict[str, Strike] | None = None
         for row, strike in (held or {}).items():
             engine.strikes.hold(row, strike)
         await engine.start()
-        made = await asyncio.gather(*(engine.complete(request(row)) for row in rows), return_exceptions=True)
+        made = await asyncio.gather(*(walk(engine, row, *stages) for row in rows), return_exceptions=True)
         await engine.close()
         assert not engine.strikes.any_suspect
         return dict(zip(rows, made, strict=True))  # type: ignore[arg-type]
@@ -83,6 +95,21 @@ def test_the_killer_is_found_and_all_others_finish(count: int) -> None:
     assert log.starts - 1 <= 2 + count.bit_length()  # two deaths of all, then half as many suspects each time
     if count > 1:
         assert log.reports[-1] is None
+
+
+def test_a_row_that_kills_with_its_second_request_is_found() -> None:
+    rows = [f"row{number}" for number in range(16)]
+    log, made = run(rows, {"refine-row5"}, stages=("critique", "refine"))
+    assert {row for row, outcome in made.items() if isinstance(outcome, PoisonError)} == {"row5"}
+    assert sum(isinstance(outcome, Completion) for outcome in made.values()) == 15
+    assert log.starts <= 8
+
+
+def test_suspicion_outlasts_a_row_s_first_request() -> None:
+    """This process may die with the second one, and only what was reported before says who was on it."""
+    log, made = run(["row0", "row1"], set(), {"row0": Strike(2, 1)}, stages=("critique", "refine"))
+    assert all(isinstance(outcome, Completion) for outcome in made.values())
+    assert log.reports == [{"row0"}, {"row0"}, None]
 
 
 def test_two_killers_are_both_found() -> None:
@@ -117,12 +144,16 @@ def test_a_failing_row_is_no_death() -> None:
     assert log.starts == 1
 
 
-def test_an_engine_that_cannot_be_started_again_ends_all() -> None:
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [(CgdError("no memory left"), "no memory left"), (KeyError("weights"), "KeyError: 'weights'")],
+)
+def test_an_engine_that_cannot_be_started_again_ends_all(error: Exception, text: str) -> None:
     class Once(Mortal):
         async def start(self) -> None:
             await super().start()
             if self._log.starts > 1:
-                raise CgdError("no memory left")
+                raise error
 
     log = Log()
 
@@ -134,7 +165,7 @@ def test_an_engine_that_cannot_be_started_again_ends_all() -> None:
         return await asyncio.gather(*(engine.complete(request(f"row{i}")) for i in range(3)), return_exceptions=True)
 
     made = asyncio.run(scenario())
-    assert [str(outcome) for outcome in made] == ["no memory left"] * 3
+    assert [str(outcome) for outcome in made] == [text] * 3
 
 
 def test_an_engine_that_always_dies_is_given_up() -> None:

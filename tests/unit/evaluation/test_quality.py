@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cgd_ray.engines.join import JoinedRow
-from cgd_ray.evaluation.scores import generated_quality
+from cgd_ray.evaluation.quality import _counted
 
 REFERENCE = r"The answer is \boxed{4}."
 
@@ -30,7 +30,7 @@ def test_accuracy_flips_and_verdicts() -> None:
         row("It is 5.", "cut off", None, None),  # never refined, no verdict
         row(None, None, None),  # truncated draft
     ]
-    quality = generated_quality(rows)
+    quality = _counted(rows).tell()
     assert quality["draft"] == {"rows": 4, "accuracy": 0.5}
     assert quality["refine"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
     assert quality["flips"] == {"rows": 3, "fixed": 1, "broken": 1}
@@ -41,7 +41,7 @@ def test_accuracy_flips_and_verdicts() -> None:
 def test_rows_without_a_reference_are_not_counted() -> None:
     bare = row("It is 4.", "good", "It is 4.", "right")
     bare.texts["reference"] = None
-    quality = generated_quality([bare, row("It is 5.", None, None)])
+    quality = _counted([bare, row("It is 5.", None, None)]).tell()
     assert quality["draft"] == {"rows": 1, "accuracy": 0.0}
     assert quality["verdict"] == {"rows": 0, "accuracy": None}
 
@@ -52,5 +52,5 @@ def test_copy_rate_is_against_the_same_row() -> None:
         row("It is 4.", words, words),
         row("It is 4.", "something else entirely, not at all the same", words),
     )
-    assert generated_quality([copied])["copy_rate"] == {"critique to refinement": 1.0}
-    assert generated_quality([copied, other])["copy_rate"] == {"critique to refinement": 0.5}
+    assert _counted([copied]).tell()["copy_rate"] == {"critique to refinement": 1.0}
+    assert _counted([copied, other]).tell()["copy_rate"] == {"critique to refinement": 0.5}

@@ -122,8 +122,9 @@ def test_another_command_s_table_is_left_alone(stages: Stages) -> None:
     assert len(table.parts()) == PARTS
 
 
-def test_who_is_killed_before_the_sources_are_deleted_loses_and_doubles_nothing(
-    stages: Stages, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("where", [(Store, "remove_files"), (Table, "write_part")])
+def test_who_is_killed_while_merging_loses_and_doubles_nothing(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch, where: tuple[type, str]
 ) -> None:
     class KilledError(Exception):
         pass
@@ -135,16 +136,18 @@ def test_who_is_killed_before_the_sources_are_deleted_loses_and_doubles_nothing(
     fill(table)
     before = table.read()
     with monkeypatch.context() as broken:
-        broken.setattr(Store, "remove_files", killed)
+        broken.setattr(*where, killed)
         with pytest.raises(KilledError):
             compact(joined(stages))
-    assert len(table.parts()) == PARTS + 1
+    assert len(table.parts()) == PARTS + (where[0] is Store)
     assert table.read().equals(before)
     for claim in table.store.names(f"{table.folder}/.lease"):  # the killed command's
         table.store.remove(f"{table.folder}/.lease/{claim}")
     compact(joined(stages))
-    assert len(table.parts()) == 2  # the same rows twice, which readers take once
+    assert len(table.parts()) == 1
     assert table.read().equals(before)
+    assert sum(len(part) for part in table.batches()) == len(before)
+    assert table.store.names(f"{table.folder}/.merges") == []
 
 
 def test_parts_that_somebody_else_has_merged_are_no_error(stages: Stages) -> None:

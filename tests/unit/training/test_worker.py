@@ -4,6 +4,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,11 @@ from cgd_ray.config.training import TrainingSection
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.checkpoints import Progress
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation
 from cgd_ray.training.job import About, DivergedError, RankJob, StepReport
 from cgd_ray.training.packing import batches
+from cgd_ray.training.progress import Progress
 from cgd_ray.training.worker import _Rank, train_rank
 from tests.unit.training.tiny import example
 
@@ -68,6 +69,7 @@ def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
         StorageSection(),
         section,
         seed=0,
+        checkpoints="checkpoints",
         student="student",
         about=About("", {}),
         device="cpu",
@@ -156,15 +158,19 @@ def test_a_row_that_breaks_the_loss_is_named(encoded: Table, tiny_dir: Path, mon
 
 
 def test_checkpoints_come_when_due_and_the_last_step_always_has_one(encoded: Table, tiny_dir: Path) -> None:
-    written: dict[int, bool] = {}
-
-    def report(step: StepReport) -> None:
-        assert step.checkpoint is None or (step.checkpoint / "progress.json").is_file()
-        written[step.progress.step] = step.checkpoint is not None
-
-    outcome = train_rank(make_job(encoded, tiny_dir, batch_size=3, checkpoint_every=2), report)
-    assert written == {1: False, 2: True, 3: True}
+    job = make_job(encoded, tiny_dir, batch_size=3, checkpoint_every=2)
+    outcome = train_rank(job, lambda _: False)
+    assert encoded.store.folders(job.checkpoints) == ["step-00000002", "step-00000003"]
     assert (outcome.progress.step, outcome.rows, outcome.resumed_from_step) == (3, ROWS, None)
+
+
+def test_a_folder_without_progress_is_no_checkpoint(encoded: Table, tiny_dir: Path) -> None:
+    job = replace(make_job(encoded, tiny_dir, batch_size=3, checkpoint_every=1), checkpoints="torn")
+    train_rank(job, lambda _: False)
+    encoded.store.remove("torn/step-00000003/progress.json")
+    again = train_rank(job, lambda _: False)
+    assert (again.resumed_from_step, again.progress.step) == (2, 3)
+    assert encoded.store.exists("torn/step-00000003/progress.json")
 
 
 def test_the_loop_needs_no_ray() -> None:

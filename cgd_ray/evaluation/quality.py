@@ -1,0 +1,103 @@
+"""The quality of generated rows: counted shard by shard, side by side, in constant memory."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.grading.answers import gold_of
+from cgd_ray.grading.grade import grade
+from cgd_ray.grading.overlap import copy_rate
+from cgd_ray.runtime.spread import spread
+from cgd_ray.storage.runs import Document
+
+
+@dataclass
+class _Share:
+    """So many of so many."""
+
+    rows: int = 0
+    amount: float = 0.0
+
+    def add(self, amount: float, rows: int = 1) -> None:
+        self.rows += rows
+        self.amount += amount
+
+    @property
+    def value(self) -> float | None:
+        return self.amount / self.rows if self.rows else None
+
+
+@dataclass
+class _Quality:
+    """What is counted of generated rows; those of two shards add up."""
+
+    right: dict[str, _Share] = field(default_factory=lambda: defaultdict(_Share))
+    """By stage."""
+    verdicts: _Share = field(default_factory=_Share)
+    copied: dict[str, _Share] = field(default_factory=lambda: defaultdict(_Share))
+    """By source."""
+    flips: Counter[str] = field(default_factory=Counter)
+
+    def count(self, row: JoinedRow) -> None:
+        marks = _marks(row)
+        for name in ("draft", "answer", "refine"):
+            if name in row.results:
+                self.right[name].add(marks.get(name, False), rows=name in marks)
+        if "refine" in marks:
+            kinds = {(False, True): "fixed", (True, False): "broken"}
+            self.flips.update(["rows", kinds.get((marks["draft"], marks["refine"]), "same")])
+        if verdict := (row.results["critique"] or {}).get("verdict"):
+            self.verdicts.add((verdict == "right") == marks["draft"])
+        for source in ("critique", "answer"):
+            if source in row.results:
+                texts = row.texts[source], row.texts["refine"]
+                both = texts[0] is not None and texts[1] is not None
+                self.copied[source].add(copy_rate(*texts) if both else 0.0, rows=both)
+
+    def add(self, other: "_Quality") -> None:
+        for mine, theirs in ((self.right, other.right), (self.copied, other.copied)):
+            for name, share in theirs.items():
+                mine[name].add(share.amount, share.rows)
+        self.verdicts.add(other.verdicts.amount, other.verdicts.rows)
+        self.flips.update(other.flips)
+
+    def tell(self) -> Document:
+        told: Document = {name: _told(share) for name, share in self.right.items()}
+        told["flips"] = {name: self.flips[name] for name in ("rows", "fixed", "broken")}
+        told["verdict"] = _told(self.verdicts)
+        told["copy_rate"] = {f"{source} to refinement": share.value for source, share in self.copied.items()}
+        return told
+
+
+def generated_quality(join: Join) -> Document:
+    """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
+
+    Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many.
+    """
+    whole = _Quality()
+    for shard in spread(partial(_shard_quality, join), join.shards()):
+        whole.add(shard)
+    return whole.tell()
+
+
+def _shard_quality(join: Join, shard: Shard) -> _Quality:
+    return _counted(join.rows(shard))
+
+
+def _counted(rows: Iterable[JoinedRow]) -> _Quality:
+    quality = _Quality()
+    for row in rows:
+        if row.texts["reference"] and gold_of(row.texts["reference"]):
+            quality.count(row)
+    return quality
+
+
+def _marks(row: JoinedRow) -> dict[str, bool]:
+    texts = {name: row.texts[name] for name in ("draft", "answer", "refine") if row.texts[name] is not None}
+    return {name: grade(text, row.texts["reference"]).correct for name, text in texts.items()}
+
+
+def _told(share: _Share) -> Document:
+    return {"rows": share.rows, "accuracy": share.value}

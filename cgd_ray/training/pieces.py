@@ -1,0 +1,111 @@
+"""What a rank holds of the fp32 weights and Adam's moments, whatever the ZeRO stage: by parameter name and place.
+
+Stages 1 and 2 give each rank a run of all parameters laid end to end, stage 3 an equal share of every parameter,
+stage 0 everything to everybody. As runs of flattened parameters, what one layout wrote any other can read.
+
+Source: DeepSpeed 0.19.8, `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`, `utils/tensor_fragment.py`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Adam's, as every optimiser here names them."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of a flattened tensor."""
+
+    tensor: torch.Tensor
+    """1-D. Of a live engine: its own memory."""
+    start: int
+    """Place of its first element in the flattened whole."""
+    whole: int
+    """Elements of the whole."""
+
+
+def pieces_of(engine: Any) -> dict[str, Piece]:
+    """This rank's share of every state, by `STATE/PARAMETER`; views of what the engine works with.
+
+    Args:
+        engine: DeepSpeed's, with AdamW, which has made a step or was told to begin at one.
+    """
+    stage = engine.zero_optimization_stage()
+    found = {}
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            for state, piece in _of_parameter(engine, stage, parameter):
+                found[f"{state}/{name}"] = piece
+    return found
+
+
+def begin_at(engine: Any, step: int) -> None:
+    """Let Adam believe that it has made so many steps; its moments are zeros, to be filled."""
+    stage = engine.zero_optimization_stage()
+    adam = engine.optimizer.optimizer if stage else engine.optimizer
+    for tensor in _flat_tensors(engine, stage):
+        # DeepSpeed's CPU Adam counts in an integer, torch's in a tensor.
+        is_torch = isinstance(adam, torch.optim.AdamW)
+        adam.state[tensor] = {"step": torch.tensor(float(step), device=tensor.device) if is_torch else step}
+        adam.state[tensor] |= {name: torch.zeros_like(tensor) for name in MOMENTS}
+
+
+def refresh_weights(engine: Any) -> None:
+    """Round the forward pass's weights from the fp32 ones anew, on all ranks together."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    if stage == 3:
+        for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            half = optimizer.fp16_partitioned_groups_flat[number]
+            half.data.copy_(flat.data)
+            views = optimizer.unflatten(half, optimizer.fp16_partitioned_groups[number])
+            for partition, view in zip(optimizer.fp16_partitioned_groups[number], views, strict=True):
+                partition.data = view.data
+        # Small parameters are kept whole beside their partitions.
+        if optimizer.persistent_parameters:
+            first = optimizer.persistent_parameters[0]
+            first.partition(optimizer.persistent_parameters)
+            first.all_gather(optimizer.persistent_parameters)
+
+
+def _flat_tensors(engine: Any, stage: int) -> list[torch.Tensor]:
+    """The tensors that Adam itself updates on this rank."""
+    if stage == 0:
+        return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+    name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
+    return list(getattr(engine.optimizer, name))
+
+
+def _of_parameter(engine: Any, stage: int, parameter: Any) -> Iterator[tuple[str, Piece]]:
+    if stage == 0:
+        for state, tensor in _states(engine.optimizer, parameter):
+            yield state, Piece(tensor.view(-1), 0, parameter.numel())
+    elif stage == 3:
+        yield from _of_share(engine.optimizer, parameter)
+    elif (mapping := parameter._hp_mapping) is not None:  # none: this rank has nothing of it
+        flat = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        place, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
+        for state, tensor in _states(engine.optimizer.optimizer, flat):
+            yield state, Piece(tensor.narrow(0, place.start, place.numel), start, parameter.numel())
+
+
+def _of_share(optimizer: Any, parameter: Any) -> Iterator[tuple[str, Piece]]:
+    group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = dist.get_rank() * numel
+    length = min(numel, parameter.ds_numel - start)  # the last shares are filled up
+    if length > 0:
+        flat = optimizer.fp32_partitioned_groups_flat[group]
+        for state, tensor in _states(optimizer.optimizer, flat):
+            yield state, Piece(tensor.narrow(0, offset, length), start, parameter.ds_numel)
+
+
+def _states(adam: torch.optim.Optimizer, weights: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    yield "fp32", weights.data
+    for name in MOMENTS:
+        yield name, adam.state[weights][name].data
