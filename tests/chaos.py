@@ -114,8 +114,9 @@ class Place:
                 assert (row.results[stage.name] is not None) == whole, (row.texts["prompt_id"], stage.name)
         for stage in stages.all:
             rows = pa.concat_tables(list(stage.results.batches()))
-            counts = Counter(zip(rows["prompt_id"].to_pylist(), rows["sample"].to_pylist(), strict=True))
-            assert len(counts) == len(stage.results.read()), stage.name
+            keys = (rows[name].to_pylist() for name in ("prompt_id", "sample", "parent"))
+            counts = Counter(zip(*keys, strict=True))
+            assert max(counts.values()) == 1, (stage.name, counts.most_common(1))
         return {stage.name: stage.results.read().drop_columns("attempt").combine_chunks() for stage in stages.all}
 
 
