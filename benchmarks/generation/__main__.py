@@ -5,7 +5,7 @@
 Sides: see the modules beside this one. Each side first runs once in each of its two settings; the better one goes on
 into the interleaved runs (of ours, both). Prints and appends to `--output` a JSON line per run: seconds in all (a
 process from its start to its end), seconds without loading, and the share of rows whose texts equal bare vLLM's of the
-first run. At the end the medians.
+first run. At the end the medians. The same command goes on with what an interrupted one has left in `--output`.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,36 @@ def main() -> None:
     """Tune, interleave, summarise."""
     options = parse()
     task = make_task(options)
-    sides = [side for side in options.sides if side != "distilabel_side" or options.distilabel]
     runs: list[dict[str, Any]] = []
-    chosen: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for side in sides:
-        tried = [run(side, replace(task, setting=setting), runs, options.output) for setting in SETTINGS[side]]
-        kept = tried if side == "ours" else [min(tried, key=lambda one: one["total_s"])]
-        chosen |= {(side, one["setting"]): [one] for one in kept}
-    for _ in range(options.runs - 1):
-        for (side, setting), measured in chosen.items():
-            measured.append(run(side, replace(task, setting=setting), runs, options.output))
-    for (side, setting), measured in chosen.items():
-        medians = {name: statistics.median(one[name] for one in measured) for name in ("total_s", "generate_s")}
-        report({"side": side, "setting": setting, "median": medians, "runs": len(measured)}, options.output)
+    measured = earlier(options.output)
+
+    def measure(side: str, setting: str) -> None:
+        measured[side, setting].append(run(side, replace(task, setting=setting), runs, options.output))
+
+    chosen = []
+    for side in (side for side in options.sides if side != "distilabel_side" or options.distilabel):
+        for setting in SETTINGS[side]:
+            if not measured[side, setting]:
+                measure(side, setting)
+        best = min(SETTINGS[side], key=lambda setting: measured[side, setting][0]["total_s"])
+        chosen += [(side, setting) for setting in SETTINGS[side] if side == "ours" or setting == best]
+    while min(len(measured[one]) for one in chosen) < options.runs:
+        for side, setting in chosen:
+            measure(side, setting)
+    for one in chosen:
+        medians = {name: statistics.median(line[name] for line in measured[one]) for name in ("total_s", "generate_s")}
+        line = {"side": one[0], "setting": one[1], "median": medians, "runs": len(measured[one])}
+        report(line, options.output)
+
+
+def earlier(output: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Runs that an interrupted benchmark has left, by side and setting."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    if output.exists():
+        for line in map(json.loads, output.read_text().splitlines()):
+            if "total_s" in line:
+                found[line["side"], line["setting"]].append(line)
+    return found
 
 
 def parse() -> argparse.Namespace:

@@ -53,6 +53,9 @@ class TrainingSection(Section):
     """Compute type; master weights and optimiser states are fp32 in either case."""
     gradient_checkpointing: bool = False
     workers: PositiveInt = 1
+    min_workers: PositiveInt | None = None
+    """With fewer, too, down to so many, where nodes are lost or not there yet: training goes on from the last
+    checkpoint with as many as there are, up to `workers`. None waits for all of them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "cpu"] = "none"
     """Where ZeRO keeps optimiser states (and, in stage 3, parameters)."""
@@ -77,6 +80,8 @@ class TrainingSection(Section):
     def _batch_is_shared_out(self) -> Self:
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is larger than workers {self.workers}")
         return self
 
 

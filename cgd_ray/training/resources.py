@@ -28,7 +28,7 @@ class WorkerResources:
         """Ray Train's form of it."""
         amounts = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
         return ray.train.ScalingConfig(
-            num_workers=training.workers,
+            num_workers=(training.min_workers, training.workers) if training.min_workers else training.workers,
             use_gpu=self.gpus > 0,
             resources_per_worker=amounts,
             accelerator_type=training.resources.accelerator_type,
@@ -53,13 +53,13 @@ def check_room(training: TrainingSection, resources: WorkerResources) -> None:
     Raises:
         ConfigError: this command's own cluster, which does not grow, has too few CPUs or GPUs.
     """
-    asked = Demand(resources.cpus * training.workers, resources.gpus * training.workers)
-    require_room(f"training with {training.workers} workers", asked)
+    fewest = training.min_workers or training.workers
+    require_room(f"training with {fewest} workers", Demand(resources.cpus * fewest, resources.gpus * fewest))
     cluster = ray.cluster_resources()
-    if resources.cpus * training.workers > cluster.get("CPU", 0):
+    if resources.cpus * fewest > cluster.get("CPU", 0):
         log.warning(
             "the cluster has fewer CPUs than training asks for; waiting for it to grow",
-            workers=training.workers, cpus_per_worker=resources.cpus, cluster_cpus=cluster.get("CPU", 0),
+            workers=fewest, cpus_per_worker=resources.cpus, cluster_cpus=cluster.get("CPU", 0),
         )  # fmt: skip
 
 

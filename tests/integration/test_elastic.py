@@ -1,0 +1,50 @@
+"""Training that loses a node goes on with the workers that are left, from the last checkpoint."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from tests.integration.test_training import WORKER, Place, distance
+from tests.unit.training.tiny import write_tiny_model
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
+
+
+def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(cluster: Cluster, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    write_tiny_model(model)
+    place = Place(str(tmp_path / "root"), model)
+    settings = {"checkpoint_every": 1, "epochs": 6, "resources": {"cpus_per_worker": 1}, "max_failures": 3}
+    expected = place.weights(place.train("whole", workers=1, **settings))
+    node = cluster.add_node(num_cpus=1)
+    struck: list[str] = []
+    workers: list[str] = []
+
+    def strike() -> None:
+        while len(place.checkpoints("elastic")) < 2:
+            time.sleep(0.05)
+        workers.extend(p.info["name"] for p in psutil.process_iter(["name"]) if p.info["name"].startswith(WORKER))
+        cluster.remove_node(node, allow_graceful=False)
+        struck.extend(place.checkpoints("elastic"))
+
+    striker = threading.Thread(target=strike, daemon=True)
+    striker.start()
+    result = place.train("elastic", workers=2, min_workers=1, **settings)
+    striker.join(1)
+    assert len(workers) == 2
+    assert 0 < int(struck[-1][-2:]) < result.steps == 36
+    assert result.resumed_from_step is not None
+    assert distance(place.weights(result), expected) < 1e-2  # bfloat16 weights of about 1, after 36 steps of 1e-2
