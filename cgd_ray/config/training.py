@@ -64,6 +64,11 @@ class TrainingSection(Section):
     checkpoint_every: PositiveInt = 100
     """Optimiser steps between checkpoints; the last step always writes one."""
     keep_checkpoints: PositiveInt = 2
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the prompts, chosen by hash, whose rows are not trained on: the loss on all of them is measured with
+    every checkpoint."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes the student: the last, or the one with the lowest validation loss."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that Ray Train restarts dead workers from the last checkpoint."""
     resources: TrainingResources = TrainingResources()
@@ -80,6 +85,8 @@ class TrainingSection(Section):
     def _batch_is_shared_out(self) -> Self:
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
+        if self.export == "best" and not self.validation_fraction:
+            raise ValueError("export best needs validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is larger than workers {self.workers}")
         return self

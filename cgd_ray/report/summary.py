@@ -73,6 +73,8 @@ def _training(training: Document) -> Cells:
     rows = [["training", ""], ["method", training["method"]]]
     rows += [[name, str(training[name])] for name in ("rows", "steps", "supervised_tokens", "total_tokens")]
     rows += [[f"dropped, {reason}", str(count)] for reason, count in sorted(training["dropped"].items())]
+    if training["validation_loss"] is not None:
+        rows.append(["validation loss", f"{training['validation_loss']:.4f} (step {training['exported_step']})"])
     if training["reused"]:
         return [*rows, ["trained now", "no (reused)"]]
     speed = training["total_tokens"] / max(training["seconds"], 1e-9)

@@ -29,11 +29,12 @@ _PROGRESS = "progress.json"
 class Checkpoints:
     """The checkpoints of one training. Every method is called by all ranks together."""
 
-    def __init__(self, store: Store, folder: str, keep: int) -> None:
-        """They lie in a folder of the store; the `keep` newest stay."""
+    def __init__(self, store: Store, folder: str, keep: int, *, keep_best: bool = False) -> None:
+        """They lie in a folder of the store; the `keep` newest stay, and with `keep_best` that of `best_step`."""
         self._store = store
         self._folder = folder
         self._keep = keep
+        self._keep_best = keep_best
         # Of its own, and on the host: it works while the training's group does.
         self._group = dist.new_group(backend="gloo")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -63,16 +64,19 @@ class Checkpoints:
         """Put the engine back to the newest whole checkpoint; without one nothing changes, and step 0 is returned."""
         found: list[Progress | None] = [self._newest() if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(found, group=self._group, src=0)
-        progress = found[0]
-        if progress is None:
+        if found[0] is None:
             return Progress()
-        begin_at(engine, progress.step)
+        self.go_to(engine, found[0].step)
+        return found[0]
+
+    def go_to(self, engine: Any, step: int) -> None:
+        """Put the engine back to the whole checkpoint of that step."""
+        begin_at(engine, step)
         pieces = {name: _Held(piece) for name, piece in pieces_of(engine).items()}
-        path = self._store.url(self._place(progress.step))
+        path = self._store.url(self._place(step))
         reader = FsspecReader(path, **self._store.fs.storage_options)
         load(pieces, storage_reader=reader, planner=_Reading(), process_group=self._group)
         refresh_weights(engine)
-        return progress
 
     def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
         place = self._place(progress.step)
@@ -81,7 +85,7 @@ class Checkpoints:
         save(pieces, storage_writer=writer, planner=planner, process_group=self._group)
         if dist.get_rank() == 0:
             self._store.write(f"{place}/{_PROGRESS}", json.dumps(asdict(progress), indent=1).encode())
-            self._forget_old()
+            self._forget_old(self._place(progress.best_step) if self._keep_best else "")
 
     def _place(self, step: int) -> str:
         return f"{self._folder}/step-{step:08d}"
@@ -96,11 +100,11 @@ class Checkpoints:
         names = [name for name in self._store.folders(self._folder) if name.startswith("step-")]
         return [name for name in names if self._store.exists(f"{self._folder}/{name}/{_PROGRESS}")]
 
-    def _forget_old(self) -> None:
+    def _forget_old(self, best: str) -> None:
         """Remove what is older than those to keep, with what a kill left half written among it."""
         oldest = self._whole()[-self._keep :][0]
         for name in self._store.folders(self._folder):
-            if name.startswith("step-") and name < oldest:
+            if name.startswith("step-") and name < oldest and f"{self._folder}/{name}" != best:
                 # What says that it is whole goes first.
                 self._store.remove(f"{self._folder}/{name}/{_PROGRESS}")
                 self._store.remove(f"{self._folder}/{name}")

@@ -65,3 +65,4 @@ class RankOutcome:
     progress: Progress
     rows: int
     resumed_from_step: int | None
+    exported_step: int

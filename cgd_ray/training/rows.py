@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.training.packing import Ids
 
 
@@ -29,6 +30,14 @@ class EncodedRows:
     def supervised(self) -> npt.NDArray[np.int64]:
         """[rows] supervised tokens of each row."""
         return self.lengths - np.asarray(self._table["target_start"].to_numpy(), dtype=np.int64)
+
+    def apart(self, fraction: float) -> tuple[Ids, Ids]:
+        """Numbers of the rows to train on, and of those of a share of the prompts, chosen by hash."""
+        if not fraction:
+            return np.arange(len(self)), np.arange(0)
+        prompts = self._table["prompt_id"].to_pylist()
+        aside = np.array([derived_seed(0, "validation", prompt) < fraction * 2**31 for prompt in prompts], dtype=bool)
+        return np.flatnonzero(~aside), np.flatnonzero(aside)
 
     def row(self, number: int) -> tuple[Ids, int]:
         """The row's ids and where its target starts."""

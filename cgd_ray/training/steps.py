@@ -63,9 +63,11 @@ def _show(board: ActorHandle, done: threading.Event) -> None:
 
 def step_figures(step: StepReport) -> dict[str, str | int | float]:
     """The figures of a progress line."""
+    validation = step.progress.validation_loss
     return {
         "step": f"{step.progress.step}/{step.steps}",
         "loss": round(step.progress.loss, 4),
+        **({} if validation is None else {"validation_loss": round(validation, 4)}),
         "lr": f"{step.learning_rate:.2e}",
         "grad_norm": round(step.gradient_norm, 3),
         "supervised_tok_s": round(step.supervised_tokens / step.seconds),

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 # Settings that change the trained weights; the others (workers, ZeRO stage, packing, ...) change where and how fast.
 _RESULT_SETTINGS = {
     "epochs", "learning_rate", "batch_size", "schedule", "warmup_fraction", "weight_decay", "gradient_clipping",
-    "precision",
+    "precision", "validation_fraction", "export",
 }  # fmt: skip
 
 
@@ -50,6 +50,10 @@ class TrainingResult:
     """Seconds inside optimiser steps: without start-up, checkpoints and export."""
     final_loss: float
     """Mean loss per supervised token of the last step."""
+    validation_loss: float | None
+    """Mean loss per supervised token of the rows set aside, at the exported step; None where there are none."""
+    exported_step: int
+    """The optimiser step whose weights the student has."""
     dropped: dict[str, int]
     """Rows left out, by reason."""
     reused: bool
@@ -162,6 +166,8 @@ class _Plan:
             total_tokens=progress.total_tokens,
             seconds=progress.seconds,
             final_loss=progress.loss,
+            validation_loss=progress.best_loss if self.recipe.training.export == "best" else progress.validation_loss,
+            exported_step=outcome.exported_step,
             dropped=self.encoded.counts.dropped,
             reused=False,
             resumed_from_step=outcome.resumed_from_step,

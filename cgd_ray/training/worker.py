@@ -3,7 +3,7 @@
 What it does: DeepSpeed ZeRO 0-3 with fp32 master weights; batches counted in rows, packed into passes inside the
 optimiser step; loss as the mean over the supervised tokens of the whole batch, whatever rank and pass they are in;
 AdamW, clipping, warm-up and decay; exact resume to the step. What it does not do: tensor or pipeline parallelism,
-adapters, other optimisers, validation during training.
+adapters, other optimisers.
 """
 
 import math
@@ -11,14 +11,14 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from cgd_ray.errors import StoppedError
+from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
@@ -56,23 +56,27 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     Raises:
         DivergedError: the loss or the gradient is not finite; names the step and the rows.
         StoppedError: `report` wanted it.
-        CgdError: the model mixes packed rows.
+        CgdError: the model mixes packed rows, or none or all are set aside for validation.
     """
     rank = _Rank(job)
-    checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints)
-    progress = checkpoints.restore(rank.engine)
-    resumed_from = progress.step or None
-    for step_report in rank.steps(progress):
-        progress = step_report.progress
-        if rank.is_due(progress.step) or rank.must_stop:
-            checkpoints.save(rank.engine, progress)
-        rank.wants_stop = report(step_report)
-        if rank.must_stop and progress.step < rank.total_steps:
+    wants_best = job.training.export == "best"
+    checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints, keep_best=wants_best)
+    rank.progress = checkpoints.restore(rank.engine)
+    resumed_from = rank.progress.step or None
+    for step_report in rank.steps():
+        if rank.is_due or rank.must_stop:
+            rank.validate()
+            checkpoints.save(rank.engine, rank.progress)
+        rank.wants_stop = report(replace(step_report, progress=rank.progress))
+        if rank.must_stop and not rank.is_over:
             checkpoints.wait()
-            raise StoppedError(f"training stopped after step {progress.step} of {rank.total_steps}")
+            raise StoppedError(f"training stopped after step {rank.progress.step} of {rank.total_steps}")
     checkpoints.wait()
+    exported = rank.progress.best_step if wants_best else rank.progress.step
+    if exported != rank.progress.step:
+        checkpoints.go_to(rank.engine, exported)
     rank.export()
-    return RankOutcome(progress, len(rank.rows), resumed_from)
+    return RankOutcome(rank.progress, len(rank.trained), resumed_from, exported)
 
 
 class _Rank:
@@ -85,7 +89,14 @@ class _Rank:
             dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
         self.number, self.world = dist.get_rank(), dist.get_world_size()
         self.rows = EncodedRows(job.encoded.read())
-        self.total_steps = optimiser_steps(len(self.rows), job.training.batch_size, job.training.epochs)
+        self.trained, self.validated = self.rows.apart(job.training.validation_fraction)
+        if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
+            raise CgdError(
+                f"training.validation_fraction {job.training.validation_fraction}: of {len(self.rows)} rows "
+                f"{len(self.validated)} would be set aside and {len(self.trained)} trained on; change it"
+            )
+        self.total_steps = optimiser_steps(len(self.trained), job.training.batch_size, job.training.epochs)
+        self.progress = Progress()
         self.source = local_model(job.model, job.revision, job.storage)
         self.wants_stop = False
         """Whether this rank was asked to stop."""
@@ -94,28 +105,51 @@ class _Rank:
         self.engine = start_engine(job.training, self.source, self.device)
         require_isolation(self.engine, self.engine.module.config.vocab_size, self.device)
 
-    def is_due(self, step: int) -> bool:
-        """Whether a checkpoint follows this step."""
-        return step % self.job.training.checkpoint_every == 0 or step == self.total_steps
+    @property
+    def is_over(self) -> bool:
+        """Whether all steps are done."""
+        return self.progress.step == self.total_steps
 
-    def steps(self, progress: Progress) -> Iterator[StepReport]:
+    @property
+    def is_due(self) -> bool:
+        """Whether a checkpoint follows the last step."""
+        return self.progress.step % self.job.training.checkpoint_every == 0 or self.is_over
+
+    def steps(self) -> Iterator[StepReport]:
         """Run the steps that are left."""
         training = self.job.training
-        order = batches(len(self.rows), training.batch_size, training.epochs, self.job.seed, first_step=progress.step)
-        for batch in order:
+        order = batches(
+            len(self.trained), training.batch_size, training.epochs, self.job.seed, first_step=self.progress.step
+        )
+        for places in order:
+            batch, before = self.trained[places], self.progress
             started = time.perf_counter()
-            rate = learning_rate(training, progress.step, self.total_steps)
-            loss, norm = self._step(progress.step, batch.tolist(), rate)
+            rate = learning_rate(training, before.step, self.total_steps)
+            loss, norm = self._step(before.step, batch.tolist(), rate)
             seconds = time.perf_counter() - started
             supervised, total = int(self.rows.supervised[batch].sum()), int(self.rows.lengths[batch].sum())
-            progress = Progress(
-                step=progress.step + 1,
-                seconds=progress.seconds + seconds,
-                supervised_tokens=progress.supervised_tokens + supervised,
-                total_tokens=progress.total_tokens + total,
+            self.progress = replace(
+                before,
+                step=before.step + 1,
+                seconds=before.seconds + seconds,
+                supervised_tokens=before.supervised_tokens + supervised,
+                total_tokens=before.total_tokens + total,
                 loss=loss,
             )
-            yield StepReport(progress, self.total_steps, rate, norm, seconds, supervised, total)
+            yield StepReport(self.progress, self.total_steps, rate, norm, seconds, supervised, total)
+
+    @torch.no_grad()
+    def validate(self) -> None:
+        """Measure the loss on all rows that were set aside, without dropout; all ranks together."""
+        if not len(self.validated):
+            return
+        summed = torch.zeros((), device=self.device)
+        self.engine.eval()
+        for one in self._passes(self.validated.tolist()):
+            summed += one.weight * summed_loss(self.engine, one.rows, self.device)
+        self.engine.train()
+        dist.all_reduce(summed)
+        self.progress = self.progress.validated(summed.item() / int(self.rows.supervised[self.validated].sum()))
 
     def _step(self, step: int, batch: list[int], rate: float) -> tuple[float, float]:
         """One optimiser step over all ranks: mean loss per supervised token, and the gradient's norm."""

@@ -1,5 +1,6 @@
 """One training in every layout: ZeRO 0 to 3 on 1, 2 and 4 ranks, stopped at any step and resumed in any other."""
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -34,10 +35,11 @@ def train(job: RankJob, stop_after: int) -> int | None:
 
     rank = _Rank(job)
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints)
-    progress = checkpoints.restore(rank.engine)
-    resumed_from = progress.step or None
-    for report in rank.steps(progress):
-        checkpoints.save(rank.engine, report.progress)
+    rank.progress = checkpoints.restore(rank.engine)
+    resumed_from = rank.progress.step or None
+    for report in rank.steps():
+        rank.validate()
+        checkpoints.save(rank.engine, rank.progress)
         if report.progress.step == stop_after:
             break
     checkpoints.wait()
@@ -121,6 +123,17 @@ def test_every_layout_trains_the_same_weights(
     made = in_layout(job, f"whole-{world}-{stage}", zero_stage=stage)
     worlds[world].run(train, made, STEPS)
     assert distance(state(made, tmp_path), uninterrupted) < TOLERANCE
+
+
+def test_every_layout_has_the_same_validation_loss(worlds: dict[int, Ranks], job: RankJob) -> None:
+    losses = []
+    for world, stage in ((1, 0), (2, 3), (4, 2)):
+        made = in_layout(job, f"validated-{world}", zero_stage=stage, validation_fraction=0.3)
+        worlds[world].run(train, made, STEPS)
+        last = job.encoded.store.folders(made.checkpoints)[-1]
+        content = job.encoded.store.read(f"{made.checkpoints}/{last}/progress.json")
+        losses.append(json.loads(content)["validation_loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
 LAYOUTS = [(1, 0), (2, 1), (4, 2), (2, 3), (4, 3), (1, 2), (4, 0), (1, 3)]

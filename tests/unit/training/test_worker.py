@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
@@ -23,7 +24,6 @@ from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation
 from cgd_ray.training.job import About, DivergedError, RankJob, StepReport
 from cgd_ray.training.packing import batches
-from cgd_ray.training.progress import Progress
 from cgd_ray.training.worker import _Rank, train_rank
 from tests.unit.training.tiny import example
 
@@ -80,7 +80,7 @@ def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
 def trained(job: RankJob) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
     """The fp32 weights behind the last step, and the steps."""
     rank = _Rank(job)
-    reports = list(rank.steps(Progress()))
+    reports = list(rank.steps())
     return {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}, reports
 
 
@@ -152,7 +152,7 @@ def test_a_row_that_breaks_the_loss_is_named(encoded: Table, tiny_dir: Path, mon
 
     monkeypatch.setattr("cgd_ray.training.worker.summed_loss", loss)
     with pytest.raises(DivergedError) as caught:
-        list(rank.steps(Progress()))
+        list(rank.steps())
     assert rank.rows.key(int(broken)) in str(caught.value)
     assert str(caught.value).count("/0") == 1
 
@@ -171,6 +171,62 @@ def test_a_folder_without_progress_is_no_checkpoint(encoded: Table, tiny_dir: Pa
     again = train_rank(job, lambda _: False)
     assert (again.resumed_from_step, again.progress.step) == (2, 3)
     assert encoded.store.exists("torn/step-00000003/progress.json")
+
+
+def mean_loss(encoded: Table, model: torch.nn.Module, numbers: list[int]) -> float:
+    """Mean negative log-likelihood per supervised token of these rows, one by one in plain PyTorch."""
+    rows = encoded.read().to_pylist()
+    losses, tokens = 0.0, 0
+    with torch.no_grad():
+        for row in (rows[number] for number in numbers):
+            ids, start = torch.tensor(row["input_ids"]), row["target_start"]
+            logits = model(input_ids=ids[None]).logits[0, start - 1 : -1]
+            losses += functional.cross_entropy(logits, ids[start:], reduction="sum").item()
+            tokens += len(ids) - start
+    return losses / tokens
+
+
+def test_validation_loss_is_of_all_rows_set_aside_which_are_not_trained_on(encoded: Table, tiny_dir: Path) -> None:
+    rank = _Rank(make_job(encoded, tiny_dir, validation_fraction=0.4, batch_size=2, micro_batch_tokens=64))
+    assert len(rank.validated) >= 2
+    assert sorted([*rank.trained, *rank.validated]) == list(range(ROWS))
+    seen: list[int] = []
+    passes = rank._passes
+    rank._passes = lambda batch: seen.extend(batch) or passes(batch)  # type: ignore[func-returns-value,method-assign]
+    list(rank.steps())
+    assert sorted(seen) == rank.trained.tolist()
+    rank._passes = passes  # type: ignore[method-assign]
+    rank.validate()
+    expected = mean_loss(encoded, rank.engine.module.eval(), rank.validated.tolist())
+    assert rank.progress.validation_loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_best_checkpoint_becomes_the_student(encoded: Table, tiny_dir: Path) -> None:
+    job = make_job(
+        encoded, tiny_dir, validation_fraction=0.4, export="best", checkpoint_every=1, keep_checkpoints=1,
+        batch_size=2, epochs=6, learning_rate=0.3, schedule="constant",
+    )  # fmt: skip
+    job = replace(job, checkpoints="best", student="best-student")
+    losses: dict[int, float] = {}
+
+    def report(step: StepReport) -> bool:
+        assert step.progress.validation_loss is not None
+        losses[step.progress.step] = step.progress.validation_loss
+        return False
+
+    outcome = train_rank(job, report)
+    best = min(losses, key=lambda step: losses[step])
+    assert outcome.exported_step == best < outcome.progress.step  # else this proves nothing
+    assert encoded.store.folders("best") == [f"step-{step:08d}" for step in (best, outcome.progress.step)]
+    student = AutoModelForCausalLM.from_pretrained(encoded.store.path("best-student"), dtype=torch.float32)
+    aside = _Rank(job).validated.tolist()
+    assert mean_loss(encoded, student.eval(), aside) == pytest.approx(losses[best], rel=1e-2)  # rounded to bfloat16
+
+
+@pytest.mark.parametrize("fraction", [1e-6, 0.999])
+def test_a_share_that_leaves_nothing_is_refused(encoded: Table, tiny_dir: Path, fraction: float) -> None:
+    with pytest.raises(CgdError, match=r"training\.validation_fraction .* would be set aside"):
+        _Rank(make_job(encoded, tiny_dir, validation_fraction=fraction))
 
 
 def test_the_loop_needs_no_ray() -> None:
