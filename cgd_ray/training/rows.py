@@ -1,6 +1,7 @@
-"""The encoded table in memory, by row number."""
+"""The encoded table by row number, read from one file of the node by all its ranks."""
 
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cgd_ray.storage.fingerprint import derived_seed
+from cgd_ray.storage.tables import Table
 from cgd_ray.training.packing import Ids
 
 
@@ -16,6 +18,11 @@ class EncodedRows:
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
+
+    @staticmethod
+    def mapped(file: Path) -> "EncodedRows":
+        """The rows in a file of `write_local`, in pages that processes share; it may be deleted afterwards."""
+        return EncodedRows(pa.ipc.open_file(pa.memory_map(str(file))).read_all())
 
     def __len__(self) -> int:
         return int(self._table.num_rows)
@@ -47,3 +54,10 @@ class EncodedRows:
     def key(self, number: int) -> str:
         """The row's key as messages name it."""
         return f"{self._table['prompt_id'][number].as_py()}/{self._table['sample'][number].as_py()}"
+
+
+def write_local(table: Table, file: Path) -> None:
+    """Copy an encoded table, part by part, into a file that can be mapped into memory."""
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        for part in table.batches():  # whose names are in the order of the keys
+            writer.write_table(part.drop_columns("part"))

@@ -8,6 +8,7 @@ adapters, other optimisers.
 
 import math
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
 from cgd_ray.training.progress import Progress
-from cgd_ray.training.rows import EncodedRows
+from cgd_ray.training.rows import EncodedRows, write_local
 from cgd_ray.training.schedule import learning_rate
 
 Report = Callable[[StepReport], bool]
@@ -88,7 +89,7 @@ class _Rank:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
         self.number, self.world = dist.get_rank(), dist.get_world_size()
-        self.rows = EncodedRows(job.encoded.read())
+        self.rows = _open_rows(job)
         self.trained, self.validated = self.rows.apart(job.training.validation_fraction)
         if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
             raise CgdError(
@@ -210,6 +211,22 @@ class _Rank:
                 store.remove(self.job.student)
                 store.upload(Path(folder), self.job.student)
         dist.barrier()
+
+
+def _open_rows(job: RankJob) -> EncodedRows:
+    """One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks."""
+    name: list[Any] = [secrets.token_hex(8)]
+    dist.broadcast_object_list(name, src=0)
+    file = Path(tempfile.gettempdir()) / f"cgd-encoded-{name[0]}.arrow"
+    is_first = os.environ["LOCAL_RANK"] == "0"
+    if is_first:
+        write_local(job.encoded, file)
+    dist.barrier()
+    rows = EncodedRows.mapped(file)
+    dist.barrier()
+    if is_first:
+        file.unlink()  # who has mapped it keeps it, and a kill leaves nothing behind
+    return rows
 
 
 def _device(job: RankJob) -> torch.device:
