@@ -5,9 +5,11 @@ folder without it is no checkpoint.
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.training.pieces import Piece, begin_at, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
@@ -44,10 +47,13 @@ class Checkpoints:
         """Copy this rank's pieces to the host and write them while training goes on, after the save before.
 
         Raises:
+            CgdError: the disk has no room for it.
             Exception: the save before failed.
         """
         self.wait()
-        pieces = {name: _Held.on_host(piece) for name, piece in pieces_of(engine).items()}
+        found = pieces_of(engine)
+        self._require_room(sum(piece.tensor.nbytes for piece in found.values()))
+        pieces = {name: _Held.on_host(piece) for name, piece in found.items()}
         self._writing = self._writer.submit(self._write, pieces, progress)
 
     def wait(self) -> None:
@@ -77,6 +83,19 @@ class Checkpoints:
         reader = FsspecReader(path, **self._store.fs.storage_options)
         load(pieces, storage_reader=reader, planner=_Reading(), process_group=self._group)
         refresh_weights(engine)
+
+    def _require_room(self, needed: int) -> None:
+        """Torch reports a disk that fills up as a wrong position in a file."""
+        if self._store.is_s3:
+            return
+        folder = Path(self._store.path(self._folder))
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+        if free < needed:
+            raise CgdError(
+                f"{folder}: {free / 2**20:.0f} MiB are free, and a checkpoint takes {needed / 2**20:.0f} MiB for each "
+                "rank; make room, or lower training.keep_checkpoints"
+            )
 
     def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
         place = self._place(progress.step)

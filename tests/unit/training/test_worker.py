@@ -1,5 +1,6 @@
 """The loop of one rank, alone in its process group: what it computes is checked against plain PyTorch."""
 
+import shutil
 import socket
 import subprocess
 import sys
@@ -162,6 +163,17 @@ def test_checkpoints_come_when_due_and_the_last_step_always_has_one(encoded: Tab
     outcome = train_rank(job, lambda _: False)
     assert encoded.store.folders(job.checkpoints) == ["step-00000002", "step-00000003"]
     assert (outcome.progress.step, outcome.rows, outcome.resumed_from_step) == (3, ROWS, None)
+
+
+def test_a_full_disk_is_said_before_anything_is_written(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tiny_dir)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100_000))
+    job = replace(make_job(encoded, tiny_dir), checkpoints="full")
+    with pytest.raises(CgdError, match=r"full: 0 MiB are free, and a checkpoint takes \d+ MiB for each rank"):
+        train_rank(job, lambda _: False)
+    assert encoded.store.folders("full") == []
 
 
 def test_a_folder_without_progress_is_no_checkpoint(encoded: Table, tiny_dir: Path) -> None:
