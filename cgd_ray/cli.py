@@ -44,7 +44,10 @@ def compare(
     recipe: RecipePath,
     overrides: Overrides = None,
     *,
-    method: Annotated[list[str] | None, typer.Option(help="A training method; give it several times.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A training method; give it several times. None: `training.compared_with`, or four."),
+    ] = None,
 ) -> None:
     """Train and evaluate one student per method on the same generated rows, and show them side by side."""
     raise typer.Exit(_guarded(lambda: _compare(recipe, overrides or [], method or [])))
@@ -179,7 +182,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
 
 
 def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
-    methods = names or COMPARED
+    methods = names or load_recipe(path, overrides).training.compared_with or COMPARED
     matched = [*overrides, f"training.compared_with=[{', '.join(methods)}]"]
     recipes = {name: load_recipe(path, [*matched, f"training.method={name}"]) for name in methods}
     from cgd_ray.comparison import compare_methods
