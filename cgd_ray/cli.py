@@ -46,7 +46,7 @@ def compare(
     *,
     method: Annotated[
         list[str] | None,
-        typer.Option(help="A training method; give it several times. None: `training.compared_with`, or four."),
+        typer.Option(help="A training method, several times; else those of the recipe."),
     ] = None,
 ) -> None:
     """Train and evaluate one student per method on the same generated rows, and show them side by side."""
