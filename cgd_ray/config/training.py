@@ -22,6 +22,17 @@ class TrainingResources(Section):
     accelerator_type: str | None = None
 
 
+class LoraSection(Section):
+    """LoRA: the student stays frozen, and a product of two thin matrices beside each layer is learnt."""
+
+    rank: PositiveInt = 16
+    alpha: PositiveInt = 32
+    """The product counts alpha / rank times."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    """Names of the layers, for instance `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
+
+
 class TrainingSection(Section):
     """Ray Train with DeepSpeed ZeRO over the curated examples."""
 
@@ -52,6 +63,8 @@ class TrainingSection(Section):
     precision: Literal["bf16", "fp32"] = "bf16"
     """Compute type; master weights and optimiser states are fp32 in either case."""
     gradient_checkpointing: bool = False
+    lora: LoraSection | None = None
+    """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""
     workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
     """With fewer, too, down to so many, where nodes are lost or not there yet: training goes on from the last

@@ -16,6 +16,9 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
         "rows per optimiser step": training.batch_size,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup_fraction:g}",
         "weight decay": training.weight_decay,
+        "LoRA": "none, all weights"
+        if training.lora is None
+        else f"rank {training.lora.rank}, alpha {training.lora.alpha}",
         "gradient clipping": training.gradient_clipping,
         "compute precision": f"{training.precision}, fp32 master weights; saved in bfloat16",
         "longest row": f"{training.max_length} tokens",

@@ -13,6 +13,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.adapters import with_adapter
 
 
 def engine_config(training: TrainingSection, device: torch.device) -> dict[str, Any]:
@@ -54,7 +55,7 @@ def _in_bfloat16(training: TrainingSection) -> bool:
     return training.precision == "bf16" and training.zero_stage > 0
 
 
-def start_engine(training: TrainingSection, model_path: Path, device: torch.device) -> Any:
+def start_engine(training: TrainingSection, model_path: Path, device: torch.device, seed: int) -> Any:
     """Load the student and wrap it. The default process group must exist.
 
     Master weights and optimiser states are fp32; with `bf16` the weights of the forward pass are their rounded copy.
@@ -72,6 +73,8 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
     )
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    if training.lora:
+        model = with_adapter(model, training.lora, seed)
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(training, model.named_parameters(), device),
@@ -108,6 +111,8 @@ def _optimizer(
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
     for _, parameter in parameters:
+        if not parameter.requires_grad:
+            continue
         # A parameter sharded by ZeRO-3 shows its full shape in `ds_shape` only.
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (decayed if len(shape) > 1 else plain).append(parameter)

@@ -15,13 +15,15 @@ from cgd_ray.training.job import About
 
 
 def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
-    """All weights in bfloat16 on rank 0's host memory; nothing on the others. All ranks call it together.
+    """What was trained, in bfloat16 on rank 0's host memory; nothing on the others. All ranks call it together.
 
     Under ZeRO-3 one parameter at a time is gathered, so no device ever holds the whole model.
     """
     first = dist.get_rank() == 0
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
         with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             if first:
                 weights[name] = parameter.detach().to("cpu", torch.bfloat16, copy=True)
@@ -30,20 +32,22 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
     return weights | {name: tensor.to("cpu", copy=True) for name, tensor in buffers.items()} if first else {}
 
 
-def write_student(engine: Any, weights: dict[str, torch.Tensor], source: Path, folder: Path, about: About) -> None:
+def write_student(
+    model: Any, weights: dict[str, torch.Tensor] | None, source: Path, folder: Path, about: About
+) -> None:
     """Write safetensors, configuration, tokenizer with chat template, generation defaults and model card.
 
     The chat template takes the recipe's `chat_template_kwargs` where a request gives none, so that any server renders
     what training rendered. The generation defaults are greedy and stop at the end-of-turn token; sampling is each
     request's own business.
     """
-    engine.module.save_pretrained(folder, state_dict=weights)
+    model.save_pretrained(folder, state_dict=weights)
     tokenizer = AutoTokenizer.from_pretrained(source)
     end_of_turn = ChatEncoder(tokenizer, {}).end_of_turn
     tokenizer.chat_template = with_defaults(tokenizer.chat_template, about.template_arguments)
     tokenizer.save_pretrained(folder)
     _say_bfloat16(folder / "config.json")
-    stops = _stop_ids(engine.module.generation_config.eos_token_id, end_of_turn)
+    stops = _stop_ids(model.generation_config.eos_token_id, end_of_turn)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=stops if len(stops) > 1 else stops[0],

@@ -32,7 +32,7 @@ log = structlog.get_logger(__name__)
 # Settings that change the trained weights; the others (workers, ZeRO stage, packing, ...) change where and how fast.
 _RESULT_SETTINGS = {
     "epochs", "learning_rate", "batch_size", "schedule", "warmup_fraction", "weight_decay", "gradient_clipping",
-    "precision", "validation_fraction", "export",
+    "precision", "validation_fraction", "export", "lora",
 }  # fmt: skip
 
 

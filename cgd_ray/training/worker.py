@@ -2,8 +2,8 @@
 
 What it does: DeepSpeed ZeRO 0-3 with fp32 master weights; batches counted in rows, packed into passes inside the
 optimiser step; loss as the mean over the supervised tokens of the whole batch, whatever rank and pass they are in;
-AdamW, clipping, warm-up and decay; exact resume to the step. What it does not do: tensor or pipeline parallelism,
-adapters, other optimisers.
+AdamW, clipping, warm-up and decay; LoRA; validation; exact resume to the step, in any layout. What it does not do:
+tensor or pipeline parallelism, other optimisers.
 """
 
 import math
@@ -23,6 +23,7 @@ from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
+from cgd_ray.training.adapters import merge
 from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
@@ -103,7 +104,7 @@ class _Rank:
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
-        self.engine = start_engine(job.training, self.source, self.device)
+        self.engine = start_engine(job.training, self.source, self.device, job.seed)
         require_isolation(self.engine, self.engine.module.config.vocab_size, self.device)
 
     @property
@@ -207,10 +208,18 @@ class _Rank:
         if self.number == 0:
             store: Store = self.job.encoded.store
             with tempfile.TemporaryDirectory(prefix="cgd-student-") as folder:
-                write_student(self.engine, weights, self.source, Path(folder), self.job.about)
+                self._write(weights, Path(folder))
                 store.remove(self.job.student)
                 store.upload(Path(folder), self.job.student)
         dist.barrier()
+
+    def _write(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
+        lora, model = self.job.training.lora, self.engine.module
+        if lora is None:
+            write_student(model, weights, self.source, folder, self.job.about)
+        else:
+            merged = merge(self.source, lora, weights, folder / "adapter")
+            write_student(merged, None, self.source, folder, self.job.about)
 
 
 def _open_rows(job: RankJob) -> EncodedRows:

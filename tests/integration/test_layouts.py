@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
-from cgd_ray.config.training import TrainingSection
+from cgd_ray.config.training import LoraSection, TrainingSection
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
@@ -48,6 +48,7 @@ def train(job: RankJob, stop_after: int) -> int | None:
 
 def state(job: RankJob, folder: Path) -> State:
     """Weights and moments of the last step, as torch's own converter reads them."""
+    folder.mkdir(exist_ok=True)
     saved = job.encoded.store.path(f"{job.checkpoints}/step-{STEPS:08d}")
     dcp_to_torch_save(saved, folder / "state")
     loaded: State = torch.load(folder / "state")
@@ -137,6 +138,18 @@ def test_every_layout_has_the_same_validation_loss(worlds: dict[int, Ranks], job
 
 
 LAYOUTS = [(1, 0), (2, 1), (4, 2), (2, 3), (4, 3), (1, 2), (4, 0), (1, 3)]
+
+
+def test_adapters_resume_in_another_layout(worlds: dict[int, Ranks], job: RankJob, tmp_path: Path) -> None:
+    lora = LoraSection(rank=4, alpha=8)
+    whole, moving = (in_layout(job, name, lora=lora, zero_stage=0) for name in ("adapter", "moving-adapter"))
+    worlds[1].run(train, whole, STEPS)
+    for step in range(1, STEPS + 1):
+        world, stage = LAYOUTS[step]
+        worlds[world].run(train, in_layout(moving, "moving-adapter", zero_stage=stage), step)
+    one, other = (state(made, folder) for made, folder in ((whole, tmp_path / "one"), (moving, tmp_path / "other")))
+    assert all("lora_" in name for name in one)
+    assert distance(one, other) < TOLERANCE
 
 
 @pytest.mark.parametrize("number", range(len(LAYOUTS)))

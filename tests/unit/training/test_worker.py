@@ -16,11 +16,12 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
-from cgd_ray.config.training import TrainingSection
+from cgd_ray.config.training import LoraSection, TrainingSection
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
+from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation
 from cgd_ray.training.job import About, DivergedError, RankJob, StepReport
@@ -233,6 +234,25 @@ def test_the_best_checkpoint_becomes_the_student(encoded: Table, tiny_dir: Path)
     student = AutoModelForCausalLM.from_pretrained(encoded.store.path("best-student"), dtype=torch.float32)
     aside = _Rank(job).validated.tolist()
     assert mean_loss(encoded, student.eval(), aside) == pytest.approx(losses[best], rel=1e-2)  # rounded to bfloat16
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, stage: int) -> None:
+    lora = LoraSection(rank=4, alpha=8)
+    job = make_job(encoded, tiny_dir, lora=lora, zero_stage=stage, batch_size=2, epochs=4, learning_rate=1e-2)
+    job = replace(job, checkpoints=f"lora-{stage}", student=f"lora-student-{stage}")
+    losses: list[float] = []
+    train_rank(job, lambda step: bool(losses.append(step.progress.loss)))  # type: ignore[func-returns-value]
+    assert losses[-1] < 0.8 * losses[0]
+    rank = _Rank(job)
+    Checkpoints(encoded.store, job.checkpoints, 1).restore(rank.engine)
+    unmerged = mean_loss(encoded, rank.engine.module.eval(), list(range(ROWS)))
+    student = AutoModelForCausalLM.from_pretrained(encoded.store.path(job.student), dtype=torch.float32).eval()
+    assert mean_loss(encoded, student, list(range(ROWS))) == pytest.approx(unmerged, rel=1e-2)  # bfloat16 on disk
+    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16).state_dict()
+    changed = {name for name, weight in student.state_dict().items() if not torch.equal(weight, base[name].float())}
+    assert changed == {name for name in base if name.endswith("_proj.weight")}
+    assert encoded.store.exists(f"{job.student}/adapter/adapter_model.safetensors")
 
 
 @pytest.mark.parametrize("fraction", [1e-6, 0.999])

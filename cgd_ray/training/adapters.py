@@ -1,0 +1,44 @@
+"""LoRA (arXiv 2106.09685) through PEFT: few new weights beside the frozen student, merged into it at the end."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from cgd_ray.config.training import LoraSection
+from cgd_ray.storage.fingerprint import derived_seed
+
+
+def with_adapter(model: Any, lora: LoraSection, seed: int) -> Any:
+    """The model with new weights beside its linear layers, the same on every rank, and its own ones frozen.
+
+    Raises:
+        ValueError: PEFT finds no such layers.
+    """
+    torch.manual_seed(derived_seed(seed, "lora"))
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+    # DeepSpeed decides on types, and keeps fp32 masters of what is trained.
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def merge(source: Path, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path) -> Any:
+    """The student with the trained weights added to its own, in bfloat16 on the host.
+
+    Args:
+        source: directory of the untrained student.
+        lora: what the adapter is.
+        weights: the adapter's, by the names that they have in the model of `with_adapter`.
+        folder: where the adapter itself is written, too.
+    """
+    model = with_adapter(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), lora, seed=0)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
+    model.save_pretrained(folder)
+    return model.merge_and_unload().to(torch.bfloat16)
