@@ -13,6 +13,7 @@ from cgd_ray.generation.stages import student_identity, teacher_identity
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.storage.filesystem import Store, require_writable
+from cgd_ray.training.formats import require_contexts
 
 
 def open_store(recipe: Recipe) -> Store:
@@ -54,7 +55,9 @@ def preflight(recipe: Recipe) -> Store:
         CgdError: the first thing that is wrong, in one line.
     """
     store = open_store(recipe)
-    load_prompts(recipe.generation.prompts)
+    prompts = load_prompts(recipe.generation.prompts)
+    if recipe.training.enabled:
+        require_contexts(prompts, recipe.training)
     require_writable(store)
     if not isinstance(recipe.data, DemoData):
         check_source(recipe.data, recipe.storage)

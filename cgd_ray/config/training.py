@@ -68,7 +68,8 @@ class TrainingSection(Section):
     workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
     """With fewer, too, down to so many, where nodes are lost or not there yet: training goes on from the last
-    checkpoint with as many as there are, up to `workers`. None waits for all of them."""
+    checkpoint with as many as there are, up to `workers`. Every ten minutes Ray looks whether there are more, and
+    starts again with them, from the last checkpoint, too. None waits for all of them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "cpu"] = "none"
     """Where ZeRO keeps optimiser states (and, in stage 3, parameters)."""
@@ -82,6 +83,9 @@ class TrainingSection(Section):
     every checkpoint."""
     export: Literal["last", "best"] = "last"
     """Which checkpoint becomes the student: the last, or the one with the lowest validation loss."""
+    stop_timeout_s: Annotated[float, Field(ge=0)] = 60.0
+    """Longest wait for a checkpoint when the command is interrupted: a step or two, and the writing. A second signal
+    waits for nothing."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that Ray Train restarts dead workers from the last checkpoint."""
     resources: TrainingResources = TrainingResources()
@@ -98,6 +102,8 @@ class TrainingSection(Section):
     def _batch_is_shared_out(self) -> Self:
         if self.batch_size < self.workers:
             raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
+        if self.offload == "cpu" and self.zero_stage == 0:
+            raise ValueError("offload cpu needs zero_stage 1, 2 or 3: stage 0 shares nothing out that could be moved")
         if self.export == "best" and not self.validation_fraction:
             raise ValueError("export best needs validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:

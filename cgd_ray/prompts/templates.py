@@ -28,11 +28,22 @@ def render(source: str, name: str, /, **values: str | None) -> str:
         raise ConfigError(f"template {name}: {error}") from error
 
 
+def _there(value: object) -> object:
+    """Nobody is to learn the word "None"."""
+    if value is None:
+        raise jinja2.UndefinedError("a value that is not always there is used without {% if ... %} around it")
+    return value
+
+
 @cache
 def _compiled(source: str) -> jinja2.Template:
     """Compiling costs more than a row's rendering, and a run has a handful of templates and millions of rows."""
     environment = jinja2.Environment(  # noqa: S701  prompts are plain text, HTML escaping would change them
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=False
+        undefined=jinja2.StrictUndefined,
+        finalize=_there,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=False,
     )
     return environment.from_string(source)
 

@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.storage.fingerprint import derived_seed
+from cgd_ray.training.job import RefusedError
 
 
 def with_adapter(model: Any, lora: LoraSection, seed: int) -> Any:
     """The model with new weights beside its linear layers, the same on every rank, and its own ones frozen.
 
     Raises:
-        ValueError: PEFT finds no such layers.
+        RefusedError: the model has no such layers.
     """
     torch.manual_seed(derived_seed(seed, "lora"))
     config = LoraConfig(
@@ -26,7 +27,10 @@ def with_adapter(model: Any, lora: LoraSection, seed: int) -> Any:
         task_type="CAUSAL_LM",
     )
     # DeepSpeed decides on types, and keeps fp32 masters of what is trained.
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise RefusedError(f"training.lora.targets: {' '.join(str(error).split())}") from error
 
 
 def merge(source: Path, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path) -> Any:

@@ -21,9 +21,9 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.training.pieces import Piece, begin_at, pieces_of, refresh_weights
+from cgd_ray.training.job import RefusedError
+from cgd_ray.training.pieces import STATES, Piece, begin_at, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
 
 _PROGRESS = "progress.json"
@@ -47,12 +47,14 @@ class Checkpoints:
         """Copy this rank's pieces to the host and write them while training goes on, after the save before.
 
         Raises:
-            CgdError: the disk has no room for it.
+            RefusedError: the disk has no room for it.
             Exception: the save before failed.
         """
         self.wait()
         found = pieces_of(engine)
-        self._require_room(sum(piece.tensor.nbytes for piece in found.values()))
+        # In stage 0 every rank has everything, and each writes a share of it.
+        copies = dist.get_world_size() if engine.zero_optimization_stage() == 0 else 1
+        self._require_room(sum(piece.tensor.nbytes for piece in found.values()) / copies)
         pieces = {name: _Held.on_host(piece) for name, piece in found.items()}
         self._writing = self._writer.submit(self._write, pieces, progress)
 
@@ -72,34 +74,43 @@ class Checkpoints:
         dist.broadcast_object_list(found, group=self._group, src=0)
         if found[0] is None:
             return Progress()
-        self.go_to(engine, found[0].step)
+        begin_at(engine, found[0].step)
+        self._load(engine, found[0].step, tuple(STATES))
         return found[0]
 
-    def go_to(self, engine: Any, step: int) -> None:
-        """Put the engine back to the whole checkpoint of that step."""
-        begin_at(engine, step)
-        pieces = {name: _Held(piece) for name, piece in pieces_of(engine).items()}
+    def take_weights(self, engine: Any, step: int) -> None:
+        """Give the engine the weights of the whole checkpoint of that step, for export: its moments stay."""
+        self._load(engine, step, STATES[:1])
+
+    def _load(self, engine: Any, step: int, states: tuple[str, ...]) -> None:
+        found = pieces_of(engine).items()
+        pieces = {name: _Held(piece) for name, piece in found if name.split("/", 1)[0] in states}
         path = self._store.url(self._place(step))
         reader = FsspecReader(path, **self._store.fs.storage_options)
         load(pieces, storage_reader=reader, planner=_Reading(), process_group=self._group)
         refresh_weights(engine)
 
-    def _require_room(self, needed: int) -> None:
-        """Torch reports a disk that fills up as a wrong position in a file."""
+    def _require_room(self, share: float) -> None:
+        """All ranks agree: torch reports a disk that fills up as a wrong position in a file, and not on all of them."""
         if self._store.is_s3:
             return
         folder = Path(self._store.path(self._folder))
         folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(folder).free
+        needed = torch.tensor(share)
+        free = torch.tensor(float(shutil.disk_usage(folder).free))
+        dist.all_reduce(needed, group=self._group)
+        dist.all_reduce(free, dist.ReduceOp.MIN, group=self._group)
         if free < needed:
-            raise CgdError(
-                f"{folder}: {free / 2**20:.0f} MiB are free, and a checkpoint takes {needed / 2**20:.0f} MiB for each "
-                "rank; make room, or lower training.keep_checkpoints"
+            room, wanted = (f"{size / 2**20:.0f} MiB" for size in (free, needed))
+            raise RefusedError(
+                f"{folder}: {room} are free, and a checkpoint takes {wanted}; make room, or lower "
+                "training.keep_checkpoints"
             )
 
     def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
         place = self._place(progress.step)
-        writer = FsspecWriter(self._store.url(place), **self._store.fs.storage_options)
+        # All is on the host: reading ahead would open a context on the first GPU from this thread of every rank.
+        writer = FsspecWriter(self._store.url(place), per_thread_copy_ahead=0, **self._store.fs.storage_options)
         planner = _Writing(flatten_state_dict=False, flatten_sharded_tensors=False)
         save(pieces, storage_writer=writer, planner=planner, process_group=self._group)
         if dist.get_rank() == 0:

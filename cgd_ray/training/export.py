@@ -20,6 +20,8 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
     Under ZeRO-3 one parameter at a time is gathered, so no device ever holds the whole model.
     """
     first = dist.get_rank() == 0
+    if engine.zero_optimization_stage() == 3:
+        engine.optimizer.checkpoint_event_prologue()  # nothing may be under way that the last pass fetched ahead
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:

@@ -120,6 +120,18 @@ def view(example: Example, method: ViewName, contexts: Contexts) -> Conversation
     return VIEWS[method](example, contexts)
 
 
+def require_contexts(prompts: PromptSet, training: TrainingSection) -> None:
+    """Render what each method will show, once, before anything is paid for.
+
+    Raises:
+        ConfigError: a template names a value that is not there, or not there for this method.
+    """
+    texts = ("x", "y'", "c", "y^")
+    example = Example("", 0, *texts, answer="y_T", reference="y_ref", other_critique="c'")
+    for name in sorted(training.views):
+        view(example, name, Contexts(prompts, training.context == "multi-turn"))
+
+
 def view_name(example: Example, training: TrainingSection, seed: int) -> ViewName:
     """The view that a row takes: the method itself, or for `mix` one drawn by seed, key and weights.
 

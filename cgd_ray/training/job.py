@@ -10,8 +10,12 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.progress import Progress
 
 
-class DivergedError(CgdError):
-    """The loss or the gradient is not finite. All ranks raise it at the same step; trying again would end the same."""
+class RefusedError(CgdError):
+    """Training cannot go on. All ranks raise it together; trying again would end the same."""
+
+
+class DivergedError(RefusedError):
+    """The loss or the gradient is not finite."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from cgd_ray.errors import CgdError
+from cgd_ray.training.job import RefusedError
 from cgd_ray.training.packing import PackedRows, join
 
 
@@ -41,7 +41,7 @@ def require_isolation(model: Any, vocabulary: int, device: torch.device) -> None
     the last bit but for kernels that choose their order of summation by content (mixture of experts).
 
     Raises:
-        CgdError: they differ: this architecture mixes packed rows (convolutions, linear attention).
+        RefusedError: they differ: this architecture mixes packed rows (convolutions, linear attention).
     """
     generator = np.random.default_rng(0)
     first, other, second = generator.integers(0, vocabulary, size=(3, 16))
@@ -51,7 +51,7 @@ def require_isolation(model: Any, vocabulary: int, device: torch.device) -> None
     model.train(was_training)
     difference = (logits[0] - logits[1]).abs().max().item()
     if difference > 1e-3 * logits[0].std().item():
-        raise CgdError(
+        raise RefusedError(
             f"student.model: rows packed into one pass see each other (logits differ by {difference:.2g}); this "
             "architecture cannot be trained packed: take a model with plain attention"
         )

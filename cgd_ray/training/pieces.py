@@ -16,6 +16,9 @@ import torch.distributed as dist
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, as every optimiser here names them."""
 
+STATES = ("fp32", *MOMENTS)
+"""Of a parameter: its weights, and the moments."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -61,25 +64,31 @@ def refresh_weights(engine: Any) -> None:
     if stage in (1, 2):
         optimizer.update_lp_params()
     if stage == 3:
+        # What the last pass left whole would stay as it was.
+        optimizer.checkpoint_event_prologue()
         for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
             half = optimizer.fp16_partitioned_groups_flat[number]
             half.data.copy_(flat.data)
             views = optimizer.unflatten(half, optimizer.fp16_partitioned_groups[number])
             for partition, view in zip(optimizer.fp16_partitioned_groups[number], views, strict=True):
                 partition.data = view.data
-        # Small parameters are kept whole beside their partitions.
-        if optimizer.persistent_parameters:
-            first = optimizer.persistent_parameters[0]
-            first.partition(optimizer.persistent_parameters)
-            first.all_gather(optimizer.persistent_parameters)
+        optimizer.checkpoint_event_epilogue()
 
 
 def _flat_tensors(engine: Any, stage: int) -> list[torch.Tensor]:
     """The tensors that Adam itself updates on this rank."""
     if stage == 0:
         return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-    name = "fp32_partitioned_groups_flat" if stage == 3 else "single_partition_of_fp32_groups"
-    return list(getattr(engine.optimizer, name))
+    if stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return _flat_partitions(engine.optimizer)
+
+
+def _flat_partitions(optimizer: Any) -> list[torch.Tensor]:
+    """In stages 1 and 2; for stage 1 in bfloat16 DeepSpeed has an optimiser of its own with names of its own."""
+    if hasattr(optimizer, "single_partition_of_fp32_groups"):
+        return list(optimizer.single_partition_of_fp32_groups)
+    return list(optimizer.fp32_groups_flat_partition)
 
 
 def _of_parameter(engine: Any, stage: int, parameter: Any) -> Iterator[tuple[str, Piece]]:
@@ -89,7 +98,7 @@ def _of_parameter(engine: Any, stage: int, parameter: Any) -> Iterator[tuple[str
     elif stage == 3:
         yield from _of_share(engine.optimizer, parameter)
     elif (mapping := parameter._hp_mapping) is not None:  # none: this rank has nothing of it
-        flat = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+        flat = _flat_partitions(engine.optimizer)[mapping.param_group_index]
         place, start = mapping.hp_fragment_address, mapping.lp_fragment_address.start
         for state, tensor in _states(engine.optimizer.optimizer, flat):
             yield state, Piece(tensor.narrow(0, place.start, place.numel), start, parameter.numel())

@@ -10,10 +10,11 @@ import structlog
 from ray.actor import ActorHandle
 
 from cgd_ray.errors import StoppedError
-from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
+from cgd_ray.training.job import RankJob, RankOutcome, RefusedError, StepReport
 from cgd_ray.training.steps import step_figures
 
 log = structlog.get_logger(__name__)
+_ANSWER_SECONDS = 1.0  # it takes a millisecond
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
 
     try:
         return train_rank(job, _Reporter(board))
-    except (DivergedError, StoppedError) as error:
+    except (RefusedError, StoppedError) as error:
         return Refused(str(error))
 
 
@@ -39,16 +40,13 @@ class _Reporter:
     def __init__(self, board: ActorHandle) -> None:
         self._board = board
         self._is_first = ray.train.get_context().get_world_rank() == 0
-        self._answer: ray.ObjectRef[bool] | None = None
 
     def __call__(self, step: StepReport) -> bool:
-        """Whether the driver wants training to stop, as it said to the step before: nobody waits for its answer."""
+        """Whether the driver wants training to stop."""
         if not self._is_first:
             return False
         log.info("train", **step_figures(step))
-        must_stop = False
-        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            with contextlib.suppress(ray.exceptions.RayError):  # the board is lost with its node; training goes on
-                must_stop = ray.get(self._answer)
-        self._answer = self._board.put.remote(step)
-        return must_stop
+        with contextlib.suppress(ray.exceptions.RayError):  # the board is lost with its node; training goes on
+            must_stop: bool = ray.get(self._board.put.remote(step), timeout=_ANSWER_SECONDS)
+            return must_stop
+        return False

@@ -13,6 +13,7 @@ from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.storage.filesystem import Store
 
 _CPUS_BESIDE_A_GPU = 8
+_RESIZE_SECONDS = 600.0  # a larger group starts from the last checkpoint: not after every node that comes
 log = structlog.get_logger(__name__)
 
 
@@ -29,6 +30,7 @@ class WorkerResources:
         amounts = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
         return ray.train.ScalingConfig(
             num_workers=(training.min_workers, training.workers) if training.min_workers else training.workers,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
             use_gpu=self.gpus > 0,
             resources_per_worker=amounts,
             accelerator_type=training.resources.accelerator_type,

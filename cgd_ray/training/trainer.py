@@ -139,6 +139,8 @@ class _Plan:
             "student": self.student_identity,
             "seed": training_seed(self.recipe),
             **self.recipe.training.model_dump(mode="json", include=_RESULT_SETTINGS),
+            # Only steps with a checkpoint can be the best.
+            "candidates": self.recipe.training.checkpoint_every if self.recipe.training.export == "best" else None,
         }
 
     @property
@@ -199,7 +201,9 @@ def _fit(plan: _Plan) -> RankOutcome:
         with shown_steps() as board:
             fit = _trainer(plan, board).fit
             # Interrupted, it writes a checkpoint first.
-            outcome: RankOutcome | Refused = interruptibly(fit, on_interrupt=board.stop.remote).return_value
+            outcome: RankOutcome | Refused = interruptibly(
+                fit, on_interrupt=partial(_stop, board, plan.recipe), grace_seconds=plan.recipe.training.stop_timeout_s
+            ).return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
         raise CgdError(
             f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
@@ -207,6 +211,11 @@ def _fit(plan: _Plan) -> RankOutcome:
     if isinstance(outcome, Refused):
         raise CgdError(outcome.reason)
     return outcome
+
+
+def _stop(board: ActorHandle, recipe: Recipe) -> None:
+    log.info("waiting for a checkpoint of the next step", at_most_s=recipe.training.stop_timeout_s)
+    board.stop.remote()
 
 
 def _trainer(plan: _Plan, board: ActorHandle) -> TorchTrainer:

@@ -6,6 +6,7 @@ AdamW, clipping, warm-up and decay; LoRA; validation; exact resume to the step, 
 tensor or pipeline parallelism, other optimisers.
 """
 
+import contextlib
 import math
 import os
 import secrets
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.errors import StoppedError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
@@ -27,7 +28,7 @@ from cgd_ray.training.adapters import merge
 from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
-from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, StepReport
+from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, RefusedError, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
 from cgd_ray.training.progress import Progress
@@ -36,6 +37,10 @@ from cgd_ray.training.schedule import learning_rate
 
 Report = Callable[[StepReport], bool]
 """Hears of a step; returns whether training is to stop."""
+
+
+_VALIDATED_AT_ONCE = 1024  # rows: packing takes time with their square
+_STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     Raises:
         DivergedError: the loss or the gradient is not finite; names the step and the rows.
         StoppedError: `report` wanted it.
-        CgdError: the model mixes packed rows, or none or all are set aside for validation.
+        RefusedError: the model mixes packed rows, none or all are set aside for validation, or a disk is full.
     """
     rank = _Rank(job)
     wants_best = job.training.export == "best"
@@ -66,8 +71,9 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     rank.progress = checkpoints.restore(rank.engine)
     resumed_from = rank.progress.step or None
     for step_report in rank.steps():
-        if rank.is_due or rank.must_stop:
+        if rank.is_due:
             rank.validate()
+        if rank.is_due or rank.must_stop:
             checkpoints.save(rank.engine, rank.progress)
         rank.wants_stop = report(replace(step_report, progress=rank.progress))
         if rank.must_stop and not rank.is_over:
@@ -76,7 +82,7 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     checkpoints.wait()
     exported = rank.progress.best_step if wants_best else rank.progress.step
     if exported != rank.progress.step:
-        checkpoints.go_to(rank.engine, exported)
+        checkpoints.take_weights(rank.engine, exported)
     rank.export()
     return RankOutcome(rank.progress, len(rank.trained), resumed_from, exported)
 
@@ -93,7 +99,7 @@ class _Rank:
         self.rows = _open_rows(job)
         self.trained, self.validated = self.rows.apart(job.training.validation_fraction)
         if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
-            raise CgdError(
+            raise RefusedError(
                 f"training.validation_fraction {job.training.validation_fraction}: of {len(self.rows)} rows "
                 f"{len(self.validated)} would be set aside and {len(self.trained)} trained on; change it"
             )
@@ -147,11 +153,15 @@ class _Rank:
             return
         summed = torch.zeros((), device=self.device)
         self.engine.eval()
-        for one in self._passes(self.validated.tolist()):
-            summed += one.weight * summed_loss(self.engine, one.rows, self.device)
+        for start in range(0, len(self.validated), _VALIDATED_AT_ONCE):
+            for one in self._passes(self.validated[start : start + _VALIDATED_AT_ONCE].tolist()):
+                summed += one.weight * summed_loss(self.engine, one.rows, self.device)
         self.engine.train()
         dist.all_reduce(summed)
-        self.progress = self.progress.validated(summed.item() / int(self.rows.supervised[self.validated].sum()))
+        loss = summed.item() / int(self.rows.supervised[self.validated].sum())
+        if not math.isfinite(loss):
+            raise DivergedError(f"training stopped at step {self.progress.step}: the validation loss is not finite")
+        self.progress = self.progress.validated(loss)
 
     def _step(self, step: int, batch: list[int], rate: float) -> tuple[float, float]:
         """One optimiser step over all ranks: mean loss per supervised token, and the gradient's norm."""
@@ -226,16 +236,28 @@ def _open_rows(job: RankJob) -> EncodedRows:
     """One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks."""
     name: list[Any] = [secrets.token_hex(8)]
     dist.broadcast_object_list(name, src=0)
-    file = Path(tempfile.gettempdir()) / f"cgd-encoded-{name[0]}.arrow"
+    folder = Path(tempfile.gettempdir())
+    file = folder / f"cgd-encoded-{name[0]}.arrow"
     is_first = os.environ["LOCAL_RANK"] == "0"
-    if is_first:
-        write_local(job.encoded, file)
-    dist.barrier()
-    rows = EncodedRows.mapped(file)
-    dist.barrier()
-    if is_first:
-        file.unlink()  # who has mapped it keeps it, and a kill leaves nothing behind
+    try:
+        if is_first:
+            _remove_stale(folder)
+            write_local(job.encoded, file)
+        dist.barrier()
+        rows = EncodedRows.mapped(file)
+        dist.barrier()
+    finally:
+        if is_first:
+            file.unlink(missing_ok=True)  # who has mapped it keeps it
     return rows
+
+
+def _remove_stale(folder: Path) -> None:
+    """What a kill left while it was written."""
+    for file in folder.glob("cgd-encoded-*.arrow"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink()
 
 
 def _device(job: RankJob) -> torch.device:

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import LoraSection, TrainingSection
-from cgd_ray.errors import CgdError
+from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
@@ -59,6 +59,12 @@ def encoded(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
         part.append({**key, "input_ids": one.input_ids, "target_start": one.target_start})
     table.write_part("part-0", part)
     return table
+
+
+@pytest.fixture(scope="module")
+def losses() -> dict[int | None, dict[int, float]]:
+    """Of each step, by when a training was asked to stop."""
+    return {}
 
 
 def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
@@ -166,13 +172,33 @@ def test_checkpoints_come_when_due_and_the_last_step_always_has_one(encoded: Tab
     assert (outcome.progress.step, outcome.rows, outcome.resumed_from_step) == (3, ROWS, None)
 
 
+@pytest.mark.parametrize("stop_after", [1, None])
+def test_who_is_asked_to_stop_writes_a_checkpoint_and_goes_on_as_if_nothing_had_happened(
+    encoded: Table, tiny_dir: Path, stop_after: int | None, losses: dict[int | None, dict[int, float]]
+) -> None:
+    job = make_job(encoded, tiny_dir, batch_size=2, checkpoint_every=100)
+    job = replace(job, checkpoints=f"stopped-{stop_after}")
+    seen = losses.setdefault(stop_after, {})
+
+    def report(step: StepReport) -> bool:
+        seen[step.progress.step] = step.progress.loss
+        return step.progress.step == stop_after
+
+    if stop_after:
+        with pytest.raises(StoppedError, match="training stopped after step 2 of 4"):
+            train_rank(job, report)
+    outcome = train_rank(job, report)
+    assert (outcome.resumed_from_step, outcome.progress.step) == (2 if stop_after else None, 4)
+    assert all(known == seen for known in losses.values())
+
+
 def test_a_full_disk_is_said_before_anything_is_written(
     encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tiny_dir)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100_000))
     job = replace(make_job(encoded, tiny_dir), checkpoints="full")
-    with pytest.raises(CgdError, match=r"full: 0 MiB are free, and a checkpoint takes \d+ MiB for each rank"):
+    with pytest.raises(CgdError, match=r"full: 0 MiB are free, and a checkpoint takes \d+ MiB; make room"):
         train_rank(job, lambda _: False)
     assert encoded.store.folders("full") == []
 

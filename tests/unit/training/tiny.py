@@ -57,10 +57,10 @@ def tiny_config(**changes: Any) -> LlamaConfig:
     return LlamaConfig(**settings | changes)
 
 
-def write_tiny_model(folder: Path) -> None:
+def write_tiny_model(folder: Path, **changes: Any) -> None:
     """A 2-layer random Llama in fp32, as a Hugging Face directory."""
     torch.manual_seed(0)
-    LlamaForCausalLM(tiny_config()).save_pretrained(folder)
+    LlamaForCausalLM(tiny_config(**changes)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
 
 
