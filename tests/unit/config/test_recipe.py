@@ -67,6 +67,9 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
         ({"data": {"type": "demo", "holdout": {}}}, "give either fraction or count"),
         ({"training": {"method": "distill"}}, "training.method distill needs generation.answer.enabled=true"),
         ({"training": {"batch_size": 1, "workers": 2}}, "batch_size 1 is smaller than workers 2"),
+        ({"training": {"min_workers": 3, "workers": 2}}, "min_workers 3 is larger than workers 2"),
+        ({"training": {"export": "best"}}, "export best needs validation_fraction above 0"),
+        ({"training": {"offload": "cpu", "zero_stage": 0}}, "offload cpu needs zero_stage 1, 2 or 3"),
         ({"generation": {"draft": {"samples": 4}}}, "samples > 1 needs temperature > 0"),
         ({"serving": {"model_id": "a:b"}}, "serving.model_id"),
         (

@@ -36,3 +36,17 @@ def test_a_directory_with_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_an_unknown_name_in_a_template_is_named() -> None:
     with pytest.raises(ConfigError, match=r"template t: 'quetsion' is undefined"):
         render("{{ quetsion }}", "t", question="x")
+
+
+def test_a_value_that_is_not_there_is_never_the_word_none() -> None:
+    with pytest.raises(ConfigError, match=r"template t: a value that is not always there is used without \{% if"):
+        render("{{ critique }}", "t", critique=None)
+
+
+def test_a_directory_without_optional_files_has_the_defaults(tmp_path: Path) -> None:
+    for name in ("critique", "refine", "context"):
+        (tmp_path / f"{name}.jinja").write_text(name)
+    own, default = load_prompts(str(tmp_path)), load_prompts("default")
+    assert own.context("x", "y", "c") == "context"
+    assert own.cft("x", "y") == default.cft("x", "y")
+    assert own.again("c") == default.again("c")

@@ -1,10 +1,12 @@
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from cgd_ray.config.training import TrainingSection, ViewName
+from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.training.formats import VIEWS, Contexts, Conversation, Example, Lacking, view, view_name
+from cgd_ray.training.formats import VIEWS, Contexts, Conversation, Example, Lacking, require_contexts, view, view_name
 from tests.unit.training.tiny import example
 
 CONTEXTS = Contexts(load_prompts("default"))
@@ -91,3 +93,13 @@ def test_mix_draws_by_key_alone_and_in_proportion_to_the_weights() -> None:
 def test_mix_draws_samples_of_one_prompt_apart() -> None:
     training = TrainingSection(method="mix", mix={"cgd": 1.0, "refsft": 1.0})
     assert len({view_name(example(5, sample=sample), training, 0) for sample in range(20)}) == 2
+
+
+def test_a_context_that_no_method_may_be_without_is_refused_for_those_that_are(tmp_path: Path) -> None:
+    for name in ("critique", "refine"):
+        (tmp_path / f"{name}.jinja").write_text(name)
+    (tmp_path / "context.jinja").write_text("{{ prompt }} {{ draft }} {{ critique }}")
+    prompts = load_prompts(str(tmp_path))
+    require_contexts(prompts, TrainingSection(method="cgd"))
+    with pytest.raises(ConfigError, match=r"template context\.jinja: .*without"):
+        require_contexts(prompts, TrainingSection(method="cgd", compared_with=["cgd", "cgd-no-critique"]))
