@@ -1,5 +1,6 @@
 """Generation through Ray Data on a real Ray cluster of two nodes, with the scripted engine: flow, resume, ceilings."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ from ray.cluster_utils import Cluster
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.drive import run_chains
+from cgd_ray.engines.pool import Chain
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.storage.filesystem import Store
 
@@ -86,6 +90,45 @@ def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:
     healthy = generate(recipe(tmp_path))
     assert healthy.tallies["critique"]["rows"] == failed
     assert healthy.counts["refine"]["ok"] == 60
+
+
+def test_rows_without_a_draft_load_no_teacher_and_stop_no_later_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = {"engine": {"type": "scripted", "fail_fraction": 0.3}}
+    data = {"limit": 100}
+    first = generate(recipe(tmp_path, student=student, data=data, generation={"max_failed_fraction": 1.0}))
+    failed = first.counts["draft"]["failed"]
+    assert failed >= 20  # enough for max_failed_fraction to judge
+    loaded: list[str] = []
+
+    def recorded(chains: list[Chain], *rest: Any) -> None:
+        loaded.extend(chain.role for chain in chains)
+        run_chains(chains, *rest)
+
+    monkeypatch.setattr(run, "run_chains", recorded)
+    again = generate(recipe(tmp_path, student=student, data=data, generation={"execution": "staged"}))
+    assert loaded == ["student"]
+    assert again.tallies["draft"]["failed"] == failed
+
+
+def test_what_another_command_made_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, sole_maker = recipe(tmp_path), run._sole_maker
+
+    @contextlib.contextmanager
+    def late(*arguments: Any) -> Iterator[Any]:
+        """Another command makes everything after this one has planned, and gives its leases back before this looks."""
+        monkeypatch.setattr(run, "_sole_maker", sole_maker)
+        assert not generate(made).reused
+        with sole_maker(*arguments) as leases:
+            yield leases
+
+    monkeypatch.setattr(run, "_sole_maker", late)
+    result = generate(made)
+    assert result.tallies.get("draft", {"rows": 0})["rows"] == 0
+    assert result.counts["refine"]["ok"] == 60
+    for stage in result.stages.all:
+        assert sum(len(part) for part in stage.results.batches()) == 60
 
 
 def test_too_many_failures_stop_the_run(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
+import openai
 import pytest
+from openai.types.chat import ChatCompletion
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Decoding, Request, Turn
@@ -181,3 +184,30 @@ def test_requests_keep_the_rate_limit(script: Script) -> None:
     ask(script, count=16, requests_per_minute=600)
     assert time.monotonic() - started >= 1.5  # ten a second, the first at once
     assert len(script.asked) == 16
+
+
+def test_a_row_that_is_refused_for_itself_is_given_up_while_others_are_served(script: Script) -> None:
+    """As OpenAI refuses a request that is larger than the tokens of a minute."""
+    asked: list[str] = []
+
+    class Picky(OpenAIEngine):
+        async def _send(self, request: Request) -> ChatCompletion:
+            asked.append(request.row)
+            await asyncio.sleep(0.001)
+            if request.row == "large":
+                refusal = httpx.Response(429, headers={"retry-after": "0"}, request=httpx.Request("POST", script.url))
+                raise openai.RateLimitError("Request too large", response=refusal, body=None)
+            return ChatCompletion.model_validate(answer()[1])
+
+    rows = ["large", *(f"row{number}" for number in range(300))]
+    requests = [Request(row, row, (), Decoding(1, 0.0, 1.0, 0)) for row in rows]
+    options = TeacherOpenAI(type="openai", model="m", base_url=script.url, api_key_env=None, max_retries=2)
+
+    async def scenario() -> list[Completion | BaseException]:
+        engine = Picky(options)
+        return await asyncio.gather(*(engine.complete(one) for one in requests), return_exceptions=True)
+
+    large, *others = asyncio.run(scenario())
+    assert isinstance(large, CompletionError)
+    assert all(isinstance(other, Completion) for other in others)
+    assert asked.count("large") <= 7  # three refusals for each of two retries, and one more

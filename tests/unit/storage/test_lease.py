@@ -98,7 +98,7 @@ def test_of_two_holders_the_higher_name_has_lost_it(store: Store) -> None:
     mine.take(wait=True)
     mine.require()
     write(store, dataclasses.replace(mine._mine, name="0", holds=True))
-    time.sleep(3 * BEAT)
+    time.sleep(8 * BEAT)
     with pytest.raises(StoppedError, match="another command works on"):
         mine.require()
     mine.give_back()
@@ -122,3 +122,29 @@ def test_a_holder_that_could_not_write_looks_whether_somebody_took_it(
     time.sleep(2 * BEAT)
     assert mine.lost == taken
     mine.give_back()
+
+
+@pytest.mark.parametrize("name", ["0", "z"])
+def test_a_sign_of_life_that_was_long_under_way_does_not_take_the_folder_back(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    slow = threading.Event()
+
+    class Slow(Store):
+        def write(self, name: str, content: bytes) -> None:
+            if slow.is_set():
+                slow.clear()
+                time.sleep(15 * BEAT)
+            super().write(name, content)
+
+    first, second = lease(Slow(str(tmp_path))), lease(store)
+    first._mine = dataclasses.replace(first._mine, name=name)
+    first.take(wait=True)
+    slow.set()
+    assert second.take(wait=True)
+    time.sleep(15 * BEAT)
+    with pytest.raises(StoppedError, match="another command works on"):
+        first.require()
+    second.require()
+    for one in (first, second):
+        one.give_back()

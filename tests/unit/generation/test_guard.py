@@ -1,0 +1,28 @@
+"""What stops a run: failures of this engine, not those that an earlier run knew."""
+
+from pathlib import Path
+
+import pytest
+
+from cgd_ray.engines.ledger import Snapshot
+from cgd_ray.engines.progress import Progress
+from cgd_ray.engines.tally import StageTally
+from cgd_ray.errors import StoppedError
+from cgd_ray.generation.guard import Guard
+from tests.unit.generation.test_planning import recipe
+
+
+def check(root: Path, rows: int, failed: int, again: int) -> None:
+    guard = Guard(recipe(root), Progress({"critique": rows}), [], 0.0, {"critique": again})
+    tally = StageTally(rows=rows, failed=failed, error="refused")
+    guard.check(Snapshot({"critique": tally}, engines=1, idle_seconds=0.0, ceiling=None, broken=None))
+
+
+def test_rows_that_failed_before_and_fail_again_stop_nothing(tmp_path: Path) -> None:
+    check(tmp_path, rows=30, failed=30, again=30)
+
+
+@pytest.mark.parametrize("again", [0, 10])
+def test_rows_that_were_never_tried_count(tmp_path: Path, again: int) -> None:
+    with pytest.raises(StoppedError, match=r"critique: 40 of 40 rows failed.*max_failed_fraction"):
+        check(tmp_path, rows=40, failed=40, again=again)
