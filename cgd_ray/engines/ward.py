@@ -192,10 +192,12 @@ class RevivedEngine:
     async def _revive(self, dead: Engine, death: EngineDiedError) -> None:
         with contextlib.suppress(Exception):  # what is left of it may be in any state
             await asyncio.wait_for(dead.close(), _CLOSE_SECONDS)
-        try:
-            await self._start_anew(death)
-        except Exception as error:  # noqa: BLE001  whatever it is: the rows that wait for the engine must hear of it
-            self._broken = error if isinstance(error, CgdError) else CgdError(f"{type(error).__name__}: {error}")
+        # Whatever it fails of: the rows that wait for the engine must hear of it.
+        [failure] = await asyncio.gather(self._start_anew(death), return_exceptions=True)
+        if isinstance(failure, CgdError):
+            self._broken = failure
+        elif failure is not None:
+            self._broken = CgdError(f"{type(failure).__name__}: {failure}")
         self._alive.set()
 
     async def _start_anew(self, death: EngineDiedError) -> None:

@@ -1,18 +1,17 @@
 """LoRA (arXiv 2106.09685) through PEFT: few new weights beside the frozen student, merged into it at the end."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.training.job import RefusedError
 
 
-def with_adapter(model: Any, lora: LoraSection, seed: int) -> Any:
+def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
     """The model with new weights beside its linear layers, the same on every rank, and its own ones frozen.
 
     Raises:
@@ -33,7 +32,7 @@ def with_adapter(model: Any, lora: LoraSection, seed: int) -> Any:
         raise RefusedError(f"training.lora.targets: {' '.join(str(error).split())}") from error
 
 
-def merge(source: Path, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path) -> Any:
+def merge(source: Path, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path) -> PreTrainedModel:
     """The student with the trained weights added to its own, in bfloat16 on the host.
 
     Args:

@@ -10,13 +10,18 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+)
 from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, WriteItemType
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -43,7 +48,7 @@ class Checkpoints:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, engine: Any, progress: Progress) -> None:
+    def save(self, engine: DeepSpeedEngine, progress: Progress) -> None:
         """Copy this rank's pieces to the host and write them while training goes on, after the save before.
 
         Raises:
@@ -68,7 +73,7 @@ class Checkpoints:
             self._writing.result()
             self._writing = None
 
-    def restore(self, engine: Any) -> Progress:
+    def restore(self, engine: DeepSpeedEngine) -> Progress:
         """Put the engine back to the newest whole checkpoint; without one nothing changes, and step 0 is returned."""
         found: list[Progress | None] = [self._newest() if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(found, group=self._group, src=0)
@@ -78,11 +83,11 @@ class Checkpoints:
         self._load(engine, found[0].step, tuple(STATES))
         return found[0]
 
-    def take_weights(self, engine: Any, step: int) -> None:
+    def take_weights(self, engine: DeepSpeedEngine, step: int) -> None:
         """Give the engine the weights of the whole checkpoint of that step, for export: its moments stay."""
         self._load(engine, step, STATES[:1])
 
-    def _load(self, engine: Any, step: int, states: tuple[str, ...]) -> None:
+    def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
         found = pieces_of(engine).items()
         pieces = {name: _Held(piece) for name, piece in found if name.split("/", 1)[0] in states}
         path = self._store.url(self._place(step))
@@ -172,7 +177,9 @@ class _Writing(DefaultSavePlanner):
 class _Reading(DefaultLoadPlanner):
     """Takes the state as it is; torch's own would put None in the place of what it does not know."""
 
-    def set_up_planner(self, state_dict: Any, metadata: Any = None, is_coordinator: bool = False) -> None:
+    def set_up_planner(
+        self, state_dict: dict[str, "_Held"], metadata: Metadata | None = None, is_coordinator: bool = False
+    ) -> None:
         self.flatten_state_dict = False
         self.state_dict, self.metadata, self.is_coordinator = state_dict, metadata, is_coordinator
 

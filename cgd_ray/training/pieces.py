@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Adam's, as every optimiser here names them."""
@@ -32,7 +34,7 @@ class Piece:
     """Elements of the whole."""
 
 
-def pieces_of(engine: Any) -> dict[str, Piece]:
+def pieces_of(engine: DeepSpeedEngine) -> dict[str, Piece]:
     """This rank's share of every state, by `STATE/PARAMETER`; views of what the engine works with.
 
     Args:
@@ -47,7 +49,7 @@ def pieces_of(engine: Any) -> dict[str, Piece]:
     return found
 
 
-def begin_at(engine: Any, step: int) -> None:
+def begin_at(engine: DeepSpeedEngine, step: int) -> None:
     """Let Adam believe that it has made so many steps; its moments are zeros, to be filled."""
     stage = engine.zero_optimization_stage()
     adam = engine.optimizer.optimizer if stage else engine.optimizer
@@ -58,7 +60,7 @@ def begin_at(engine: Any, step: int) -> None:
         adam.state[tensor] |= {name: torch.zeros_like(tensor) for name in MOMENTS}
 
 
-def refresh_weights(engine: Any) -> None:
+def refresh_weights(engine: DeepSpeedEngine) -> None:
     """Round the forward pass's weights from the fp32 ones anew, on all ranks together."""
     stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
     if stage in (1, 2):
@@ -75,7 +77,7 @@ def refresh_weights(engine: Any) -> None:
         optimizer.checkpoint_event_epilogue()
 
 
-def _flat_tensors(engine: Any, stage: int) -> list[torch.Tensor]:
+def _flat_tensors(engine: DeepSpeedEngine, stage: int) -> list[torch.Tensor]:
     """The tensors that Adam itself updates on this rank."""
     if stage == 0:
         return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
@@ -84,14 +86,14 @@ def _flat_tensors(engine: Any, stage: int) -> list[torch.Tensor]:
     return _flat_partitions(engine.optimizer)
 
 
-def _flat_partitions(optimizer: Any) -> list[torch.Tensor]:
+def _flat_partitions(optimizer: ZeROOptimizer) -> list[torch.Tensor]:
     """In stages 1 and 2; for stage 1 in bfloat16 DeepSpeed has an optimiser of its own with names of its own."""
     if hasattr(optimizer, "single_partition_of_fp32_groups"):
         return list(optimizer.single_partition_of_fp32_groups)
     return list(optimizer.fp32_groups_flat_partition)
 
 
-def _of_parameter(engine: Any, stage: int, parameter: Any) -> Iterator[tuple[str, Piece]]:
+def _of_parameter(engine: DeepSpeedEngine, stage: int, parameter: Any) -> Iterator[tuple[str, Piece]]:
     if stage == 0:
         for state, tensor in _states(engine.optimizer, parameter):
             yield state, Piece(tensor.view(-1), 0, parameter.numel())
@@ -104,7 +106,7 @@ def _of_parameter(engine: Any, stage: int, parameter: Any) -> Iterator[tuple[str
             yield state, Piece(tensor.narrow(0, place.start, place.numel), start, parameter.numel())
 
 
-def _of_share(optimizer: Any, parameter: Any) -> Iterator[tuple[str, Piece]]:
+def _of_share(optimizer: ZeROOptimizer, parameter: Any) -> Iterator[tuple[str, Piece]]:
     group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
     start = dist.get_rank() * numel
     length = min(numel, parameter.ds_numel - start)  # the last shares are filled up

@@ -234,7 +234,7 @@ class _Rank:
 
 def _open_rows(job: RankJob) -> EncodedRows:
     """One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks."""
-    name: list[Any] = [secrets.token_hex(8)]
+    name = [secrets.token_hex(8)]
     dist.broadcast_object_list(name, src=0)
     folder = Path(tempfile.gettempdir())
     file = folder / f"cgd-encoded-{name[0]}.arrow"
