@@ -46,8 +46,8 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
         "max_failures": 3,
         "learning_rate": 1e-3,
     }
+    node = cluster.add_node(num_cpus=1)  # early: Ray takes its time to count it
     place.train("whole", workers=1, **settings)
-    node = cluster.add_node(num_cpus=1)
     struck: list[str] = []
     workers: list[str] = []
 
