@@ -147,18 +147,19 @@ def _guarded(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped: interrupted; the same command continues\n")
         return _INTERRUPTED
-    except Exception as error:
-        from cgd_ray.storage.filesystem import store_errors
-
-        if not isinstance(error, store_errors()):
-            raise
-        # Which file is in the error's own text.
-        text = " ".join(str(error).split())
+    except _store_errors() as error:
+        text = " ".join(str(error).split())  # which names the file
         sys.stderr.write(
             f"error: {type(error).__name__}: {text}; look at the disk or at S3: the same command continues\n"
         )
         return 1
     return 0
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    from cgd_ray.storage.filesystem import store_errors  # only asked for when something was raised
+
+    return store_errors()
 
 
 def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> None:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 import ray
@@ -13,6 +14,7 @@ from cgd_ray.runtime.waiting import interruptibly
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Started = TypeVar("Started")
 
 # A task costs a worker's start and its imports: seconds for the first ones.
 _FEW = 8
@@ -33,11 +35,7 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
     call = ray.remote(num_cpus=0, max_retries=3)(_call)
     shared = ray.put(function)
     room = max(2, int(ray.cluster_resources().get("CPU", 0)))
-    waiting = deque(call.remote(shared, item) for item in items[:room])
-    for following in (*items[room:], *[None] * min(room, len(items))):
-        made = waiting.popleft()
-        if following is not None:
-            waiting.append(call.remote(shared, following))
+    for made in _ahead(room, (call.remote(shared, item) for item in items)):
         try:
             yield interruptibly(partial(ray.get, made))
         except ray.exceptions.RayTaskError as error:
@@ -45,6 +43,14 @@ def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterato
         except ray.exceptions.RayError as error:
             text = " ".join(str(error).split())[:500]
             raise CgdError(f"work that was spread over the cluster was lost: {text}") from error
+
+
+def _ahead(room: int, started: Iterator[Started]) -> Iterator[Started]:
+    """The same things, so many of them started before the first is looked at."""
+    waiting = deque(islice(started, room))
+    while waiting:
+        yield waiting.popleft()
+        waiting.extend(islice(started, 1))
 
 
 def _call(function: Callable[[Item], Result], item: Item) -> Result:

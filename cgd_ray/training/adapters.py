@@ -32,16 +32,20 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
         raise RefusedError(f"training.lora.targets: {' '.join(str(error).split())}") from error
 
 
-def merge(source: Path, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path) -> PreTrainedModel:
+def merge(
+    source: Path, name: str, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path
+) -> PreTrainedModel:
     """The student with the trained weights added to its own, in bfloat16 on the host.
 
     Args:
         source: directory of the untrained student.
+        name: what the recipe calls it; the adapter names it as its base.
         lora: what the adapter is.
         weights: the adapter's, by the names that they have in the model of `with_adapter`.
         folder: where the adapter itself is written, too.
     """
     model = with_adapter(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), lora, seed=0)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
+    model.peft_config["default"].base_model_name_or_path = name
     model.save_pretrained(folder)
     return model.merge_and_unload().to(torch.bfloat16)

@@ -133,8 +133,8 @@ def tokenizer_digest(tokenizer: Any) -> str:
 
 
 def _encode_part(examples: Table, encoding: Encoding, table: Table, numbered: tuple[int, str]) -> Counts:
-    number, name = numbered
-    rows = [Example.from_row(row) for row in examples.read([name]).to_pylist()]
+    number, source = numbered
+    rows = [Example.from_row(row) for row in examples.read([source]).to_pylist()]
     if "cgd-shuffled" in encoding.training.views:
         rows = with_others(rows, encoding.seed)
     counts, part = Counts(), []

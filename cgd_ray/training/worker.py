@@ -228,7 +228,7 @@ class _Rank:
         if lora is None:
             write_student(model, weights, self.source, folder, self.job.about)
         else:
-            merged = merge(self.source, lora, weights, folder / "adapter")
+            merged = merge(self.source, self.job.model, lora, weights, folder / "adapter")
             write_student(merged, None, self.source, folder, self.job.about)
 
 

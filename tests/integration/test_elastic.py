@@ -2,27 +2,16 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import torch
 from ray.cluster_utils import Cluster
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from tests.integration.test_training import WORKER, Place
 from tests.unit.training.tiny import write_tiny_model
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
 
 
 def names() -> list[str]:
@@ -42,11 +31,11 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     settings = {
         "checkpoint_every": 1,
         "epochs": 40,
-        "resources": {"cpus_per_worker": 1},
+        "resources": {"cpus_per_worker": 2},
         "max_failures": 3,
         "learning_rate": 1e-3,
     }
-    node = cluster.add_node(num_cpus=1)  # early: Ray takes its time to count it
+    node = cluster.add_node(num_cpus=2)  # early: Ray takes its time to count it
     place.train("whole", workers=1, **settings)
     struck: list[str] = []
     workers: list[str] = []

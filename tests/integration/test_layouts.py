@@ -11,18 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from transformers import AutoTokenizer
 
-from cgd_ray.config.run import StorageSection
-from cgd_ray.config.training import LoraSection, TrainingSection
-from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.schemas import ENCODED
-from cgd_ray.storage.tables import Table
-from cgd_ray.training.encode import ChatEncoder, Encoded
-from cgd_ray.training.formats import Conversation
-from cgd_ray.training.job import About, RankJob
+from cgd_ray.config.training import LoraSection
+from cgd_ray.training.job import RankJob
 from tests.ranks import Ranks, ranks
-from tests.unit.training.tiny import example, write_tiny_model
+from tests.unit.training.tiny import encoded_rows, rank_job, write_tiny_model
 
 STEPS = 6
 ROWS, BATCH = 12, 4  # two epochs
@@ -73,33 +66,12 @@ def worlds() -> Iterator[dict[int, Ranks]]:
 def job(tmp_path_factory: pytest.TempPathFactory) -> RankJob:
     model = tmp_path_factory.mktemp("tiny-llama")
     write_tiny_model(model, vocab_size=2048)  # embeddings so large that ZeRO-3 does not keep them whole
-    table = Table(Store(str(tmp_path_factory.mktemp("root"))), "encoded", "tiny", ENCODED)
-    encoder = ChatEncoder(AutoTokenizer.from_pretrained(model), {})
-    part = []
-    for row in map(example, range(ROWS)):
-        one = encoder.encode(Conversation((row.prompt,), row.refinement))
-        assert isinstance(one, Encoded)
-        key = {"prompt_id": row.prompt_id, "sample": 0, "view": "refsft"}
-        part.append({**key, "input_ids": one.input_ids, "target_start": one.target_start})
-    table.write_part("part-0", part)
+    table = encoded_rows(model, tmp_path_factory.mktemp("root"), ROWS)
     settings = {
         "batch_size": BATCH, "epochs": 2, "precision": "fp32", "learning_rate": 1e-3, "weight_decay": 0.1,
         "checkpoint_every": 1, "keep_checkpoints": 2, "micro_batch_tokens": 64,
     }  # fmt: skip
-    section = TrainingSection.model_validate(settings)
-    return RankJob(
-        table,
-        str(model),
-        None,
-        StorageSection(),
-        section,
-        seed=0,
-        checkpoints="checkpoints",
-        student="student",
-        about=About("", {}),
-        device="cpu",
-        threads=1,
-    )
+    return rank_job(table, model, settings)
 
 
 def in_layout(job: RankJob, name: str, **training: Any) -> RankJob:

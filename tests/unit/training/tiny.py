@@ -5,9 +5,16 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cgd_ray.training.formats import Example
+from cgd_ray.config.run import StorageSection
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import ENCODED
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.encode import ChatEncoder, Encoded
+from cgd_ray.training.formats import Conversation, Example
+from cgd_ray.training.job import About, RankJob
 
 CHATML = (
     "{% for message in messages %}"
@@ -62,6 +69,37 @@ def write_tiny_model(folder: Path, **changes: Any) -> None:
     torch.manual_seed(0)
     LlamaForCausalLM(tiny_config(**changes)).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+
+
+def encoded_rows(model: Path, root: Path, count: int) -> Table:
+    """A table of that many rows: bare prompts with their refinements."""
+    table = Table(Store(str(root)), "encoded", "tiny", ENCODED)
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(model), {})
+    part = []
+    for row in map(example, range(count)):
+        one = encoder.encode(Conversation((row.prompt,), row.refinement))
+        assert isinstance(one, Encoded)
+        key = {"prompt_id": row.prompt_id, "sample": 0, "view": "refsft"}
+        part.append({**key, "input_ids": one.input_ids, "target_start": one.target_start})
+    table.write_part("part-0", part)
+    return table
+
+
+def rank_job(encoded: Table, model: Path, training: dict[str, Any]) -> RankJob:
+    """What a rank on CPU is told."""
+    return RankJob(
+        encoded,
+        str(model),
+        None,
+        StorageSection(),
+        TrainingSection.model_validate(training),
+        seed=0,
+        checkpoints="checkpoints",
+        student="student",
+        about=About("", {}),
+        device="cpu",
+        threads=1,
+    )
 
 
 def example(number: int = 0, **changes: Any) -> Example:
