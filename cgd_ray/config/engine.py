@@ -19,6 +19,9 @@ class VllmOptions(Section):
     """Longest prompt plus completion in tokens; none takes the model's own."""
     reasoning_parser: str | None = None
     """vLLM's parser of thinking: it is cut off, and a completion that never left it counts as truncated."""
+    chat_template: str | None = None
+    """A chat template (Jinja), or the file that holds it, for a model that brings none. A student is trained, exported
+    and served with it, too. None takes the model's own."""
 
     replicas: PositiveInt = 1
     """Number of engines."""

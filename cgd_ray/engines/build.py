@@ -78,4 +78,7 @@ def engine_identity(options: EngineOptions) -> dict[str, object]:
             keys = ("extra_body",)
         case ScriptedOptions():
             keys = ("truncate_fraction", "verdict")  # a failure is no result
-    return {key: getattr(options, key) for key in keys}
+    identity = {key: getattr(options, key) for key in keys}
+    if isinstance(options, VllmOptions) and options.chat_template is not None:
+        identity["chat_template"] = options.chat_template
+    return identity

@@ -98,6 +98,10 @@ class VllmEngine:
         }
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self._tokenizer = self._engine.get_tokenizer()
+        if options.chat_template is not None:
+            self._tokenizer.chat_template = options.chat_template
+        if not self._tokenizer.chat_template:
+            raise CgdError(f"{self._model} has no chat template (a base model?); name one in engine.chat_template")
         if options.reasoning_parser:
             from vllm.reasoning import ReasoningParserManager
 

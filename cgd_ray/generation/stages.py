@@ -1,20 +1,23 @@
 """The four stages as data, and the fingerprints that say which of their tables is whose."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from cgd_ray.config.engine import TeacherOpenAI, TeacherSection, TeacherVllm, VllmOptions
+from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, TeacherSection, TeacherVllm, VllmOptions
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import engine_identity
 from cgd_ray.engines.stage import BarePrompt, Row, Stage
+from cgd_ray.prompts.chat import template_text
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.models import model_identity, pinned_revision
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
+
+OptionsT = TypeVar("OptionsT", VllmOptions | ScriptedOptions, TeacherVllm)
 
 
 @dataclass(frozen=True)
@@ -109,18 +112,27 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
 
 
 def pin_models(recipe: Recipe) -> Recipe:
-    """The recipe with the commits of its hub models in place of branches and tags.
+    """The recipe with the commits of its hub models in place of branches and tags, chat templates in place of files.
 
     Raises:
-        ConfigError: a model is not there.
+        ConfigError: a model or a file is not there.
     """
-    student, engine = recipe.student, recipe.teacher.engine
+    student, teacher = recipe.student, recipe.teacher.engine
     revision = pinned_revision(student.model, student.revision, "student.model")
-    changes: dict[str, Any] = {"student": student.model_copy(update={"revision": revision})}
-    if isinstance(engine, TeacherVllm):
-        revision = pinned_revision(engine.model, engine.revision, "teacher.engine.model")
-        changes["teacher"] = TeacherSection(engine=engine.model_copy(update={"revision": revision}))
+    pinned = {"revision": revision, "engine": _with_template(student.engine, "student")}
+    changes: dict[str, Any] = {"student": student.model_copy(update=pinned)}
+    if isinstance(teacher, TeacherVllm):
+        revision = pinned_revision(teacher.model, teacher.revision, "teacher.engine.model")
+        engine = _with_template(teacher, "teacher").model_copy(update={"revision": revision})
+        changes["teacher"] = TeacherSection(engine=engine)
     return recipe.model_copy(update=changes)
+
+
+def _with_template(engine: OptionsT, role: str) -> OptionsT:
+    if not isinstance(engine, VllmOptions):
+        return engine
+    text = template_text(engine.chat_template, f"{role}.engine.chat_template")
+    return engine.model_copy(update={"chat_template": text})
 
 
 def student_identity(recipe: Recipe) -> str:

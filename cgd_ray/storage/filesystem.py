@@ -3,8 +3,9 @@
 import contextlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict
@@ -120,11 +121,13 @@ class Store:
             self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             self.fs.put_file(str(file), target)
 
-    def download(self, name: str, local: Path) -> None:
-        """Copy a folder of the store into a local directory."""
+    def download(self, name: str, local: Path, *, ignored: Sequence[str] = ()) -> None:
+        """Copy a folder of the store into a local directory, but for files whose names match one of the patterns."""
         self.fs.invalidate_cache(self.path(name))
         base = self.path(name)
         for source in self.fs.find(base):
+            if any(fnmatch(str(source), pattern) for pattern in ignored):
+                continue
             target = local / str(source).removeprefix(base).lstrip("/")
             target.parent.mkdir(parents=True, exist_ok=True)
             self.fs.get_file(source, str(target))

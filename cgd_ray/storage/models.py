@@ -14,6 +14,7 @@ from cgd_ray.runtime.state import cache_folder
 from cgd_ray.storage.demo_models import DEMO_PREFIX, demo_identity, fetch
 from cgd_ray.storage.filesystem import Store, open_filesystem
 
+_WEIGHTS = ("*.safetensors",)
 _IGNORED = ("*.gguf", "*.bin", "*.pth", "*.msgpack", "*.h5", "original/*", "onnx/*")
 
 
@@ -45,8 +46,10 @@ def pinned_revision(model: str, revision: str | None, key: str) -> str | None:
     return _commit(model, revision, key)
 
 
-def local_model(model: str, revision: str | None, storage: StorageSection) -> Path:
+def local_model(model: str, revision: str | None, storage: StorageSection, *, weights: bool = True) -> Path:
     """A directory on this node that holds the model, fetched if it is not there yet.
+
+    Without `weights` it may lack them: configuration and tokenizer are there in any case.
 
     Raises:
         ConfigError: there is no such model.
@@ -54,13 +57,14 @@ def local_model(model: str, revision: str | None, storage: StorageSection) -> Pa
     if model.startswith(DEMO_PREFIX):
         return fetch(model.removeprefix(DEMO_PREFIX))
     if model.startswith("s3://"):
-        return _from_s3(model, storage)
+        return _from_s3(model, storage, weights=weights)
     if _is_path(model):
         return _existing(model, "model")
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(model, revision=revision, ignore_patterns=list(_IGNORED)))
+        ignored = [*_IGNORED, *(() if weights else _WEIGHTS)]
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=ignored))
     except Exception as error:  # the hub client raises its own, httpx's and OS errors
         raise _no_such_hub_model(model, "model", error) from error
 
@@ -116,13 +120,14 @@ def _s3_digest(model: str, storage: StorageSection, key: str) -> str:
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16]
 
 
-def _from_s3(model: str, storage: StorageSection) -> Path:
-    target = cache_folder("models") / f"s3-{_s3_digest(model, storage, 'model')}"
+def _from_s3(model: str, storage: StorageSection, *, weights: bool) -> Path:
+    whole = cache_folder("models") / f"s3-{_s3_digest(model, storage, 'model')}"
+    target = whole if weights or whole.is_dir() else whole.with_name(f"{whole.name}-without-weights")
     with FileLock(f"{target}.lock"):
         if not target.is_dir():
             temporary = target.with_name(f"{target.name}.tmp")
             shutil.rmtree(temporary, ignore_errors=True)
-            Store(model, storage).download("", temporary)
+            Store(model, storage).download("", temporary, ignored=() if weights else _WEIGHTS)
             temporary.replace(target)
     return target
 

@@ -1,11 +1,14 @@
-"""Conversations to token ids, with the tokenizer's own chat template. Pure: reads no file, keeps no state."""
+"""Conversations to token ids, with the tokenizer's chat template."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
-from cgd_ray.prompts.chat import encode_chat
+from cgd_ray.prompts.chat import encode_chat, load_tokenizer, template_text
+from cgd_ray.storage.models import local_model
 from cgd_ray.training.formats import Conversation, Lacking
 
 _SENTINEL = "targettargettarget"
@@ -31,21 +34,17 @@ class ChatEncoder:
         template_arguments: further arguments of the chat template, for instance `{"enable_thinking": False}`.
 
     Raises:
-        ConfigError: the tokenizer has no chat template, or its turns end without a special token.
+        ConfigError: the template ends its turns without a special token.
     """
 
     tokenizer: Any
     template_arguments: dict[str, Any]
 
     def __post_init__(self) -> None:
-        if not self.tokenizer.chat_template:
-            raise ConfigError(
-                "student.model: its tokenizer has no chat template; take an instruct model or add chat_template.jinja"
-            )
         if self._end_index is None:
             raise ConfigError(
-                "student.model: its chat template ends the assistant's turn without a special token, so the student "
-                "could not learn to stop; take an instruct model or mend chat_template.jinja"
+                "student: its chat template ends the assistant's turn without a special token, so it could not learn "
+                "to stop; name another one in student.engine.chat_template"
             )
 
     @property
@@ -88,6 +87,29 @@ class ChatEncoder:
     def _end_index(self) -> int | None:
         special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return next((place for place, index in enumerate(self._closing_ids) if index in special), None)
+
+
+def student_encoder(recipe: Recipe) -> ChatEncoder:
+    """The encoder of the recipe's student; its weights are not fetched.
+
+    Raises:
+        ConfigError: there is no such model, or it has no usable chat template.
+    """
+    student = recipe.student
+    folder = local_model(student.model, student.revision, recipe.storage, weights=False)
+    tokenizer = load_tokenizer(folder, chat_template(recipe), "student")
+    return ChatEncoder(tokenizer, recipe.generation.draft.chat_template_kwargs)
+
+
+def chat_template(recipe: Recipe) -> str | None:
+    """The student's, where the recipe gives one.
+
+    Raises:
+        ConfigError: its file is not there.
+    """
+    engine = recipe.student.engine
+    given = engine.chat_template if isinstance(engine, VllmOptions) else None
+    return template_text(given, "student.engine.chat_template")
 
 
 def _messages(*turns: str) -> list[dict[str, str]]:

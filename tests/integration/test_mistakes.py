@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cgd_ray.cli import app, run_phases
+from tests.unit.training.tiny import write_tiny_model
 
 RECIPE = Path("jobs/recipes/gsm8k-cpu.yaml")
 ENDPOINT = "teacher.engine={type: openai, model: m"
@@ -44,6 +45,9 @@ def rows(tmp_path: Path) -> Path:
         (None, f"{ENDPOINT}, api_key_env: sk-SECRET}}", "teacher.engine.api_key_env: String should match pattern"),
         (None, "teacher.engine.replicas=500", "teacher.engine asks for "),
         (None, "training.resources.cpus_per_worker=500", "training with 2 workers asks for 1000 CPUs"),
+        (None, "student.engine.chat_template=/nowhere.jinja", "chat_template /nowhere.jinja: neither a template"),
+        (None, "student.model=BASE", "student: the model has no chat template (a base model?); name one in"),
+        (None, "teacher.engine.model=BASE", "teacher: the model has no chat template (a base model?); name one in"),
         (None, "run.root=/proc/nowhere", "run.root /proc/nowhere: cannot be written"),
     ],
 )
@@ -56,7 +60,7 @@ def test_a_mistake_gets_one_line_and_a_code(
     broken.mkdir()
     for name in ("critique", "refine", "context"):
         (broken / f"{name}.jinja").write_text("{{ promt }}")
-    override = override.replace("BROKEN", str(broken))
+    override = override.replace("BROKEN", str(broken)).replace("BASE", str(base_model(rows.parent / "base")))
     overrides = [f"data.path={rows}", "data.limit=8", "data.holdout.count=2", f"run.root={rows.parent / 'root'}"]
     code = run_phases(RECIPE, [*overrides, *filter(None, [override])])
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith(("error:", "stopped:"))]
@@ -64,6 +68,13 @@ def test_a_mistake_gets_one_line_and_a_code(
     assert len(errors) == 1
     assert message in errors[0]
     assert "sk-SECRET" not in errors[0]
+
+
+def base_model(folder: Path) -> Path:
+    """A model that knows of no conversations."""
+    write_tiny_model(folder)
+    (folder / "chat_template.jinja").unlink()
+    return folder
 
 
 def test_who_only_looks_makes_no_root(tmp_path: Path) -> None:

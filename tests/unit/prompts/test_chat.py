@@ -1,10 +1,12 @@
-"""Chat templates that carry the recipe's arguments."""
+"""Chat templates: the model's own, the recipe's, and the arguments that they carry."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cgd_ray.prompts.chat import encode_chat, with_defaults
+from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.chat import encode_chat, load_tokenizer, template_text, with_defaults
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
 
 TEMPLATE = "{% if thinking %}think {{ style }}{% else %}no thought{% endif %}" + CHATML
@@ -29,3 +31,22 @@ def test_defaults_stand_where_a_request_gives_nothing(given: dict[str, Any], ren
 
 def test_without_arguments_the_template_is_as_it_was() -> None:
     assert with_defaults(CHATML, {}) == CHATML
+
+
+def test_a_template_is_given_as_text_or_as_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "chatml.jinja"
+    file.write_text(CHATML)
+    assert template_text(None, "key") is None
+    assert template_text(CHATML, "key") == CHATML
+    assert template_text(str(file), "key") == CHATML
+    with pytest.raises(ConfigError, match=r"key /nowhere\.jinja: neither a template .* nor a file"):
+        template_text("/nowhere.jinja", "key")
+
+
+def test_no_template_is_guessed(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"name one in student\.engine\.chat_template"):
+        load_tokenizer(tmp_path, None, "student")
+    assert load_tokenizer(tmp_path, TEMPLATE, "student").chat_template == TEMPLATE

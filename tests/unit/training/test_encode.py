@@ -98,13 +98,6 @@ def test_a_template_that_puts_thinking_into_the_generation_prompt() -> None:
     assert tokenizer.decode(row.input_ids[row.target_start :]) == "b" + END
 
 
-def test_a_tokenizer_without_template_is_refused_with_the_key() -> None:
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = None
-    with pytest.raises(ConfigError, match=r"student\.model.*no chat template"):
-        ChatEncoder(tokenizer, {})
-
-
 def test_a_template_that_ends_no_turn_is_refused() -> None:
     tokenizer = tiny_tokenizer("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
     with pytest.raises(ConfigError, match="without a special token"):
