@@ -86,7 +86,7 @@ def plan(
     rows: Annotated[int, typer.Option("--probe", min=1, help="Rows to generate; they are kept.")] = 64,
     gpu_hour_price: Annotated[float | None, typer.Option(min=0, help="What a GPU costs for an hour.")] = None,
 ) -> None:
-    """Generate a few of a run's rows; say what the others take: tokens, hours, GPU-hours and money per stage."""
+    """Generate a few of a run's rows; say what the others take (tokens, hours, money), and training (steps, memory)."""
     raise typer.Exit(_guarded(lambda: _plan(recipe, overrides or [], rows, gpu_hour_price)))
 
 
@@ -218,20 +218,25 @@ def _status(path: Path, overrides: list[str]) -> None:
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.data.prepare import prepare_prompts
+    from cgd_ray.forecast import forecast_training
     from cgd_ray.generation.probe import probe
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import preflight
-    from cgd_ray.report.estimate import print_estimate
+    from cgd_ray.report.estimate import print_estimate, print_training
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(recipe)
     recipe = pin_models(recipe)
+    console = Console(width=None if sys.stdout.isatty() else 160)
     with ray_session():
-        estimate = probe(recipe, prepare_prompts(recipe, store).table, rows, gpu_hour_price)
+        prompts = prepare_prompts(recipe, store)
+        estimate = probe(recipe, prompts.table, rows, gpu_hour_price)
     if estimate is None:
-        typer.echo("nothing is left to generate")
+        console.print("nothing is left to generate")
     else:
-        print_estimate(estimate, Console(width=None if sys.stdout.isatty() else 160))
+        print_estimate(estimate, console)
+    if recipe.training.enabled:
+        print_training(forecast_training(recipe, store, prompts), recipe.training, console)
 
 
 def _explain(path: Path, overrides: list[str]) -> None:
@@ -247,10 +252,11 @@ def _explain(path: Path, overrides: list[str]) -> None:
 
 def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> None:
     recipe = load_recipe(path, overrides)
+    from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_rows
 
-    print_rows(recipe, existing_store(recipe), Console(), rows, dropped=dropped)
+    print_rows(pin_models(recipe), existing_store(recipe), Console(), rows, dropped=dropped)
 
 
 def _models(names: list[str]) -> None:

@@ -22,10 +22,12 @@ from cgd_ray.generation.stages import build_stages, student_identity
 from cgd_ray.report.summary import write_report
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.lease import held
-from cgd_ray.storage.models import local_model, model_identity
+from cgd_ray.storage.models import model_identity
 from cgd_ray.storage.runs import Document, Run, telling
+from cgd_ray.training.encode import student_encoder
+from cgd_ray.training.plan import TrainingResult
 from cgd_ray.training.resources import check_room, worker_resources
-from cgd_ray.training.trainer import TrainingResult, run_training
+from cgd_ray.training.trainer import run_training
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -72,7 +74,8 @@ def _run_phases(recipe: Recipe, store: Store, phases: Set[Phase]) -> Outcome:
         _require_generated(recipe, store, prompts)
     # Before anything is paid for: is there something to grade against?
     questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
-    if "train" in phases and recipe.training.enabled and run.read_json("student/manifest.json") is None:
+    on_ray = recipe.training.enabled and recipe.training.launcher == "ray"
+    if "train" in phases and on_ray and run.read_json("student/manifest.json") is None:
         check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
     may = "generate" in phases
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome, may_generate=may))
@@ -137,9 +140,8 @@ def train(
     recipe: Recipe, store: Store, curated: CurationResult, outcome: Outcome, *, may_train: bool = True
 ) -> TrainingResult:
     """The trained student, exported into the run; without `may_train`, the one that is there already."""
-    tokenizer = local_model(recipe.student.model, recipe.student.revision, recipe.storage)
     result = run_training(
-        recipe, store, curated.examples, str(tokenizer), student_identity(recipe), may_train=may_train
+        recipe, store, curated.examples, student_encoder(recipe), student_identity(recipe), may_train=may_train
     )
     outcome.training = asdict(result) | {"method": recipe.training.method}
     return result

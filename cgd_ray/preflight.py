@@ -1,18 +1,24 @@
 """What can be checked before anything is started: places, files, models, endpoints, templates."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from cgd_ray.config.data import DemoData
-from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.config.engine import TeacherOpenAI, TeacherVllm, VllmOptions
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.training import TrackingSection, TrainingSection
 from cgd_ray.data.sources import check_source
 from cgd_ray.engines.openai import check_endpoint
 from cgd_ray.errors import ConfigError
 from cgd_ray.generation.stages import student_identity, teacher_identity
+from cgd_ray.prompts.chat import load_tokenizer, template_text
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.session import in_job
+from cgd_ray.storage.demo_models import DEMO_PREFIX
 from cgd_ray.storage.filesystem import Store, require_writable
+from cgd_ray.storage.models import local_model
+from cgd_ray.training.encode import student_encoder
 from cgd_ray.training.formats import require_contexts
 
 
@@ -58,11 +64,42 @@ def preflight(recipe: Recipe) -> Store:
     prompts = load_prompts(recipe.generation.prompts)
     if recipe.training.enabled:
         require_contexts(prompts, recipe.training)
+        _require_packages(recipe.training)
+        _require_place_for_figures(recipe.training.tracking, store)
     require_writable(store)
     if not isinstance(recipe.data, DemoData):
         check_source(recipe.data, recipe.storage)
     student_identity(recipe)
     teacher_identity(recipe)
+    _require_templates(recipe)
     if isinstance(recipe.teacher.engine, TeacherOpenAI):
         check_endpoint(recipe.teacher.engine)
     return replace(store, patient=True)
+
+
+def _require_templates(recipe: Recipe) -> None:
+    """Before drafts are paid for: can the student be trained, and the teacher be asked?"""
+    student, teacher = recipe.student, recipe.teacher.engine
+    is_real = isinstance(student.engine, VllmOptions)
+    if recipe.training.enabled and is_real and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
+        student_encoder(recipe)
+    if isinstance(teacher, TeacherVllm) and not teacher.model.startswith(DEMO_PREFIX):
+        template = template_text(teacher.chat_template, "teacher.engine.chat_template")
+        folder = local_model(teacher.model, teacher.revision, recipe.storage, weights=False)
+        load_tokenizer(folder, template, "teacher")
+
+
+def _require_packages(training: TrainingSection) -> None:
+    is_quantized = training.lora is not None and training.lora.quantization is not None
+    wanted = {
+        "mlflow": (training.tracking.mlflow, "training.tracking.mlflow", "mlflow-skinny"),
+        "bitsandbytes": (is_quantized, "training.lora.quantization", "bitsandbytes"),
+    }
+    for module, (is_wanted, key, package) in wanted.items():
+        if is_wanted and find_spec(module) is None:
+            raise ConfigError(f"{key}: pip install {package}, on every node")
+
+
+def _require_place_for_figures(tracking: TrackingSection, store: Store) -> None:
+    if tracking.mlflow and tracking.mlflow_uri is None and store.is_s3:
+        raise ConfigError("training.tracking.mlflow: with a root on S3 give training.tracking.mlflow_uri, too")

@@ -43,10 +43,11 @@ class Lock:
         return FOLDER / f"{self.name}.txt"
 
 
+WITH_BOTH = ("build", "dev", "mlflow", "qlora")
 LOCKS = (
-    Lock("cpu", ("cpu", "build", "dev"), "overrides-cpu.txt"),
-    Lock("gpu", ("gpu", "build", "dev"), "overrides-gpu.txt"),
-    Lock("eval", ("cpu", "build", "dev", "eval"), "overrides-cpu.txt", on_top_of="cpu"),
+    Lock("cpu", ("cpu", *WITH_BOTH), "overrides-cpu.txt"),
+    Lock("gpu", ("gpu", *WITH_BOTH), "overrides-gpu.txt"),
+    Lock("eval", ("cpu", *WITH_BOTH, "eval"), "overrides-cpu.txt", on_top_of="cpu"),
     Lock("deepspeed", (), only="deepspeed"),
 )
 

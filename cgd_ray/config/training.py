@@ -31,6 +31,20 @@ class LoraSection(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the layers, for instance `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
+    quantization: Literal["nf4"] | None = None
+    """QLoRA (arXiv 2305.14314): the frozen student in 4 bits (bitsandbytes) while it is trained. The adapter is then
+    merged into the student as it is, not into its 4-bit form."""
+
+
+class TrackingSection(Section):
+    """Where the figures of each optimiser step go, beside the log."""
+
+    tensorboard: bool = True
+    """Event files in `runs/NAME/tensorboard` of the root; on S3 they appear with each checkpoint."""
+    mlflow: bool = False
+    mlflow_uri: str | None = None
+    """Tracking server or store; None is the folder `mlflow` of a local root. Credentials come from the environment."""
+    mlflow_experiment: str = "cgd-ray"
 
 
 class TrainingSection(Section):
@@ -62,6 +76,12 @@ class TrainingSection(Section):
     gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["bf16", "fp32"] = "bf16"
     """Compute type; master weights and optimiser states are fp32 in either case."""
+    loss_spike: Annotated[float, Field(gt=0)] | None = 4.0
+    """A step whose loss is so many nats per token above the median of the last 32 stops training, before it changes a
+    weight. None lets it pass."""
+    attention: Literal["auto", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    """What cuts attention between packed rows. `auto`: on GPU flash-attn where it is installed, else PyTorch's flex
+    attention (neither makes a mask of all pairs of tokens); on CPU sdpa."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""
@@ -73,6 +93,9 @@ class TrainingSection(Section):
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "cpu"] = "none"
     """Where ZeRO keeps optimiser states (and, in stage 3, parameters)."""
+    launcher: Literal["ray", "torchrun"] = "ray"
+    """`torchrun`: the run makes the rows ready, says which command trains, and goes on when that is done. For machines
+    that a scheduler gives, without Ray."""
     seed: int | None = None
     """None takes `run.seed`."""
     checkpoint_every: PositiveInt = 100
@@ -88,6 +111,7 @@ class TrainingSection(Section):
     waits for nothing."""
     max_failures: Annotated[int, Field(ge=0)] = 3
     """Times that Ray Train restarts dead workers from the last checkpoint."""
+    tracking: TrackingSection = TrackingSection()
     resources: TrainingResources = TrainingResources()
 
     @property
@@ -104,6 +128,8 @@ class TrainingSection(Section):
             raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
         if self.offload == "cpu" and self.zero_stage == 0:
             raise ValueError("offload cpu needs zero_stage 1, 2 or 3: stage 0 shares nothing out that could be moved")
+        if self.lora and self.lora.quantization and self.zero_stage == 3:
+            raise ValueError("lora.quantization needs zero_stage 0, 1 or 2: 4-bit weights are not sharded")
         if self.export == "best" and not self.validation_fraction:
             raise ValueError("export best needs validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:

@@ -60,6 +60,25 @@ def run_curation(recipe: Recipe, store: Store, joined: Join) -> CurationResult:
     return result
 
 
+def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row], int]:
+    """Examples (EXAMPLES schema) that curation would make of so many generated rows, and of how many there were.
+
+    Nothing is written.
+    """
+    filters = build_filters(recipe.curation, targets(recipe.training))
+    kept: list[Row] = []
+    looked = 0
+    for row in _faulted(joined):
+        if row["fault"] and row["fault"][1] == "missing":
+            continue
+        looked += 1
+        if not row["fault"] and _first_fault(row, filters) is None:
+            kept.append(_example(row))
+        if looked == most:
+            break
+    return kept, looked
+
+
 def dropped_reasons(recipe: Recipe, store: Store, joined: Join) -> dict[Key, str] | None:
     """Why curation dropped rows, by key; None where these very results were not curated yet."""
     examples, dropped = _tables(store, _content(recipe, joined))

@@ -2,9 +2,13 @@
 
 from rich.console import Console
 
+from cgd_ray.config.training import TrainingSection
 from cgd_ray.generation.probe import Estimate, Spread, StageEstimate, sum_of
 from cgd_ray.report.cells import Cells, rich_table
+from cgd_ray.training.estimate import TrainingEstimate
+from cgd_ray.training.flops import peak_flops
 
+_MFU = 0.4
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -28,6 +32,41 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
             f"{estimate.probed} rows did not fill the engines, so the run will be faster than this; a probe of more "
             "rows is closer"
         )
+
+
+def print_training(estimate: TrainingEstimate | None, training: TrainingSection, console: Console) -> None:
+    """Rows, steps, tokens, hours, and a worker's memory in each layout."""
+    if estimate is None:
+        console.print("training: curation or encoding kept none of these rows, so nothing is told of it")
+        return
+    figures = {
+        "rows after curation": estimate.rows,
+        "optimiser steps": estimate.steps,
+        "tokens": estimate.total_tokens,
+        "supervised tokens": estimate.supervised_tokens,
+    }
+    cells: Cells = [["training", ""], *([name, _number(value)] for name, value in figures.items())]
+    console.print(
+        rich_table(f"Training, told from {estimate.sampled} generated rows", [*cells, _hours(estimate, training)])
+    )
+    head = ["ZeRO stage", "offload", "GiB on a device", "GiB on its host", ""]
+    layouts: Cells = [head]
+    for (stage, offload), needed in estimate.memory.items():
+        is_chosen = (stage, offload) == (training.zero_stage, training.offload)
+        sizes = [f"{size / 2**30:.1f}" for size in (needed.device, needed.host)]
+        layouts.append([str(stage), offload, *sizes, "this recipe" if is_chosen else ""])
+    console.print(
+        rich_table(f"Memory of each of {training.workers} workers, without the CUDA context (about 0.5 GiB)", layouts)
+    )
+
+
+def _hours(estimate: TrainingEstimate, training: TrainingSection) -> list[str]:
+    kind = training.resources.accelerator_type
+    peak = peak_flops(kind) if kind else None
+    if peak is None or estimate.flops is None:
+        return ["FLOPs", "not known" if estimate.flops is None else f"{estimate.flops:.3g}"]
+    hours = estimate.flops / (peak * training.workers * _MFU) / 3600
+    return [f"hours on {training.workers} {kind}", f"{hours:.3g} at {_MFU:.0%} of their peak, which nobody measured"]
 
 
 def _row(name: str, stage: StageEstimate) -> list[str]:

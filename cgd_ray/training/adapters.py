@@ -1,10 +1,10 @@
-"""LoRA (arXiv 2106.09685) through PEFT: few new weights beside the frozen student, merged into it at the end."""
+"""LoRA (arXiv 2106.09685) and QLoRA through PEFT: few new weights beside the frozen student, merged at the end."""
 
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.storage.fingerprint import derived_seed
@@ -30,6 +30,19 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
         return get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise RefusedError(f"training.lora.targets: {' '.join(str(error).split())}") from error
+
+
+def quantized(lora: LoraSection | None, device: torch.device) -> dict[str, object]:
+    """Arguments with which the student is loaded in 4 bits, on its device at once, where the recipe asks for it."""
+    if lora is None or lora.quantization is None:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=lora.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 def merge(

@@ -129,7 +129,7 @@ class Checkpoints:
         whole = self._whole()
         if not whole:
             return None
-        return Progress(**json.loads(self._store.read(f"{self._folder}/{whole[-1]}/{_PROGRESS}")))
+        return Progress.from_json(json.loads(self._store.read(f"{self._folder}/{whole[-1]}/{_PROGRESS}")))
 
     def _whole(self) -> list[str]:
         names = [name for name in self._store.folders(self._folder) if name.startswith("step-")]

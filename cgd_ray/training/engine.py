@@ -10,10 +10,12 @@ import deepspeed
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.training.adapters import with_adapter
+from cgd_ray.training.adapters import quantized, with_adapter
+from cgd_ray.training.memory import reduce_bucket
 
 
 def engine_config(training: TrainingSection, device: torch.device) -> dict[str, Any]:
@@ -22,8 +24,7 @@ def engine_config(training: TrainingSection, device: torch.device) -> dict[str, 
     zero: dict[str, Any] = {
         "stage": training.zero_stage,
         "contiguous_gradients": True,
-        # One bucket buffer is allocated whole: 1 GB at the default of 5e8 elements, more than a small model itself.
-        "reduce_bucket_size": 50_000_000 if on_cpu else 500_000_000,
+        "reduce_bucket_size": reduce_bucket(on_gpu=not on_cpu),
         "overlap_comm": not on_cpu,
     }
     if offloads(training, device):
@@ -69,7 +70,10 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
     # Under ZeRO-3 `from_pretrained` shards the weights as it reads them, as long as this object lives.
     sharding = HfDeepSpeedConfig(config) if training.zero_stage == 3 else None
     model = AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=torch.bfloat16 if _in_bfloat16(training) else torch.float32
+        model_path,
+        dtype=torch.bfloat16 if _in_bfloat16(training) else torch.float32,
+        attn_implementation=_attention(training, device),
+        **quantized(training.lora, device),
     )
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -95,6 +99,14 @@ def apply_step(engine: Any, rate: float) -> float:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+def _attention(training: TrainingSection, device: torch.device) -> str:
+    if training.attention != "auto":
+        return training.attention
+    if device.type == "cpu":
+        return "sdpa"
+    return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
 
 
 def _quieten() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from cgd_ray.prompts.chat import with_defaults
+from cgd_ray.prompts.chat import load_tokenizer, with_defaults
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.job import About
 
@@ -44,7 +44,7 @@ def write_student(
     request's own business.
     """
     model.save_pretrained(folder, state_dict=weights)
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = load_tokenizer(source, about.chat_template, "student")
     end_of_turn = ChatEncoder(tokenizer, {}).end_of_turn
     tokenizer.chat_template = with_defaults(tokenizer.chat_template, about.template_arguments)
     tokenizer.save_pretrained(folder)

@@ -1,6 +1,12 @@
 """How far a training is."""
 
+import statistics
 from dataclasses import dataclass, replace
+
+from cgd_ray.storage.runs import Document
+
+_RECENT = 32
+_FEWEST = 8
 
 
 @dataclass(frozen=True)
@@ -19,6 +25,29 @@ class Progress:
     best_step: int = 0
     """The step with the lowest validation loss; 0: none was measured."""
     best_loss: float = float("inf")
+    recent: tuple[float, ...] = ()
+    """Losses of the last steps."""
+
+    @staticmethod
+    def from_json(content: Document) -> "Progress":
+        """What `asdict` made of it."""
+        return Progress(**content | {"recent": tuple(content["recent"])})
+
+    def stepped(self, loss: float, seconds: float, supervised: int, total: int) -> "Progress":
+        """After one more step."""
+        return replace(
+            self,
+            step=self.step + 1,
+            seconds=self.seconds + seconds,
+            supervised_tokens=self.supervised_tokens + supervised,
+            total_tokens=self.total_tokens + total,
+            loss=loss,
+            recent=(*self.recent, loss)[-_RECENT:],
+        )
+
+    def jump(self, loss: float) -> float:
+        """How far a loss is above the usual of the last steps; 0 where there were too few to tell."""
+        return loss - statistics.median(self.recent) if len(self.recent) >= _FEWEST else 0.0
 
     def validated(self, loss: float) -> "Progress":
         """With a validation loss that was measured now."""

@@ -8,10 +8,10 @@ import ray.exceptions
 import ray.train
 import structlog
 from ray.actor import ActorHandle
+from ray.util.metrics import Gauge
 
 from cgd_ray.errors import StoppedError
 from cgd_ray.training.job import RankJob, RankOutcome, RefusedError, StepReport
-from cgd_ray.training.steps import step_figures
 
 log = structlog.get_logger(__name__)
 _ANSWER_SECONDS = 1.0  # it takes a millisecond
@@ -29,7 +29,7 @@ def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
     from cgd_ray.training.worker import train_rank  # DeepSpeed, which the driver does without
 
     try:
-        return train_rank(job, _Reporter(board))
+        return train_rank(job, _Reporter(board, job.name))
     except (RefusedError, StoppedError) as error:
         return Refused(str(error))
 
@@ -37,16 +37,32 @@ def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
 class _Reporter:
     """Shows each step, which is the same on all ranks, from rank 0, and hears whether to stop."""
 
-    def __init__(self, board: ActorHandle) -> None:
+    def __init__(self, board: ActorHandle, name: str) -> None:
         self._board = board
         self._is_first = ray.train.get_context().get_world_rank() == 0
+        self._gauges = _Gauges(name)
 
     def __call__(self, step: StepReport) -> bool:
         """Whether the driver wants training to stop."""
         if not self._is_first:
             return False
-        log.info("train", **step_figures(step))
+        log.info("train", **step.shown())
+        self._gauges.show(step)
         with contextlib.suppress(ray.exceptions.RayError):  # the board is lost with its node; training goes on
             must_stop: bool = ray.get(self._board.put.remote(step), timeout=_ANSWER_SECONDS)
             return must_stop
         return False
+
+
+class _Gauges:
+    """The figures of the last step as Ray metrics, which a cluster's Prometheus scrapes: `ray_cgd_training_loss` ..."""
+
+    def __init__(self, run: str) -> None:
+        self._tags = {"run": run}
+        self._known: dict[str, Gauge] = {}
+
+    def show(self, step: StepReport) -> None:
+        for name, value in {"step": float(step.progress.step), **step.figures()}.items():
+            if name not in self._known:
+                self._known[name] = Gauge(f"cgd_training_{name}", f"{name} of training", tag_keys=("run",))
+            self._known[name].set(value, tags=self._tags)

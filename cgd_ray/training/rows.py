@@ -1,5 +1,10 @@
 """The encoded table by row number, read from one file of the node by all its ranks."""
 
+import contextlib
+import os
+import secrets
+import tempfile
+import time
 from functools import cached_property
 from pathlib import Path
 
@@ -7,10 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch.distributed as dist
 
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.packing import Ids
+
+_STALE_SECONDS = 3600.0
 
 
 class EncodedRows:
@@ -61,3 +69,34 @@ def write_local(table: Table, file: Path) -> None:
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         for part in table.batches():  # whose names are in the order of the keys
             writer.write_table(part.drop_columns("part"))
+
+
+def open_on_node(table: Table) -> EncodedRows:
+    """The rows of an encoded table, for every rank of the process group; all call it together.
+
+    One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks.
+    """
+    name = [secrets.token_hex(8)]
+    dist.broadcast_object_list(name, src=0)
+    folder = Path(tempfile.gettempdir())
+    file = folder / f"cgd-encoded-{name[0]}.arrow"
+    is_first = os.environ["LOCAL_RANK"] == "0"
+    try:
+        if is_first:
+            _remove_stale(folder)
+            write_local(table, file)
+        dist.barrier()
+        rows = EncodedRows.mapped(file)
+        dist.barrier()
+    finally:
+        if is_first:
+            file.unlink(missing_ok=True)  # who has mapped it keeps it
+    return rows
+
+
+def _remove_stale(folder: Path) -> None:
+    """What a kill left while it was written."""
+    for file in folder.glob("cgd-encoded-*.arrow"):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
+                file.unlink()

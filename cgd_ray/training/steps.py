@@ -58,18 +58,4 @@ def _show(board: ActorHandle, done: threading.Event) -> None:
             step = ray.get(board.last.remote(), timeout=10)
             if step and step.progress.step != shown and time.monotonic() - line > _LINE_SECONDS:
                 shown, line = step.progress.step, time.monotonic()
-                log.info("training", **step_figures(step))
-
-
-def step_figures(step: StepReport) -> dict[str, str | int | float]:
-    """The figures of a progress line."""
-    validation = step.progress.validation_loss
-    return {
-        "step": f"{step.progress.step}/{step.steps}",
-        "loss": round(step.progress.loss, 4),
-        **({} if validation is None else {"validation_loss": round(validation, 4)}),
-        "lr": f"{step.learning_rate:.2e}",
-        "grad_norm": round(step.gradient_norm, 3),
-        "supervised_tok_s": round(step.supervised_tokens / step.seconds),
-        "total_tok_s": round(step.total_tokens / step.seconds),
-    }
+                log.info("training", **step.shown())

@@ -9,13 +9,12 @@ tensor or pipeline parallelism, other optimisers.
 import contextlib
 import math
 import os
-import secrets
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -28,19 +27,20 @@ from cgd_ray.training.adapters import merge
 from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
+from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, RefusedError, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
 from cgd_ray.training.progress import Progress
-from cgd_ray.training.rows import EncodedRows, write_local
+from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
+from cgd_ray.training.tracking import Trackers
 
 Report = Callable[[StepReport], bool]
 """Hears of a step; returns whether training is to stop."""
 
 
 _VALIDATED_AT_ONCE = 1024  # rows: packing takes time with their square
-_STALE_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,18 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints, keep_best=wants_best)
     rank.progress = checkpoints.restore(rank.engine)
     resumed_from = rank.progress.step or None
-    for step_report in rank.steps():
-        if rank.is_due:
-            rank.validate()
-        if rank.is_due or rank.must_stop:
-            checkpoints.save(rank.engine, rank.progress)
-        rank.wants_stop = report(replace(step_report, progress=rank.progress))
-        if rank.must_stop and not rank.is_over:
-            checkpoints.wait()
-            raise StoppedError(f"training stopped after step {rank.progress.step} of {rank.total_steps}")
+    with contextlib.closing(Trackers(job, rank.progress.step + 1, is_first=rank.number == 0)) as trackers:
+        for step_report in rank.steps():
+            if rank.is_due:
+                rank.validate()
+            if rank.is_due or rank.must_stop:
+                checkpoints.save(rank.engine, rank.progress)
+            seen = replace(step_report, progress=rank.progress)
+            trackers.step(seen, flush=rank.is_due or rank.must_stop)
+            rank.wants_stop = report(seen)
+            if rank.must_stop and not rank.is_over:
+                checkpoints.wait()
+                raise StoppedError(f"training stopped after step {rank.progress.step} of {rank.total_steps}")
     checkpoints.wait()
     exported = rank.progress.best_step if wants_best else rank.progress.step
     if exported != rank.progress.step:
@@ -96,7 +99,7 @@ class _Rank:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
         self.number, self.world = dist.get_rank(), dist.get_world_size()
-        self.rows = _open_rows(job)
+        self.rows = open_on_node(job.encoded)
         self.trained, self.validated = self.rows.apart(job.training.validation_fraction)
         if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
             raise RefusedError(
@@ -111,6 +114,7 @@ class _Rank:
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
         self.engine = start_engine(job.training, self.source, self.device, job.seed)
+        self.yardstick = Yardstick(self.engine.module, self.device)
         require_isolation(self.engine, self.engine.module.config.vocab_size, self.device)
 
     @property
@@ -135,16 +139,12 @@ class _Rank:
             rate = learning_rate(training, before.step, self.total_steps)
             loss, norm = self._step(before.step, batch.tolist(), rate)
             seconds = time.perf_counter() - started
-            supervised, total = int(self.rows.supervised[batch].sum()), int(self.rows.lengths[batch].sum())
-            self.progress = replace(
-                before,
-                step=before.step + 1,
-                seconds=before.seconds + seconds,
-                supervised_tokens=before.supervised_tokens + supervised,
-                total_tokens=before.total_tokens + total,
-                loss=loss,
-            )
-            yield StepReport(self.progress, self.total_steps, rate, norm, seconds, supervised, total)
+            lengths, supervised = self.rows.lengths[batch], self.rows.supervised[batch]
+            tokens = (int(supervised.sum()), int(lengths.sum()))
+            self.progress = before.stepped(loss, seconds, *tokens)
+            mfu = self.yardstick.mfu(lengths, supervised, seconds * self.world)
+            memory = peak_memory(self.device)
+            yield StepReport(self.progress, self.total_steps, rate, norm, seconds, *tokens, mfu, memory)
 
     @torch.no_grad()
     def validate(self) -> None:
@@ -185,9 +185,11 @@ class _Rank:
         dist.all_reduce(both)
         summed, self.must_stop = both[0], bool(both[1])
         self._require_finite(step, summed.item(), broken)
+        mean = summed.item() / tokens
+        self._require_no_spike(step, mean, batch)
         norm = apply_step(self.engine, rate)
         self._require_finite(step, norm, batch)
-        return summed.item() / tokens, norm
+        return mean, norm
 
     def _passes(self, batch: list[int]) -> list[_Pass]:
         lengths = [int(self.rows.lengths[number]) for number in batch]
@@ -201,15 +203,28 @@ class _Rank:
 
     def _require_finite(self, step: int, value: float, suspects: Sequence[int]) -> None:
         """Stop on all ranks at once; `value` is the same on all, `suspects` are this rank's."""
-        if math.isfinite(value):
-            return
+        if not math.isfinite(value):
+            self._diverge(step, "loss or gradient is not finite", "lower training.learning_rate", suspects)
+
+    def _require_no_spike(self, step: int, loss: float, batch: Sequence[int]) -> None:
+        """Before the step changes a weight: the last checkpoint is still good."""
+        most, jump = self.job.training.loss_spike, self.progress.jump(loss)
+        if most is not None and jump > most:
+            self._diverge(
+                step,
+                f"the loss {loss:.3g} is {jump:.3g} above the last steps'",
+                f"lower training.learning_rate, raise training.loss_spike ({most:g}; null lets all pass)",
+                batch,
+            )
+
+    def _diverge(self, step: int, why: str, mend: str, suspects: Sequence[int]) -> NoReturn:
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, [self.rows.key(number) for number in suspects])
         keys = sorted({key for keys in gathered for key in keys})
         shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
         raise DivergedError(
-            f"training stopped at step {step + 1} of {self.total_steps}: loss or gradient is not finite in rows "
-            f"{shown}; lower training.learning_rate or look at these rows (`cgd inspect`)"
+            f"training stopped at step {step + 1} of {self.total_steps}: {why} in rows {shown}; {mend}, or look at "
+            "these rows (`cgd inspect`)"
         )
 
     def export(self) -> None:
@@ -230,34 +245,6 @@ class _Rank:
         else:
             merged = merge(self.source, self.job.model, lora, weights, folder / "adapter")
             write_student(merged, None, self.source, folder, self.job.about)
-
-
-def _open_rows(job: RankJob) -> EncodedRows:
-    """One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks."""
-    name = [secrets.token_hex(8)]
-    dist.broadcast_object_list(name, src=0)
-    folder = Path(tempfile.gettempdir())
-    file = folder / f"cgd-encoded-{name[0]}.arrow"
-    is_first = os.environ["LOCAL_RANK"] == "0"
-    try:
-        if is_first:
-            _remove_stale(folder)
-            write_local(job.encoded, file)
-        dist.barrier()
-        rows = EncodedRows.mapped(file)
-        dist.barrier()
-    finally:
-        if is_first:
-            file.unlink(missing_ok=True)  # who has mapped it keeps it
-    return rows
-
-
-def _remove_stale(folder: Path) -> None:
-    """What a kill left while it was written."""
-    for file in folder.glob("cgd-encoded-*.arrow"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
-                file.unlink()
 
 
 def _device(job: RankJob) -> torch.device:

@@ -1,38 +1,26 @@
 """Training on real parts: real tokenizers, Ray Train with DeepSpeed, kills, S3."""
 
-import json
 import os
-import pickle
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 import ray
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.schemas import EXAMPLES
-from cgd_ray.storage.tables import Table
 from cgd_ray.training.encode import ChatEncoder, Encoded
-from cgd_ray.training.encode_table import Encoding, encode_examples
 from cgd_ray.training.formats import Contexts, Conversation, view
-from cgd_ray.training.job import About, RankJob
 from cgd_ray.training.packing import join, plan_passes
-from cgd_ray.training.trainer import TrainingResult, run_training
-from tests.servers import REPOSITORY, S3Server
+from cgd_ray.training.plan import TrainingResult
+from tests.place import Place, distance
+from tests.servers import S3Server
 from tests.unit.training.tiny import example, write_tiny_model
 
 PROMPTS = load_prompts("default")
@@ -55,58 +43,6 @@ def tiny_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_recipe(name: str, root: str, model: Path, storage: StorageSection, **training: Any) -> Recipe:
-    small = {
-        "method": "mix",
-        "epochs": 2,
-        "batch_size": 4,
-        "micro_batch_tokens": 256,
-        "learning_rate": 1e-2,
-        "precision": "fp32",
-        "workers": 2,
-        "checkpoint_every": 3,
-        "max_failures": 0,
-    }
-    tree = {
-        "run": {"name": name, "root": root},
-        "storage": storage.model_dump(),
-        "data": {"type": "demo"},
-        "student": {"model": str(model)},
-        "teacher": {"engine": {"type": "scripted"}},
-        "training": small | training,
-    }
-    return parse_recipe(tree, source="test")
-
-
-class Place:
-    """A root with examples in it."""
-
-    def __init__(self, root: str, model: Path, storage: StorageSection | None = None, rows: int = 22) -> None:
-        self.root, self.model, self.storage = root, model, storage or StorageSection()
-        self.store = Store(root, self.storage)
-        self.examples = Table(self.store, "examples", f"rows{rows}", EXAMPLES)
-        fields = EXAMPLES.names
-        self.examples.write_part(
-            "part-0", [{field: getattr(example(number), field) for field in fields} for number in range(rows)]
-        )
-
-    def train(self, name: str, **training: Any) -> TrainingResult:
-        recipe = make_recipe(name, self.root, self.model, self.storage, **training)
-        return run_training(recipe, self.store, self.examples, str(self.model), "tiny")
-
-    def weights(self, result: TrainingResult) -> dict[str, torch.Tensor]:
-        with tempfile.TemporaryDirectory() as folder:
-            self.store.download(result.student_name, Path(folder))
-            model = AutoModelForCausalLM.from_pretrained(folder)
-        assert model.dtype is torch.bfloat16
-        return dict(model.named_parameters())
-
-    def checkpoints(self, name: str) -> list[str]:
-        folder = f"runs/{name}/training"
-        trainings = [f"{folder}/{identity}" for identity in self.store.folders(folder)]
-        return [f"{training}/{step}" for training in trainings for step in self.store.folders(training)]
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Place:
     return Place(str(tmp_path_factory.mktemp("root")), tiny_dir)
@@ -115,11 +51,6 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Place:
 @pytest.fixture(scope="module")
 def uninterrupted(place: Place) -> TrainingResult:
     return place.train("uninterrupted")
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max((one[name].float() - other[name].float()).abs().max().item() for name in one)
 
 
 @pytest.mark.parametrize("which", ["student_dir", "teacher_dir"])
@@ -220,59 +151,6 @@ def test_zero_3_gives_the_same_student(place: Place, uninterrupted: TrainingResu
     result = place.train("zero3", zero_stage=3, checkpoint_every=8)
     assert distance(place.weights(result), place.weights(uninterrupted)) < 1e-3
     assert [step[-2:] for step in place.checkpoints("zero3")] == ["08", "12"]
-
-
-RANK_SCRIPT = """
-import json, os, pickle, sys
-os.environ["DS_ACCELERATOR"] = "cpu"
-from pathlib import Path
-from cgd_ray.training.worker import train_rank
-job, out = pickle.loads(Path(sys.argv[1]).read_bytes()), Path(sys.argv[2])
-steps = []
-train_rank(job, lambda step: bool(steps.append([step.progress.loss, step.gradient_norm])))
-if os.environ["RANK"] == "0":
-    out.write_text(json.dumps(steps))
-"""
-
-
-def under_torchrun(job: RankJob, ranks: int, folder: Path) -> list[list[float]]:
-    """Loss and gradient norm of each step of the rank's loop, started by torchrun instead of Ray."""
-    folder.mkdir()
-    (folder / "rank.py").write_text(RANK_SCRIPT)
-    job = replace(job, checkpoints=f"{job.checkpoints}-{ranks}")
-    (folder / "job").write_bytes(pickle.dumps(job))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    script = [str(folder / "rank.py"), str(folder / "job"), str(folder / "steps.json")]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    steps: list[list[float]] = json.loads((folder / "steps.json").read_text())
-    return steps
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_two_ranks_have_the_loss_and_gradient_of_one(place: Place, tmp_path: Path, stage: int) -> None:
-    """Under torchrun; Adam hides a wrong scale of the gradient, its norm does not."""
-    recipe = make_recipe("torchrun", place.root, place.model, place.storage, epochs=1, zero_stage=stage)
-    encoder = ChatEncoder(AutoTokenizer.from_pretrained(place.model), {})
-    encoded = encode_examples(place.examples, Encoding(recipe.training, 0, PROMPTS, encoder))
-    job = RankJob(
-        encoded.table,
-        str(place.model),
-        None,
-        place.storage,
-        recipe.training,
-        seed=0,
-        checkpoints=f"runs/torchrun/{stage}",
-        student="runs/torchrun/student",
-        about=About("", {}),
-        device="cpu",
-        threads=1,
-    )
-    one, two = under_torchrun(job, 1, tmp_path / "one"), under_torchrun(job, 2, tmp_path / "two")
-    assert len(one) == 6
-    for alone, together in zip(one, two, strict=True):
-        assert together == pytest.approx(alone, rel=1e-3)
 
 
 def test_a_diverged_training_names_its_rows_and_is_not_tried_again(place: Place) -> None:

@@ -24,7 +24,7 @@ from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.job import DivergedError, RankJob, StepReport
 from cgd_ray.training.packing import batches
 from cgd_ray.training.worker import _Rank, train_rank
-from tests.unit.training.tiny import encoded_rows, rank_job
+from tests.unit.training.tiny import encoded_rows, rank_job, write_tiny_model
 
 RATE = 1e-3
 ROWS = 8
@@ -230,6 +230,23 @@ def test_the_best_checkpoint_becomes_the_student(encoded: Table, tiny_dir: Path)
     assert mean_loss(encoded, student.eval(), aside) == pytest.approx(losses[best], rel=1e-2)  # rounded to bfloat16
 
 
+def test_an_adapter_is_learnt_beside_a_student_in_4_bits(encoded: Table, tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, intermediate_size=128)  # bitsandbytes takes blocks of 64 on CPU
+    lora = LoraSection(rank=4, alpha=8, quantization="nf4")
+    job = make_job(encoded, tmp_path, lora=lora, batch_size=2, epochs=4, learning_rate=1e-2, precision="bf16")
+    job = replace(job, checkpoints="qlora", student="qlora-student")
+    losses: list[float] = []
+    train_rank(job, lambda step: bool(losses.append(step.progress.loss)))  # type: ignore[func-returns-value]
+    assert losses[-1] < 0.8 * losses[0]
+    rank = _Rank(job)
+    kinds = {type(module).__name__ for module in rank.engine.module.modules()}
+    assert "Linear4bit" in kinds
+    Checkpoints(encoded.store, job.checkpoints, 1).restore(rank.engine)
+    in_4_bits = mean_loss(encoded, rank.engine.module.eval(), list(range(ROWS)))
+    student = AutoModelForCausalLM.from_pretrained(encoded.store.path(job.student), dtype=torch.float32).eval()
+    assert mean_loss(encoded, student, list(range(ROWS))) == pytest.approx(in_4_bits, rel=0.2)
+
+
 @pytest.mark.parametrize("stage", [0, 2])
 def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, stage: int) -> None:
     lora = LoraSection(rank=4, alpha=8)
@@ -249,6 +266,21 @@ def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, s
     adapter = json.loads(encoded.store.read(f"{job.student}/adapter/adapter_config.json"))
     assert adapter["base_model_name_or_path"] == job.model
     assert encoded.store.exists(f"{job.student}/adapter/adapter_model.safetensors")
+
+
+def test_a_loss_spike_stops_before_it_changes_a_weight(encoded: Table, tiny_dir: Path) -> None:
+    rank = _Rank(make_job(encoded, tiny_dir, epochs=10))
+    rank.progress = replace(rank.progress, recent=(0.5,) * 8)  # as if it had learnt much; it is a random model
+    before = {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}
+    with pytest.raises(
+        DivergedError, match=r"step 1 of 10: the loss 6\.\d+ is 5\.\d+ above .* in rows 0{30}"
+    ) as caught:
+        list(rank.steps())
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(weight, before[name]) for name, weight in rank.engine.module.named_parameters())
+    lenient = _Rank(make_job(encoded, tiny_dir, loss_spike=None))
+    lenient.progress = rank.progress
+    assert len(list(lenient.steps())) == 1
 
 
 @pytest.mark.parametrize("fraction", [1e-6, 0.999])

@@ -94,9 +94,12 @@ def rank_job(encoded: Table, model: Path, training: dict[str, Any]) -> RankJob:
         StorageSection(),
         TrainingSection.model_validate(training),
         seed=0,
+        identity="tiny",
         checkpoints="checkpoints",
+        name="tiny",
+        figures="figures",
         student="student",
-        about=About("", {}),
+        about=About("", None, {}),
         device="cpu",
         threads=1,
     )

@@ -1,0 +1,130 @@
+"""One epoch over the same rows, model, batch and threads, through our loop and TRL's, interleaved.
+
+    python -m benchmarks.training --model DIR [--trl PYTHON] [--rows 64] [--runs 5]
+
+Each side runs in every of its settings; `--trl` is the python of an environment with TRL and this repository's torch.
+Prints and appends to `--output` a JSON line per run, at the end the medians: supervised tokens per second inside
+optimiser steps, and the most memory of the process. `floor` is what the matrix products alone would take at the rate
+that large ones reach here. The same command goes on with what an interrupted one has left in `--output`.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from benchmarks.training.work import Task
+from cgd_ray.data.demo import demo_rows
+from cgd_ray.training.encode import ChatEncoder, Encoded
+from cgd_ray.training.formats import Conversation
+
+SETTINGS = {
+    "ours": ("0-1024", "2-1024"),
+    "trl_side": ("packed-512", "packed-1024", "defaults"),
+    "floor": ("",),
+}
+REPOSITORY = Path(__file__).parents[2]
+
+
+def main() -> None:
+    """Interleave, summarise."""
+    options = parse()
+    task = make_task(options)
+    measured = earlier(options.output)
+    chosen = [(side, setting) for side in SETTINGS for setting in SETTINGS[side] if side != "trl_side" or options.trl]
+    while min(len(measured[one]) for one in chosen) < options.runs:
+        for side, setting in chosen:
+            line = run(side, replace(task, setting=setting), options)
+            measured[side, setting].append(line)
+            report(line, options.output)
+    for one in chosen:
+        names = ("supervised_per_s", "peak_mib")
+        medians = {name: statistics.median(line[name] for line in measured[one]) for name in names}
+        report({"side": one[0], "setting": one[1], "median": medians, "runs": len(measured[one])}, options.output)
+
+
+def earlier(output: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """Runs that an interrupted benchmark has left, by side and setting."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    if output.exists():
+        for line in map(json.loads, output.read_text().splitlines()):
+            if "peak_mib" in line:
+                found[line["side"], line["setting"]].append(line)
+    return found
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="directory of a chat model")
+    parser.add_argument("--trl", default="", help="python of an environment with TRL")
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training.jsonl"))
+    return parser.parse_args()
+
+
+def make_task(options: argparse.Namespace) -> Task:
+    """Demo problems as a chat model's turns, their solutions as targets."""
+    encoder = ChatEncoder(AutoTokenizer.from_pretrained(options.model), {})
+    rows = [(row.input_ids, row.target_start) for row in encoded_rows(encoder, options.rows)]
+    return Task(options.model, rows, options.batch_size, options.precision, options.threads)
+
+
+def encoded_rows(encoder: ChatEncoder, count: int) -> Iterator[Encoded]:
+    """So many rows of uneven lengths: one to three problems in a turn, their solutions in the other."""
+    problems = iter(demo_rows(1, 2, novel=False))
+    for number in range(count):
+        several = [next(problems) for _ in range(1 + number % 3)]
+        user = "\n\n".join(problem.prompt for problem in several)
+        row = encoder.encode(Conversation((user,), "\n\n".join(str(problem.reference) for problem in several)))
+        if isinstance(row, Encoded):
+            yield row
+
+
+def run(side: str, task: Task, options: argparse.Namespace) -> dict[str, Any]:
+    """One side once, in a process of its own."""
+    python = options.trl if side == "trl_side" else sys.executable
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(task.threads)}
+    with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
+        given, made = Path(folder) / "task.json", Path(folder) / "outcome.json"
+        given.write_text(json.dumps(asdict(task)))
+        command = [python, "-m", f"benchmarks.training.{side}", str(given), str(made)]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=log, stderr=log, check=False)
+        if done.returncode:
+            text = (Path(folder) / "log").read_text()[-4000:]
+            raise SystemExit(f"{side} ({task.setting}) ended with {done.returncode}\n{text}")
+        outcome = json.loads(made.read_text())
+    return {
+        "side": side,
+        "setting": task.setting,
+        "supervised_per_s": round(task.supervised / outcome["steps_s"], 2),
+        "peak_mib": round(outcome["peak_mib"]),
+        "steps": outcome["steps"],
+        "losses": [round(loss, 4) for loss in outcome["losses"]],
+    }
+
+
+def report(line: dict[str, Any], output: Path) -> None:
+    """Show a line, and keep it."""
+    print(json.dumps(line), flush=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Ours: one rank of the loop that Ray Train and torchrun start. The setting is the ZeRO stage and tokens of a pass."""
+
+import os
+import tempfile
+
+from benchmarks.training.work import Outcome, arguments
+from cgd_ray.config.run import StorageSection
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import ENCODED
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.job import About, RankJob, StepReport
+
+
+def main() -> None:
+    """One epoch, with a checkpoint and the export at its end, which its seconds leave out."""
+    task, made = arguments()
+    stage, tokens = task.setting.split("-")
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29571}
+    os.environ |= {name: str(value) for name, value in alone.items()} | {"DS_ACCELERATOR": "cpu"}
+    from cgd_ray.training.worker import train_rank
+
+    steps: list[StepReport] = []
+    with tempfile.TemporaryDirectory() as root:
+        table = Table(Store(root), "encoded", "benchmark", ENCODED)
+        rows = [
+            {"prompt_id": f"{number:032x}", "sample": 0, "view": "sft", "input_ids": ids, "target_start": start}
+            for number, (ids, start) in enumerate(task.rows)
+        ]
+        table.write_part("part-0", rows)
+        training = TrainingSection(
+            batch_size=task.batch_size,
+            learning_rate=task.learning_rate,
+            schedule="constant",
+            warmup_fraction=0.0,
+            precision="bf16" if task.precision == "bf16" else "fp32",
+            zero_stage=0 if stage == "0" else 2,
+            micro_batch_tokens=int(tokens),
+        )
+        job = RankJob(
+            encoded=table,
+            model=task.model,
+            revision=None,
+            storage=StorageSection(),
+            training=training,
+            seed=0,
+            identity="benchmark",
+            checkpoints="checkpoints",
+            name="benchmark",
+            figures="figures",
+            student="student",
+            about=About("", None, {}),
+            device="cpu",
+            threads=task.threads,
+        )
+        train_rank(job, lambda step: bool(steps.append(step)))  # type: ignore[func-returns-value]
+    losses = [step.progress.loss for step in steps]
+    Outcome(steps[-1].progress.seconds, len(steps), losses).write(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""TRL's SFTTrainer on the same ids and masks.
+
+Settings: `defaults` (what SFTConfig has, but for batch and learning rate); `packed-N`: packs of N tokens, best fit,
+without gradient checkpointing, which a model that fits needs not.
+"""
+
+import os
+import tempfile
+import time
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.training.work import Outcome, Task, arguments
+
+
+class _Clock(TrainerCallback):
+    """Times the optimiser steps."""
+
+    def __init__(self) -> None:
+        self.started = self.ended = 0.0
+        self.steps = 0
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.started = self.started or time.perf_counter()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.ended = time.perf_counter()
+        self.steps += 1
+
+
+def main() -> None:
+    """One epoch."""
+    task, made = arguments()
+    torch.set_num_threads(task.threads)
+    clock = _Clock()
+    rows = [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in task.rows]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32),
+            args=_config(task, folder),
+            train_dataset=Dataset.from_list(rows),
+            processing_class=AutoTokenizer.from_pretrained(task.model),
+            callbacks=[clock],
+        )
+        trainer.train()
+    losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
+    Outcome(clock.ended - clock.started, clock.steps, losses).write(made)
+
+
+def _config(task: Task, folder: str) -> SFTConfig:
+    common: dict[str, Any] = {
+        "output_dir": folder,
+        "use_cpu": True,
+        "bf16": task.precision == "bf16",
+        "num_train_epochs": 1,
+        "learning_rate": task.learning_rate,
+        "lr_scheduler_type": "constant",
+        "completion_only_loss": True,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+    }
+    if task.setting == "defaults":
+        return SFTConfig(**common, gradient_accumulation_steps=task.batch_size // 8)
+    length = int(task.setting.removeprefix("packed-"))
+    tokens = sum(len(ids) for ids, _ in task.rows)
+    packs_of_a_batch = max(1, round(tokens / len(task.rows) * task.batch_size / length))
+    return SFTConfig(
+        **common,
+        packing=True,
+        max_length=length,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=packs_of_a_batch,
+        gradient_checkpointing=False,
+    )
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    main()

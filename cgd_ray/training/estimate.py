@@ -1,0 +1,81 @@
+"""What training will take, before it is paid for: rows, steps, tokens, hours, memory by ZeRO stage and offload."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.encode import Encoded
+from cgd_ray.training.encode_table import Encoding
+from cgd_ray.training.formats import Example
+from cgd_ray.training.memory import Memory, ModelSizes, memory
+from cgd_ray.training.packing import optimiser_steps
+
+Layout = tuple[int, str]
+"""ZeRO stage and offload."""
+_LAYOUTS: tuple[Layout, ...] = ((0, "none"), (1, "none"), (2, "none"), (2, "cpu"), (3, "none"), (3, "cpu"))
+
+
+@dataclass(frozen=True)
+class SampledRows:
+    """Curated rows of a run, as this training would see them."""
+
+    complete: int
+    """Rows that were generated."""
+    encoded: list[Encoded]
+    """Those of them that curation and encoding keep."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each."""
+        return [len(row.input_ids) for row in self.encoded]
+
+    @property
+    def supervised(self) -> list[int]:
+        """Supervised tokens of each."""
+        return [len(row.input_ids) - row.target_start for row in self.encoded]
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What a training takes."""
+
+    sampled: int
+    """Rows that all else is told from."""
+    rows: int
+    steps: int
+    total_tokens: float
+    supervised_tokens: float
+    flops: float | None
+    """By the mathematics of the model; None for a mixture of experts."""
+    memory: dict[Layout, Memory]
+    """Bytes of one worker, by ZeRO stage and offload."""
+
+
+def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
+    """Rows of a run that were curated, of so many that were looked at."""
+    found = [encoding.encode(example)[1] for example in examples]
+    return SampledRows(complete, [row for row in found if isinstance(row, Encoded)])
+
+
+def estimate_training(
+    training: TrainingSection, sample: SampledRows, expected_rows: int, sizes: ModelSizes
+) -> TrainingEstimate:
+    """From a sample (not empty) of the rows, of which the whole run will generate so many."""
+    rows = round(expected_rows * len(sample.encoded) / sample.complete * (1 - training.validation_fraction))
+    passes = max(1, rows) * training.epochs
+    lengths, supervised = np.array(sample.lengths), np.array(sample.supervised)
+    return TrainingEstimate(
+        sampled=len(sample.encoded),
+        rows=rows,
+        steps=optimiser_steps(max(1, rows), training.batch_size, training.epochs),
+        total_tokens=passes * fmean(sample.lengths),
+        supervised_tokens=passes * fmean(sample.supervised),
+        flops=None if sizes.flops is None else passes * sizes.flops.of_rows(lengths, supervised) / len(lengths),
+        memory={
+            layout: memory(sizes, training.model_copy(update=dict(zip(("zero_stage", "offload"), layout, strict=True))))
+            for layout in _LAYOUTS
+        },
+    )

@@ -1,0 +1,175 @@
+"""How much memory training takes, from the model's configuration alone: no weight is read, no GPU is needed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.autograd.function import FunctionCtx
+from torch.nn import functional
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.adapters import with_adapter
+from cgd_ray.training.flops import Flops
+
+_ATTENTION = "cgd_shapes"
+_HALF, _SINGLE = 2, 4  # bytes
+_MOMENTS = 2
+_OFFLOADED = 3  # master weights and two moments
+_LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """What of a model decides on memory."""
+
+    trained: int
+    """Parameters with a gradient."""
+    frozen: int
+    layer: int
+    """Bytes that one layer keeps for the backward pass of one packed pass."""
+    layer_input: int
+    """Bytes of what goes into a layer: all that it keeps under gradient checkpointing."""
+    layers: int
+    outside: int
+    """Bytes that all else keeps, the logits and their gradients above all."""
+    flops: Flops | None
+    """None for a mixture of experts."""
+
+    def activations(self, *, checkpointed: bool) -> int:
+        """Bytes at the peak of one pass."""
+        kept = self.layers * self.layer_input + self.layer if checkpointed else self.layers * self.layer
+        return kept + self.outside
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank."""
+
+    device: float
+    host: float
+
+
+def model_sizes(folder: Path, training: TrainingSection, supervised_share: float) -> ModelSizes:
+    """Sizes of the student in a directory (its weights need not be there) in passes as long as the recipe's.
+
+    A forward pass on PyTorch's device without memory says what is kept for the backward pass.
+    """
+    AttentionInterface.register(_ATTENTION, _attention)
+    half = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    config = AutoConfig.from_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=half, attn_implementation=_ATTENTION)
+        if training.lora:
+            model = with_adapter(model, training.lora, seed=0)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    supervised = max(1, round(training.micro_batch_tokens * supervised_share))
+    layer, layer_input, layers, outside = _kept(model, training.micro_batch_tokens, supervised)
+    return ModelSizes(
+        trained=trained,
+        frozen=sum(weight.numel() for weight in model.parameters()) - trained,
+        layer=layer,
+        layer_input=layer_input,
+        layers=layers,
+        outside=outside,
+        flops=Flops.of(model),
+    )
+
+
+def reduce_bucket(*, on_gpu: bool) -> int:
+    """Elements that ZeRO reduces at a time.
+
+    One buffer of them is allocated whole: 1 GB at DeepSpeed's default, more than a small model itself.
+    """
+    return 500_000_000 if on_gpu else 50_000_000
+
+
+def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True) -> Memory:
+    """What one of the recipe's workers holds, with its stage, offload and checkpointing."""
+    stage, workers, offloaded = training.zero_stage, training.workers, training.offload != "none"
+    half = _HALF if training.precision == "bf16" and stage > 0 else _SINGLE
+    trained, frozen = sizes.trained, sizes.frozen
+    weights: float = half * (trained + frozen)
+    if training.precision == "bf16" and stage == 0:
+        weights += _HALF * (trained + frozen)  # which autocast rounds to bfloat16, and keeps for the pass
+    gradients: float = _SINGLE * trained
+    optimiser: float = (_MOMENTS + (1 if stage else 0)) * _SINGLE * trained
+    host = 0.0
+    if stage >= 1:
+        optimiser /= workers
+    if stage >= 2:
+        gradients /= workers
+    if stage == 3:
+        weights = weights / workers + half * min(_LIVE, trained + frozen)
+    if offloaded:
+        host = optimiser + gradients
+        optimiser = gradients = 0.0
+    buffers = half * min(reduce_bucket(on_gpu=on_gpu), trained) if stage else 0
+    activations = sizes.activations(checkpointed=training.gradient_checkpointing)
+    return Memory(weights + gradients + optimiser + buffers + activations, host)
+
+
+class _Shapes(torch.autograd.Function):
+    """Attention that computes nothing, and keeps what a fused kernel keeps."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        output = torch.empty_like(query)
+        ctx.save_for_backward(query, key, value, output, output.new_empty(query.shape[:-1], dtype=torch.float32))
+        return output
+
+
+def _attention(
+    _module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
+) -> tuple[torch.Tensor, None]:
+    shapes: Callable[..., torch.Tensor] = _Shapes.apply
+    return shapes(query, key, value).transpose(1, 2), None
+
+
+def _kept(model: nn.Module, tokens: int, supervised: int) -> tuple[int, int, int, int]:
+    """Bytes kept by one layer, those of its input, the number of layers, bytes kept by all else."""
+    layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
+    counter = _Counter(model)
+    handles = [layers[0].register_forward_pre_hook(counter.enter), layers[-1].register_forward_hook(counter.leave)]
+    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
+        output = model(
+            input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"),
+            position_ids=torch.arange(tokens, device="meta")[None],
+            logits_to_keep=torch.arange(supervised, device="meta"),
+            use_cache=False,
+        )
+        logits = output.logits.squeeze(0).float()
+        functional.cross_entropy(logits, torch.zeros(supervised, dtype=torch.long, device="meta"), reduction="sum")
+    for handle in handles:
+        handle.remove()
+    gradients = 2 * logits.nbytes  # of the logits, in fp32, and what they are made from
+    return counter.inside // len(layers), counter.input, len(layers), counter.outside + gradients
+
+
+class _Counter:
+    """Bytes of distinct storages that autograd keeps, inside the layers and outside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.inside = self.outside = self.input = 0
+        self._is_inside = False
+        # Kept alive: else another one may get a counted one's place.
+        self._seen = {id(storage): storage for storage in (weight.untyped_storage() for weight in model.parameters())}
+
+    def enter(self, _module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        self._is_inside = True
+        self.input = arguments[0].nbytes
+
+    def leave(self, *_: object) -> None:
+        self._is_inside = False
+
+    def pack(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if id(storage) not in self._seen:
+            self._seen[id(storage)] = storage
+            if self._is_inside:
+                self.inside += storage.nbytes()
+            else:
+                self.outside += storage.nbytes()
+        return tensor

@@ -1,0 +1,87 @@
+"""The rank's loop under plain torchrun, without Ray: where a scheduler (Slurm, a single machine) gives the GPUs.
+
+    torchrun --standalone --nproc-per-node 8 -m cgd_ray.training.torchrun ROOT/runs/NAME/training/IDENTITY/job.json
+
+`cgd run` with `training.launcher=torchrun` writes the job and says this command; run again, it goes on with the
+student. The same command resumes, on as many ranks as it is given. SIGTERM writes a checkpoint first.
+"""
+
+import json
+import os
+import signal
+import sys
+from dataclasses import asdict
+
+import fsspec
+import structlog
+import torch
+
+from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.runtime.logs import configure_logging
+from cgd_ray.training.job import OUTCOME, RankJob, RankOutcome, StepReport
+
+log = structlog.get_logger(__name__)
+
+
+def main() -> None:
+    """Train the job whose file or `s3://` URL is the only argument."""
+    if len(sys.argv) != 2 or "RANK" not in os.environ:
+        sys.exit("usage: torchrun --standalone --nproc-per-node N -m cgd_ray.training.torchrun JOB.json")
+    configure_logging()
+    try:
+        _train(sys.argv[1])
+    except CgdError as error:
+        if _is_first():
+            sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _train(url: str) -> None:
+    job = _read_job(url)
+    os.environ.setdefault("DS_ACCELERATOR", job.device)
+    from cgd_ray.training.worker import train_rank  # DeepSpeed, which looks for its accelerator as it is imported
+
+    outcome = train_rank(job, _Reporter())
+    if _is_first():
+        _write(job, outcome)
+        log.info("student exported", student=job.encoded.store.url(job.student), steps=outcome.progress.step)
+
+
+def _read_job(url: str) -> RankJob:
+    ranks = int(os.environ["LOCAL_WORLD_SIZE"])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        with fsspec.open(url, "rb") as file:
+            return RankJob.from_json(file.read(), device, threads=max(1, len(os.sched_getaffinity(0)) // ranks))
+    except (OSError, KeyError, ValueError) as error:
+        raise ConfigError(f"{url}: no job of `cgd run` with training.launcher=torchrun: {error}") from error
+
+
+def _write(job: RankJob, outcome: RankOutcome) -> None:
+    content = {"identity": job.identity, **asdict(outcome)}
+    job.encoded.store.write(f"{job.student}/{OUTCOME}", json.dumps(content, indent=1).encode())
+
+
+def _is_first() -> bool:
+    return os.environ["RANK"] == "0"
+
+
+class _Reporter:
+    """Shows each step from rank 0; wants an end after SIGTERM, which torchrun passes on to every rank."""
+
+    def __init__(self) -> None:
+        self._must_stop = False
+        signal.signal(signal.SIGTERM, self._stop)
+
+    def _stop(self, *_: object) -> None:
+        self._must_stop = True
+
+    def __call__(self, step: StepReport) -> bool:
+        """Whether SIGTERM came."""
+        if _is_first():
+            log.info("training", **step.shown())
+        return self._must_stop
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The rank's loop under torchrun, as a scheduler's machine would start it: the command is the one that a run names."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+
+from cgd_ray.errors import StoppedError
+from tests.events import scalars
+from tests.place import Place, distance
+from tests.servers import REPOSITORY
+from tests.unit.training.tiny import write_tiny_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    model = tmp_path_factory.mktemp("tiny-llama")
+    write_tiny_model(model)
+    return Place(str(tmp_path_factory.mktemp("root")), model)
+
+
+def command_of(place: Place, name: str, **training: object) -> list[str]:
+    """What the run says that one is to type."""
+    with pytest.raises(StoppedError) as stopped:
+        place.train(name, launcher="torchrun", **training)
+    said = re.search(r"train with: torchrun (.*); then the same command goes on", str(stopped.value))
+    assert said
+    return [sys.executable, "-m", "torch.distributed.run", *shlex.split(said[1])]
+
+
+def start(command: list[str]) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-2000:]
+    return output
+
+
+def figures(place: Place, name: str) -> dict[str, dict[int, float]]:
+    folder = f"runs/{name}/tensorboard"
+    (identity,) = place.store.folders(folder)
+    return scalars(Path(place.store.path(f"{folder}/{identity}")))
+
+
+def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> None:
+    expected = place.train("by-ray")
+    command = command_of(place, "by-torchrun", checkpoint_every=100)
+    process = start(command)
+    assert process.stdout
+    for line in process.stdout:
+        if "step=4/12" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    (step,) = place.checkpoints("by-torchrun")
+    assert 4 <= int(step[-2:]) < 12
+    with pytest.raises(StoppedError):
+        place.train("by-torchrun", launcher="torchrun")
+    finish(start(command))
+    assert sorted(figures(place, "by-torchrun")["train/loss"]) == list(range(1, 13))
+    result = place.train("by-torchrun", launcher="torchrun")
+    assert (result.steps, result.resumed_from_step) == (12, int(step[-2:]))
+    assert distance(place.weights(result), place.weights(expected)) == 0
+    assert place.train("by-torchrun", launcher="torchrun").reused
+
+
+def test_a_student_of_other_settings_is_not_taken_for_this_ones(place: Place) -> None:
+    finish(start(command_of(place, "other", epochs=1)))
+    with pytest.raises(StoppedError):
+        place.train("other", launcher="torchrun", epochs=1, learning_rate=1e-3)
+
+
+def test_what_is_no_job_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text("{}")
+    module = ["-m", "torch.distributed.run", "--standalone", "-m", "cgd_ray.training.torchrun"]
+    process = start([sys.executable, *module, str(tmp_path / "job.json")])
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "job.json: no job of `cgd run` with training.launcher=torchrun" in output

@@ -1,0 +1,59 @@
+"""What a pass keeps for its backward pass, told without memory, against what PyTorch keeps as it runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cgd_ray.config.training import LoraSection, TrainingSection
+from cgd_ray.training.adapters import with_adapter
+from cgd_ray.training.loss import summed_loss
+from cgd_ray.training.memory import memory, model_sizes
+from cgd_ray.training.packing import join
+
+LENGTH, SUPERVISED = 256, 64
+GIB = 2**30
+
+
+@pytest.mark.parametrize("lora", [None, LoraSection(rank=4)])
+def test_activations_are_those_that_are_kept(tiny_dir: Path, lora: LoraSection | None) -> None:
+    training = TrainingSection(precision="fp32", micro_batch_tokens=LENGTH, lora=lora)
+    told = model_sizes(tiny_dir, training, SUPERVISED / LENGTH)
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
+    if lora:
+        model = with_adapter(model, lora, seed=0)
+    weights = {weight.data_ptr() for weight in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        row = join([(np.arange(LENGTH), LENGTH - SUPERVISED)])
+        summed_loss(model, row, torch.device("cpu"))
+    gradients = 2 * SUPERVISED * model.config.vocab_size * 4
+    measured = sum(storage.nbytes() for storage in kept.values()) + gradients
+    assert told.activations(checkpointed=False) == pytest.approx(measured, rel=0.05)
+    assert told.trained == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert told.layer_input == LENGTH * 64 * 4
+
+
+def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
+    def told(**training: object) -> tuple[float, float]:
+        section = TrainingSection.model_validate({"workers": 4, "micro_batch_tokens": 64} | training)
+        needed = memory(sizes, section)
+        return needed.device - needed_by_pass, needed.host
+
+    sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64), 0.5)
+    needed_by_pass = sizes.activations(checkpointed=False)
+    trained = sizes.trained
+    assert told(zero_stage=0) == (18 * trained, 0)  # fp32 weights, gradients, moments, and autocast's copy
+    assert told(zero_stage=1) == ((2 + 4 + 12 / 4 + 2) * trained, 0)  # the last one is the bucket
+    assert told(zero_stage=2) == ((2 + 4 / 4 + 12 / 4 + 2) * trained, 0)
+    assert told(zero_stage=2, offload="cpu") == ((2 + 2) * trained, 16 / 4 * trained)
+    assert told(zero_stage=3) == ((2 / 4 + 2 + 4 / 4 + 12 / 4 + 2) * trained, 0)
