@@ -46,9 +46,8 @@ def print_training(estimate: TrainingEstimate | None, training: TrainingSection,
         "supervised tokens": estimate.supervised_tokens,
     }
     cells: Cells = [["training", ""], *([name, _number(value)] for name, value in figures.items())]
-    console.print(
-        rich_table(f"Training, told from {estimate.sampled} generated rows", [*cells, _hours(estimate, training)])
-    )
+    console.print(f"training, told from {estimate.sampled} generated rows that it would take:")
+    console.print(rich_table("Training", [*cells, _hours(estimate, training)]))
     head = ["ZeRO stage", "offload", "GiB on a device", "GiB on its host", ""]
     layouts: Cells = [head]
     for (stage, offload), needed in estimate.memory.items():

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 _QUIET = {
+    "bitsandbytes": logging.ERROR,  # that it lacks kernels for a CPU, whoever imports it
     "httpx": logging.WARNING,
     "ray.data": logging.ERROR,
     "ray.serve": logging.WARNING,

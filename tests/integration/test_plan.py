@@ -10,11 +10,18 @@ import ray
 from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.curation.run import run_curation
 from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.forecast import forecast_training
 from cgd_ray.generation.probe import Estimate, probe
-from cgd_ray.generation.run import run_generation
-from cgd_ray.report.estimate import print_estimate
+from cgd_ray.generation.run import join_of, run_generation
+from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.report.estimate import print_estimate, print_training
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.training.encode import student_encoder
+from cgd_ray.training.encode_table import Encoding, encode_examples
+from tests.unit.training.tiny import write_tiny_model
 
 ROWS, PROBED = 600, 200
 
@@ -40,6 +47,35 @@ def recipe(root: Path) -> Recipe:
         "generation": {"execution": "staged"},
     }
     return parse_recipe(tree, "test")
+
+
+def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "student")
+    made = recipe(tmp_path)
+    student = made.student.model_copy(update={"model": str(tmp_path / "student")})
+    training = TrainingSection(method="cgd", epochs=2, batch_size=16, max_length=2000, workers=2)
+    made = made.model_copy(update={"student": student, "training": training})
+    store = Store(made.run.root)
+    prompts = prepare_prompts(made, store)
+    assert forecast_training(made, store, prompts) is None
+    probe(made, prompts.table, PROBED, None)
+    told = forecast_training(made, store, prompts)
+    assert told
+    result = run_generation(made, store, prompts.table)
+    curated = run_curation(made, store, join_of(made, prompts.table, result.stages))
+    encoding = Encoding(training, 0, load_prompts("default"), student_encoder(made))
+    counts = encode_examples(curated.examples, encoding).counts
+    assert 0 < counts.rows < ROWS  # a quarter of the drafts is truncated
+    assert told.rows == pytest.approx(counts.rows, rel=0.15)
+    assert told.steps == pytest.approx(2 * counts.rows / 16, rel=0.15)
+    assert told.total_tokens == pytest.approx(2 * counts.total_tokens, rel=0.15)
+    assert told.supervised_tokens == pytest.approx(2 * counts.supervised_tokens, rel=0.15)
+    exact = forecast_training(made, store, prompts)
+    assert exact
+    assert (exact.rows, exact.total_tokens) == (counts.rows, pytest.approx(2 * counts.total_tokens))
+    console = Console(record=True, width=160)
+    print_training(exact, training, console)
+    assert re.search(rf"rows after curation +│ {counts.rows} ", console.export_text())
 
 
 def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
