@@ -15,8 +15,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 
-_NODES_SECONDS = 1.0
-
 
 @dataclass(frozen=True)
 class Admission:
@@ -25,8 +23,8 @@ class Admission:
     strikes: dict[str, Strike]
     """What is held against its rows."""
     look_again: int
-    """How often something had died when rows of this block may have come onto storage although the block says that they
-    lack them; 0: it is as the block says."""
+    """0: the block is as it says. Else it was begun before, so its rows may be on storage, and a listing that was made
+    at a smaller number is too old to tell."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,10 @@ class _Ledger:
         self._ceiling: str | None = None
         self._broken: str | None = None
         self._stopping = False
-        self._deaths = 0  # of engines' processes and of nodes
-        self._node_deaths = 0  # how many there had been of both when a node was lost last
-        self._redone: set[str] = set()  # rows of blocks that Ray begins again, since their engine died
-        self._nodes: set[str] = set()
-        self._nodes_seen = 0.0
+        # Blocks that were ever begun, by a number made of their rows' names: 50 bytes for some dozens of rows. That a
+        # block's rows are on storage is no reason to forget it: Ray may lose what the engine returned, and begin again.
+        self._begun: set[int] = set()
+        self._deaths = 1  # of engines' processes; 0 would say that nothing is to be looked up
         self._progress = time.monotonic()
 
     def arrive(self, engine: str) -> None:
@@ -76,7 +73,6 @@ class _Ledger:
             self._progress = time.monotonic()
             return
         self._deaths += 1
-        self._redone |= gone.rows
         self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
         if self._engines[engine].deaths > MOST_DEATHS:
             self._broken = f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between"
@@ -87,13 +83,17 @@ class _Ledger:
         if not self._engines[engine].deaths:  # an engine that loads again and again is no progress
             self._progress = time.monotonic()
 
-    def begin(self, engine: str, rows: list[str]) -> Admission:
-        """An engine is about to work on these rows."""
+    def begin(self, engine: str, role: str, rows: list[str]) -> Admission:
+        """An engine is about to work on a block of these rows."""
         self._engines[engine].rows.update(rows)
-        self._look_at_nodes()
         held = {row: self._strikes.of(row) for row in rows}
-        again = self._deaths if not self._redone.isdisjoint(rows) else self._node_deaths
-        return Admission({row: strike for row, strike in held.items() if strike.deaths}, again)
+        strikes = {row: strike for row, strike in held.items() if strike.deaths}
+        block = hash((role, *rows))
+        if block not in self._begun:
+            self._begun.add(block)
+            return Admission(strikes, 0)
+        # A lost node's engine may come again long after another one has begun its blocks.
+        return Admission(strikes, self._deaths + sum(not node["Alive"] for node in ray.nodes()))
 
     def on_engine(self, engine: str, suspects: list[str] | None) -> None:
         """Only these rows are on the engine, until it says that there are no suspects left (None)."""
@@ -102,7 +102,6 @@ class _Ledger:
     def end(self, engine: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
         """An engine is done with these rows: what was made of them is on storage."""
         self._engines[engine].rows.difference_update(rows)
-        self._redone.difference_update(rows)
         for row in rows:
             self._strikes.clear(row)
         self.report(engine, tallies, ceiling)
@@ -132,15 +131,6 @@ class _Ledger:
         """How the run stands."""
         engines = sum(engine.is_up for engine in self._engines.values())
         return Snapshot(self._tallies, engines, time.monotonic() - self._progress, self._ceiling, self._broken)
-
-    def _look_at_nodes(self) -> None:
-        """A node that is gone may have held blocks, which Ray makes again."""
-        if time.monotonic() - self._nodes_seen > _NODES_SECONDS:
-            alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-            if not self._nodes <= alive:
-                self._deaths += 1
-                self._node_deaths = self._deaths
-            self._nodes, self._nodes_seen = alive, time.monotonic()
 
 
 @contextlib.contextmanager

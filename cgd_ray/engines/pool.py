@@ -111,7 +111,7 @@ class ChainActor:
 
     async def _run(self, rows: list[Row]) -> list[Row]:
         names = [row_name(row) for row in rows]
-        admission: Admission = await self._ledger.begin.remote(self._name, names)
+        admission: Admission = await self._ledger.begin.remote(self._name, self._chain.role, names)
         for name, strike in admission.strikes.items():
             self._engine.strikes.hold(name, strike)
         if admission.look_again:

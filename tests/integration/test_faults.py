@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ import pyarrow as pa
 import pytest
 from ray.cluster_utils import Cluster
 
+from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.pool import ChainActor
+from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.engines.stage import Row
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.storage.filesystem import Store
@@ -53,6 +58,33 @@ def require_whole(result: GenerationResult, lost: int = 0) -> None:
         assert max(finished.values()) == 1, stage.name
         assert len(finished) == ROWS - 1 - (lost if stage.name != "draft" else 0)
     assert result.counts["refine"]["ok"] == ROWS - 1 - lost
+
+
+class Sabotaged(ScriptedEngine):
+    """Its actor dies once when a block's rows are on storage and the ledger knows, but Ray has not got the block."""
+
+    def __init__(self, options: ScriptedOptions, died: Path) -> None:
+        super().__init__(options)
+        run = ChainActor._run
+
+        async def run_and_die(actor: ChainActor, rows: list[Row]) -> list[Row]:
+            rows = await run(actor, rows)
+            mark = died / f"died-{actor._chain.role}"
+            if not mark.exists():
+                mark.touch()
+                os._exit(1)
+            return rows
+
+        ChainActor._run = run_and_die  # type: ignore[method-assign]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_block_whose_rows_are_on_storage_is_not_paid_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", partial(Sabotaged, died=tmp_path))
+    require_whole(generate(recipe(tmp_path, {"latency_ms": 20}, {"latency_ms": 20})))
+    assert {file.name for file in tmp_path.glob("died-*")} == {"died-student", "died-teacher"}
 
 
 def while_generating(made: Recipe, strike: Callable[[], None], after: float) -> GenerationResult:

@@ -1,59 +1,50 @@
 """What the ledger concludes from deaths: which rows are looked up again, when there is no hope. No Ray."""
 
-from collections.abc import Callable
-
 import pytest
 
 from cgd_ray.engines.ledger import _Ledger
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.engines.ward import MOST_DEATHS
 
-Nodes = Callable[[list[str]], None]
-
 
 @pytest.fixture
-def alive(monkeypatch: pytest.MonkeyPatch) -> Nodes:
-    """Says which nodes there are; the ledger looks every time."""
-    monkeypatch.setattr("cgd_ray.engines.ledger._NODES_SECONDS", -1.0)
-    nodes: list[str] = ["head"]
-    monkeypatch.setattr("ray.nodes", lambda: [{"NodeID": name, "Alive": True} for name in nodes])
-
-    def say(names: list[str]) -> None:
-        nodes[:] = names
-
-    return say
+def nodes(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Which nodes are alive, as Ray says."""
+    nodes = [True]
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": alive} for alive in nodes])
+    return nodes
 
 
 def progress(ledger: _Ledger, engine: str) -> None:
     ledger.report(engine, {"draft": StageTally(rows=1)}, None)
 
 
-@pytest.mark.usefixtures("alive")
-def test_after_an_engines_death_its_own_rows_are_looked_up_and_no_others() -> None:
+@pytest.mark.usefixtures("nodes")
+def test_a_block_that_is_begun_again_is_looked_up_and_no_other() -> None:
     ledger = _Ledger()
     for engine in ("one", "other"):
         ledger.arrive(engine)
-    assert ledger.begin("one", ["a", "b"]).look_again == 0
+    assert ledger.begin("one", "student", ["a", "b"]).look_again == 0
+    assert ledger.begin("one", "student", ["c", "d"]).look_again == 0
+    ledger.end("one", ["a", "b"], {}, None)  # but Ray may never get what the engine returns
     ledger.arrive("one")
-    assert ledger.begin("other", ["c"]).look_again == 0
-    assert ledger.begin("other", ["b", "d"]).look_again == 1
-    ledger.end("other", ["b", "d"], {}, None)
-    assert ledger.begin("other", ["b"]).look_again == 0
-    assert ledger.begin("one", ["a"]).look_again == 1
+    assert ledger.begin("other", "student", ["e"]).look_again == 0
+    assert ledger.begin("other", "teacher", ["a", "b"]).look_again == 0
+    first = ledger.begin("other", "student", ["a", "b"]).look_again
+    assert ledger.begin("one", "student", ["c", "d"]).look_again == first > 0
+    ledger.arrive("other")
+    assert ledger.begin("other", "student", ["a", "b"]).look_again > first  # an earlier listing is too old
 
 
-def test_after_a_nodes_death_every_row_is_looked_up(alive: Nodes) -> None:
+def test_a_listing_from_before_a_nodes_death_is_too_old(nodes: list[bool]) -> None:
     ledger = _Ledger()
     ledger.arrive("one")
-    alive(["head", "worker"])
-    assert ledger.begin("one", ["a"]).look_again == 0
-    alive(["head"])
-    assert ledger.begin("one", ["b"]).look_again == 1
-    assert ledger.begin("one", ["c"]).look_again == 1
-    alive(["head", "worker"])
-    ledger.begin("one", ["d"])
-    alive(["head"])
-    assert ledger.begin("one", ["e"]).look_again == 2  # a listing from before this death is too old
+    ledger.begin("one", "student", ["a"])
+    before = ledger.begin("one", "student", ["a"]).look_again
+    nodes.append(True)
+    assert ledger.begin("one", "student", ["a"]).look_again == before
+    nodes[-1] = False
+    assert ledger.begin("one", "student", ["a"]).look_again > before
 
 
 def test_an_engine_that_only_ever_dies_ends_the_run() -> None:
