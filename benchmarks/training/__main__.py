@@ -2,8 +2,8 @@
 
     python -m benchmarks.training --model DIR [--trl PYTHON] [--rows 64] [--runs 5]
 
-Each side runs in every of its settings, of TRL's packings only the better one after the first round; `--trl` is the python
-of an environment with TRL and this repository's torch.
+Each side runs in every of its settings, of TRL's packings only the better one after the first round; `--trl` is the
+python of an environment with TRL and this repository's torch.
 Prints and appends to `--output` a JSON line per run, at the end the medians: supervised tokens per second inside
 optimiser steps, and the most memory of the process. `floor` is what the matrix products alone would take at the rate
 that large ones reach here. The same command goes on with what an interrupted one has left in `--output`.
