@@ -156,6 +156,11 @@ def _guarded(command: Callable[[], None]) -> int:
     return 0
 
 
+def _console(width: int) -> Console:
+    """A terminal's own width, or one that a table fits into where the output goes to a file."""
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
 def _store_errors() -> tuple[type[Exception], ...]:
     from cgd_ray.storage.filesystem import store_errors  # only asked for when something was raised
 
@@ -173,7 +178,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
 
     store = preflight(recipe)
     recipe = pin_models(recipe)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = _console(120)
     chosen = {phase for phase in PHASES if phases is None or phase in phases}
     with ray_session():
         outcome = asdict(run_pipeline(recipe, store, chosen))
@@ -194,7 +199,7 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     store = preflight(next(iter(recipes.values())))
     pinned = {name: pin_models(recipe) for name, recipe in recipes.items()}
     with ray_session():
-        compare_methods(pinned, store, Console(width=None if sys.stdout.isatty() else 140))
+        compare_methods(pinned, store, _console(140))
 
 
 def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:
@@ -212,7 +217,7 @@ def _status(path: Path, overrides: list[str]) -> None:
     from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_status
 
-    print_status(pin_models(recipe), existing_store(recipe), Console())
+    print_status(pin_models(recipe), existing_store(recipe), _console(120))
 
 
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
@@ -227,7 +232,7 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
 
     store = preflight(recipe)
     recipe = pin_models(recipe)
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = _console(160)
     with ray_session():
         prompts = prepare_prompts(recipe, store)
         estimate = probe(recipe, prompts.table, rows, gpu_hour_price)
@@ -246,7 +251,7 @@ def _explain(path: Path, overrides: list[str]) -> None:
     from cgd_ray.preflight import existing_store
 
     store = existing_store(recipe)
-    for line in explain(store, build_stages(pin_models(recipe), store).all):
+    for line in explain(store, recipe, build_stages(pin_models(recipe), store).all):
         typer.echo(line)
 
 
@@ -256,7 +261,7 @@ def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> N
     from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_rows
 
-    print_rows(pin_models(recipe), existing_store(recipe), Console(), rows, dropped=dropped)
+    print_rows(pin_models(recipe), existing_store(recipe), _console(120), rows, dropped=dropped)
 
 
 def _models(names: list[str]) -> None:

@@ -201,13 +201,10 @@ def _place(fault: str, folder: Path, seed: int) -> Iterator[tuple[Place, Strike]
 def _kill(place: Place, chance: random.Random, victim: str, node: int | None = None) -> tuple[Parts, str]:
     command = place.start()
     waited = _wait_for_moment(place, command, chance)
-    pid = node if node is not None else _victim(command.pid, victim, chance)
+    pid = node if node is not None else _victim(command, victim, chance)
     before = place.committed()
-    if pid is None:
-        said = f"there was no {victim} after {waited:.1f} s"
-    else:
-        os.kill(pid, signal.SIGKILL)
-        said = f"pid {pid} killed after {waited:.1f} s"
+    os.kill(pid, signal.SIGKILL)
+    said = f"pid {pid} killed after {waited:.1f} s"
     output, errors = command.communicate(timeout=_RUN_SECONDS)
     said += f", exit {command.returncode}"
     if victim in ("engine", "child", "node"):
@@ -230,6 +227,8 @@ def _strike_s3(
     else:
         proxy.fault = S3_FAULTS[fault]
         time.sleep(_OUTAGE_SECONDS)
+        while not proxy.met and command.poll() is None:
+            time.sleep(0.1)
         proxy.fault = None
     output, errors = command.communicate(timeout=_RUN_SECONDS)
     said = f"for {_OUTAGE_SECONDS} s after {waited:.1f} s, {proxy.met} requests met it, exit {command.returncode}"
@@ -247,7 +246,7 @@ mount -o remount,size=256m {root}
 
 
 def _fill_disk(place: Place, chance: random.Random) -> tuple[Parts, str]:
-    size = chance.randint(250, 700)
+    size = chance.randint(200, 420)  # of the 450 or so that a whole run takes
     Path(place.root).mkdir()
     command = " ".join(f"'{word}'" for word in place.command())
     script = _ON_SMALL_DISK.format(size=size, root=place.root, scratch=place.scratch, command=command)
@@ -262,10 +261,12 @@ def _fill_disk(place: Place, chance: random.Random) -> tuple[Parts, str]:
     )
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
+    code = (place.scratch / "code").read_text().strip()
+    assert code != "0", f"{size} KiB were enough"
     before = Place(f"{place.scratch}/before", place.scratch).committed()
     Path(place.root).rmdir()
     shutil.move(f"{place.scratch}/after", place.root)
-    return before, f"{size} KiB of disk, exit {(place.scratch / 'code').read_text().strip()}"
+    return before, f"{size} KiB of disk, exit {code}"
 
 
 def _wait_for_moment(place: Place, command: subprocess.Popen[str], chance: random.Random) -> float:
@@ -280,12 +281,17 @@ def _wait_for_moment(place: Place, command: subprocess.Popen[str], chance: rando
     return time.monotonic() - started
 
 
-def _victim(driver: int, kind: str, chance: random.Random) -> int | None:
+def _victim(command: subprocess.Popen[str], kind: str, chance: random.Random) -> int:
+    """One of that kind, as soon as there is one: a trial in which nothing was struck proves nothing."""
     if kind == "driver":
-        return driver
+        return command.pid
     names = {"engine": "ray::MapWorker", "raylet": "raylet", "child": "VLLM::EngineCore"}
-    found = [process.pid for process in _descendants(driver) if _name(process).startswith(names[kind])]
-    return chance.choice(sorted(found)) if found else None
+    while command.poll() is None:
+        found = [process.pid for process in _descendants(command.pid) if _name(process).startswith(names[kind])]
+        if found:
+            return chance.choice(sorted(found))
+        time.sleep(0.1)
+    raise AssertionError(f"the command was over before there was a {kind} to kill")
 
 
 def _descendants(pid: int) -> list[psutil.Process]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from cgd_ray.config.base import Section
 
@@ -43,6 +43,8 @@ class VllmOptions(Section):
     """Rows that one engine works on at a time."""
     start_timeout_s: PositiveInt = 1800
     """Longest wait for the model to load."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+    """Longest wait for one completion; then the row has failed, and the next run tries it again."""
     engine_args: dict[str, Any] = {}
     """Any other argument of vLLM's AsyncEngineArgs. They count as result-changing: another value, another table."""
 
@@ -59,6 +61,12 @@ class TeacherVllm(VllmOptions):
     """Hub id, directory or `s3://` prefix."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; a branch is resolved to its commit."""
+
+
+_NOT_EXTRA = {
+    "model", "messages", "n", "best_of", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed",
+    "stream", "tools", "chat_template_kwargs",
+}  # fmt: skip
 
 
 class TeacherOpenAI(Section):
@@ -85,6 +93,13 @@ class TeacherOpenAI(Section):
     included: a request that may exceed it is not sent, and the run stops resumably."""
     extra_body: dict[str, Any] = {}
     """Further fields of each request's body."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _says_no_tokens(cls, body: dict[str, Any]) -> dict[str, Any]:
+        if taken := _NOT_EXTRA & body.keys():
+            raise ValueError(f"{sorted(taken)[0]} is said elsewhere, or would make a request cost more than is known")
+        return body
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
         """What so many tokens cost, by the prices."""
@@ -119,6 +134,7 @@ class ScriptedOptions(Section):
     """... and its whole process."""
     hang_on: str | None = None
     """... and such a conversation is never answered."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 
 StudentEngine = Annotated[VllmOptions | ScriptedOptions, Field(discriminator="type")]

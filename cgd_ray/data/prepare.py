@@ -58,8 +58,7 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
         ConfigError: the source or the template is wrong, there is nothing to train on, or evaluation is
             enabled and nothing is held out.
     """
-    content = _content(recipe)
-    table = Table(store, "prompts", fingerprint(content), PROMPTS)
+    table, content = prompts_table(recipe, store)
     description = table.description()
     reused = description is not None
     if description is None:
@@ -70,6 +69,12 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     log = structlog.get_logger(__name__)
     log.info("prompts", **description["counts"], reused=reused, table=table.folder)
     return prepared
+
+
+def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, dict[str, Any]]:
+    """The recipe's prompts table, which may not be there yet, and what its fingerprint is made of."""
+    content = _content(recipe)
+    return Table(store, "prompts", fingerprint(content), PROMPTS), content
 
 
 def _content(recipe: Recipe) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """What an engine is: something that completes a conversation."""
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -67,7 +70,15 @@ def is_cut_off(finish_reason: str | None) -> bool:
 
 
 class CompletionError(Exception):
-    """This one row cannot be completed now; it is kept as failed, with this text, and tried again by the next run."""
+    """This one row cannot be completed now; it is kept as failed, with this text, and tried again by the next run.
+
+    Tokens that were paid for all the same are kept with it.
+    """
+
+    def __init__(self, text: str, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> None:
+        super().__init__(text)
+        self.prompt_tokens = prompt_tokens
+        self.completion_tokens = completion_tokens
 
 
 class PromptTooLongError(CompletionError):
@@ -84,6 +95,20 @@ class EngineDiedError(Exception):
 
 class CeilingError(Exception):
     """The engine's spend ceiling is reached: the row stays undone and the run stops resumably."""
+
+
+@contextlib.asynccontextmanager
+async def answered_within(seconds: float) -> AsyncIterator[None]:
+    """Give one row up that an engine does not answer, though it lives.
+
+    Raises:
+        CompletionError: the block took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError as error:
+        raise CompletionError(f"no answer within {seconds:g} s (engine.request_timeout_s)") from error
 
 
 class Engine(Protocol):

@@ -7,10 +7,11 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
 
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Engine
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Engine, Request
 from cgd_ray.engines.results import result_row, tally_of
 from cgd_ray.engines.stage import TEXTS, Row, Stage, row_name
 from cgd_ray.engines.tally import StageTally, Tallies
+from cgd_ray.errors import ConfigError
 from cgd_ray.storage.commit import Committer
 
 _IDLE_SECONDS = 0.05  # long enough for blocks that follow each other, short beside any completion
@@ -151,7 +152,7 @@ class ChainRunner:
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
         made: Completion | CompletionError
         try:
-            made = await self._engine.complete(stage.request(row))
+            made = await self._engine.complete(_request(stage, row))
         except CompletionError as failure:
             made = failure
         seconds = time.monotonic() - clock
@@ -171,6 +172,13 @@ class ChainRunner:
         )
         self._tallies.setdefault(stage.name, StageTally()).add(tally_of(result, cached, started.timestamp(), seconds))
         return self._results[stage.name].add(result)
+
+
+def _request(stage: Stage, row: Row) -> Request:
+    try:
+        return stage.request(row)
+    except ConfigError as mistake:  # a template that cannot show this one row
+        raise CompletionError(str(mistake)) from mistake
 
 
 def _texts(stage: Stage) -> list[str]:

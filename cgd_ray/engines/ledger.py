@@ -36,6 +36,8 @@ class Snapshot:
     """Engines that have loaded."""
     idle_seconds: float
     """Since an engine loaded or a stage of a row was finished."""
+    deaths: int
+    """Of engines' processes."""
     ceiling: str | None
     """Why an engine will not go on."""
     broken: str | None
@@ -130,7 +132,8 @@ class _Ledger:
     def snapshot(self) -> Snapshot:
         """How the run stands."""
         engines = sum(engine.is_up for engine in self._engines.values())
-        return Snapshot(self._tallies, engines, time.monotonic() - self._progress, self._ceiling, self._broken)
+        idle = time.monotonic() - self._progress
+        return Snapshot(self._tallies, engines, idle, self._deaths - 1, self._ceiling, self._broken)
 
 
 @contextlib.contextmanager

@@ -118,10 +118,14 @@ def _completion(answer: ChatCompletion) -> Completion:
     choice, usage = next(iter(answer.choices or []), None), answer.usage
     if choice is None or not choice.message or not usage or None in (usage.prompt_tokens, usage.completion_tokens):
         raise CompletionError("the endpoint's answer has no message or no usage")
+    try:
+        truncated = is_cut_off(choice.finish_reason)
+    except CompletionError as error:
+        raise CompletionError(str(error), usage.prompt_tokens, usage.completion_tokens) from error
     details = usage.prompt_tokens_details
     return Completion(
         text=choice.message.content or "",
-        truncated=is_cut_off(choice.finish_reason),
+        truncated=truncated,
         finish_reason=choice.finish_reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+import httpx
 import openai
 from openai.types.chat import ChatCompletion
 
@@ -31,7 +32,9 @@ class Payment:
 
     def failed(self, error: Exception) -> None:
         """It did not; where it may have worked all the same, it will ask for the money."""
-        self.due = self.most if isinstance(error, openai.APITimeoutError | ValueError) else 0.0
+        is_unsent = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
+        is_unknown = isinstance(error, openai.APIConnectionError | ValueError)  # timeouts among the former
+        self.due = self.most if is_unknown and not is_unsent else 0.0
 
 
 class Purse:

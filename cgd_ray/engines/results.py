@@ -30,8 +30,8 @@ def result_row(stage: Stage, row: Row, made: Completion | CompletionError) -> Ro
         "finish_reason": completion.finish_reason if completion else None,
         "verdict": parse_verdict(completion.text) if completion and stage.has_verdict else None,
         "error": error,
-        "prompt_tokens": completion.prompt_tokens if completion else None,
-        "completion_tokens": completion.completion_tokens if completion else None,
+        "prompt_tokens": made.prompt_tokens,
+        "completion_tokens": made.completion_tokens,
         "model": stage.model,
         "attempt": stage.attempt,
     }

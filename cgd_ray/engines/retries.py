@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import openai
 
-from cgd_ray.engines.base import CeilingError, CompletionError
+from cgd_ray.engines.base import CeilingError, CompletionError, PromptTooLongError
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 60.0
 _PASSING = (408, 409)  # statuses below 500 of what may work the next time
@@ -47,7 +47,14 @@ def trouble_of(error: openai.OpenAIError | ValueError) -> Trouble:
                 return Trouble(text, is_refusal=True, wait=wait)
             if status in _PASSING or status >= _SERVER_ERRORS:
                 return Trouble(text, is_refusal=False, wait=None)
+    if isinstance(error, openai.APIStatusError) and _says_too_long(error):
+        raise PromptTooLongError(text) from error
     raise CompletionError(text) from error
+
+
+def _says_too_long(error: openai.APIStatusError) -> bool:
+    """OpenAI's code for it, or vLLM's words: with the same model and the same prompt it will always be so."""
+    return error.code == "context_length_exceeded" or "maximum context length" in str(error)
 
 
 def backoff(tries: int) -> float:

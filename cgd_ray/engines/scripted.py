@@ -5,7 +5,7 @@ import hashlib
 import os
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.engines.base import Completion, CompletionError, EngineDiedError, Request
+from cgd_ray.engines.base import Completion, CompletionError, EngineDiedError, Request, answered_within
 
 
 class ScriptedEngine:
@@ -23,7 +23,8 @@ class ScriptedEngine:
         """A text made of the request's hash; critiques end in the scripted verdict."""
         last = request.turns[-1].content
         whole = "\x00".join(turn.content for turn in request.turns)
-        await self._suffer(whole)
+        async with answered_within(self._options.request_timeout_s):
+            await self._suffer(whole)
         digest = hashlib.blake2b(f"{whole}\x00{request.decoding.seed}".encode(), digest_size=8).hexdigest()
         share = int(digest, 16) / 2**64
         if share < self._options.fail_fraction and request.key not in self._seen:

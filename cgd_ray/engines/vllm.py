@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jinja2
+
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.engines.base import (
@@ -13,6 +15,7 @@ from cgd_ray.engines.base import (
     EngineDiedError,
     PromptTooLongError,
     Request,
+    answered_within,
     is_cut_off,
 )
 from cgd_ray.errors import CgdError
@@ -113,19 +116,24 @@ class VllmEngine:
         engine = self._engine
         if engine is None:
             raise CgdError("the vLLM engine was not started")
-        tokens = encode_chat(
-            self._tokenizer,
-            [turn.as_message() for turn in request.turns],
-            add_generation_prompt=True,
-            **request.decoding.chat_template_kwargs,
-        )
+        try:
+            tokens = encode_chat(
+                self._tokenizer,
+                [turn.as_message() for turn in request.turns],
+                add_generation_prompt=True,
+                **request.decoding.chat_template_kwargs,
+            )
+        except jinja2.TemplateError as error:
+            raise CompletionError(f"the model's chat template refuses this conversation: {error}") from error
         room = engine.model_config.max_model_len - len(tokens)
         if room < request.decoding.max_tokens:
             raise PromptTooLongError(
                 f"the prompt has {len(tokens)} tokens, which leaves {room} of max_tokens {request.decoding.max_tokens} "
                 f"(max_model_len {engine.model_config.max_model_len})"
             )
-        return self._completion(await self._generate(engine, tokens, request))
+        async with answered_within(self._options.request_timeout_s):
+            made = await self._generate(engine, tokens, request)
+        return self._completion(made)
 
     async def _generate(self, engine: "AsyncLLM", tokens: list[int], request: Request) -> "RequestOutput":
         from vllm import SamplingParams

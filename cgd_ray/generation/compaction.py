@@ -19,6 +19,7 @@ from cgd_ray.engines.join import Join
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.runs import Document
 from cgd_ray.storage.tables import IdRange, Table
 
 log = structlog.get_logger(__name__)
@@ -49,8 +50,7 @@ def compact(join: Join) -> None:
                 log.info(f"{stage.name}: small parts are not merged: {held}")
                 continue
             stack.callback(lease.give_back)
-            for note in _begun(stage.results):
-                _end_merge(stage.results, note)
+            _end_merges(stage.results)
             if len(small) > few:
                 merge_parts(stage.results, _small_parts(stage.results))
 
@@ -89,12 +89,11 @@ def _merge(table: Table, parts: list[str]) -> int:
     writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{_MERGED}{secrets.token_hex(6)}"
     # No wider than a part of the prompts: who works on some of those should not have to read much else.
     slices = [rows.slice(start, PART_ROWS) for start in range(0, len(rows), PART_ROWS)]
-    note = f"{writer}.json"
-    content = {"writer": writer, "parts": len(slices), "sources": parts}
-    table.store.write(f"{_notes(table)}/{note}", json.dumps(content).encode())
+    merge = {"writer": writer, "parts": len(slices), "sources": parts}
+    table.store.write(f"{_notes(table)}/{writer}.json", json.dumps(merge).encode())
     for number, part in enumerate(slices):
         table.write_part(f"{writer}-{number:06d}", part)
-    _end_merge(table, note)
+    _end_merge(table, merge)
     return len(parts)
 
 
@@ -107,13 +106,19 @@ def _begun(table: Table) -> list[str]:
     return table.store.names(_notes(table))
 
 
-def _end_merge(table: Table, note: str) -> None:
-    """Delete the sources of a merge, or what there is of the merged parts where some are missing."""
-    content = json.loads(table.store.read(f"{_notes(table)}/{note}"))
+def _end_merges(table: Table) -> None:
+    for note in _begun(table):
+        _end_merge(table, json.loads(table.store.read(f"{_notes(table)}/{note}")))
+
+
+def _end_merge(table: Table, merge: Document) -> None:
+    """Delete the sources of a merge whose parts are all there.
+
+    Merged parts are never deleted, not even of a merge that seems to be given up: who began it may live, though its
+    lease is lost, and delete the sources a moment later. Rows that then stand twice are read once.
+    """
     there = table.parts()
-    merged = [part for part in there if part.startswith(content["writer"])]
-    if len(merged) == content["parts"]:
-        merged = [part for part in there if part in set(content["sources"])]
-    if merged:
-        table.store.remove_files([f"{table.folder}/{part}" for part in merged])
-    table.store.remove(f"{_notes(table)}/{note}")
+    if sum(part.startswith(merge["writer"]) for part in there) == merge["parts"]:
+        sources = set(merge["sources"])
+        table.store.remove_files([f"{table.folder}/{part}" for part in there if part in sources])
+    table.store.remove(f"{_notes(table)}/{merge['writer']}.json")

@@ -3,40 +3,53 @@
 import json
 from itertools import zip_longest
 
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.data.prepare import prompts_table
 from cgd_ray.engines.stage import Stage
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Document
+from cgd_ray.storage.tables import Table
 
 _LONGEST = 60
 
 
-def explain(store: Store, stages: list[Stage]) -> list[str]:
-    """One line per stage: whether its table is there, else what sets it apart from the nearest one."""
-    return [f"{stage.name}: {_explain(store, stage)}" for stage in stages]
+def explain(store: Store, recipe: Recipe, stages: list[Stage]) -> list[str]:
+    """A line for the prompts and one per stage: whether the table is there, else what sets it apart from the nearest.
+
+    Rows are those of their prompts: where a prompt's text is another, they are generated though their stage's table is
+    there.
+    """
+    prompts, content = prompts_table(recipe, store)
+    lines = [f"prompts: {_explain(prompts, content, 'is there')}"]
+    there = "is there; only rows that lack a result are generated"
+    return lines + [f"{stage.name}: {_explain(stage.results, stage.description, there)}" for stage in stages]
 
 
-def set_apart(store: Store, stage: Stage) -> str | None:
-    """What sets a stage without a table apart from the nearest table of the root; None where there is none."""
-    others = _described(store, stage) if stage.results.description() is None else {}
+def set_apart(table: Table, description: Document) -> str | None:
+    """What sets a table that is not there apart from the nearest one of the root; None where there is none."""
+    others = _described(table) if table.description() is None else {}
     if not others:
         return None
-    differences = {name: _differences(other, stage.description) for name, other in others.items()}
+    differences = {name: _differences(other, description) for name, other in others.items()}
     nearest = min(differences, key=lambda name: (len(differences[name]), name))
     return f"a new table; what differs from {nearest}: " + "; ".join(differences[nearest])
 
 
-def _explain(store: Store, stage: Stage) -> str:
-    if stage.results.description() is not None:
-        return f"table {stage.results.fingerprint} is there; only rows that lack a result are generated"
-    return set_apart(store, stage) or "the first table of this stage under this root"
+def _explain(table: Table, description: Document, there: str) -> str:
+    if table.description() is not None:
+        return f"table {table.fingerprint} {there}"
+    return set_apart(table, description) or "the first table of its kind under this root"
 
 
-def _described(store: Store, stage: Stage) -> dict[str, dict[str, object]]:
-    folder = f"tables/{stage.name}"
-    names = [name for name in store.folders(folder) if store.exists(f"{folder}/{name}/table.json")]
-    return {name: json.loads(store.read(f"{folder}/{name}/table.json")) for name in names}
+def _described(table: Table) -> dict[str, Document]:
+    folder = f"tables/{table.stage}"
+    files = {name: f"{folder}/{name}/table.json" for name in table.store.folders(folder)}
+    found = {name: json.loads(table.store.read(file)) for name, file in files.items() if table.store.exists(file)}
+    # That of prompts has counts beside what it was made of.
+    return {name: description.get("content", description) for name, description in found.items()}
 
 
-def _differences(before: dict[str, object], now: dict[str, object]) -> list[str]:
+def _differences(before: Document, now: Document) -> list[str]:
     flat_before, flat_now = _flat(before), _flat(now)
     keys = [key for key in sorted(flat_before | flat_now) if flat_before.get(key) != flat_now.get(key)]
     return [_difference(key, flat_before.get(key), flat_now.get(key)) for key in keys]
@@ -52,8 +65,8 @@ def _difference(key: str, before: object, now: object) -> str:
     return f"{key} is {now!r}, was {before!r}"
 
 
-def _flat(tree: dict[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def _flat(tree: Document, prefix: str = "") -> Document:
+    flat: Document = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")

@@ -3,6 +3,7 @@
 from functools import partial
 
 import pyarrow.compute as pc
+import structlog
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
@@ -16,6 +17,7 @@ from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
 
+log = structlog.get_logger(__name__)
 _LOOKS = 4  # at parts that another command merges
 
 
@@ -26,7 +28,7 @@ class Guard:
     _ENOUGH_ROWS = 20
 
     def __init__(
-        self, recipe: Recipe, progress: Progress, leases: list[Lease], paid_before: float, again: dict[str, int]
+        self, recipe: Recipe, progress: Progress, leases: list[Lease], paid_before: float, current: Plan
     ) -> None:
         """A guard.
 
@@ -35,16 +37,20 @@ class Guard:
             progress: where what comes back is counted.
             leases: on the tables that this command adds rows to.
             paid_before: what the tables' rows have cost.
-            again: by stage: rows that failed in an earlier run. That they fail once more says nothing of the engine.
+            current: how the stages stand. That rows which failed in an earlier run fail once more says nothing of the
+                engine, unless they are more than may fail in all.
         """
         self._teacher = recipe.teacher.engine
         self.paid_before = paid_before
         self._leases = leases
-        self._again = again
+        self._again = current.again
+        self._rows = current.rows
         self._ceiling = recipe.generation.max_total_tokens
         self._max_failed = recipe.generation.max_failed_fraction
         self.progress = progress
         self._errors: dict[str, str] = {}
+        self._deaths = 0
+        self._quarantined: dict[str, int] = {}
 
     def check(self, snapshot: Snapshot) -> None:
         """Stop where the run must not go on.
@@ -55,6 +61,7 @@ class Guard:
         for lease in self._leases:
             lease.require()
         tallies = self.progress.update(snapshot.tallies)
+        self._say_what_died(snapshot.deaths, tallies)
         for stage, tally in tallies.items():
             self._check_failures(stage, tally)
         if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
@@ -73,11 +80,22 @@ class Guard:
                     f"the last error: {error}"
                 )
 
+    def _say_what_died(self, deaths: int, tallies: Tallies) -> None:
+        if deaths > self._deaths:
+            log.warning("an engine's process died and is started again", deaths=deaths)
+        self._deaths = deaths
+        for stage, tally in tallies.items():
+            if tally.quarantined > self._quarantined.get(stage, 0):
+                log.warning(f"{stage}: set apart, since their engine dies of them", rows=tally.quarantined)
+            self._quarantined[stage] = tally.quarantined
+
     def _check_failures(self, stage: str, tally: StageTally) -> None:
         if tally.error is not None:
             self._errors[stage] = tally.error
-        lost = tally.lost - self._again.get(stage, 0)
-        if tally.rows >= self._ENOUGH_ROWS and lost > self._max_failed * tally.rows:
+        if tally.rows < self._ENOUGH_ROWS:
+            return
+        news = tally.lost - self._again[stage]
+        if news > self._max_failed * tally.rows or tally.lost > max(self._ENOUGH_ROWS, self._max_failed * self._rows):
             raise StoppedError(
                 f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
                 f"{self._max_failed}; the last error: {tally.error}"

@@ -87,9 +87,8 @@ def _listing(stages: Stages) -> dict[str, list[str]]:
 
 
 def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases: list[Lease]) -> GenerationResult:
-    store = join.prompts.store
     for stage in stages.all:
-        if reason := set_apart(store, stage):
+        if reason := set_apart(stage.results, stage.description):
             log.info(f"{stage.name}: {reason}")
         stage.results.describe(stage.description)
     execution = _execution(recipe, current, stages)
@@ -97,7 +96,7 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
     spent = paid(recipe, stages.teacher)
     for part in parts:  # before anything is paid for
         require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
-    guard = Guard(recipe, Progress(current.todo), leases, spent, current.again)
+    guard = Guard(recipe, Progress(current.todo), leases, spent, current)
     with guard.progress:
         for part in parts:
             # A row whose draft failed would pass the teacher's engine by.

@@ -118,7 +118,8 @@ def pin_models(recipe: Recipe) -> Recipe:
         ConfigError: a model or a file is not there.
     """
     student, teacher = recipe.student, recipe.teacher.engine
-    revision = pinned_revision(student.model, student.revision, "student.model")
+    is_used = isinstance(student.engine, VllmOptions) or recipe.training.enabled
+    revision = pinned_revision(student.model, student.revision, "student.model") if is_used else student.revision
     pinned = {"revision": revision, "engine": _with_template(student.engine, "student")}
     changes: dict[str, Any] = {"student": student.model_copy(update=pinned)}
     if isinstance(teacher, TeacherVllm):

@@ -38,7 +38,7 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
         )
         table.add_row(stage.name, stage.results.fingerprint, *map(str, numbers))
     console.print(table)
-    for line in explain(store, joined.stages):
+    for line in explain(store, recipe, joined.stages):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     run = Run(store, recipe.run.name)
     manifest = run.read_json("manifest.json")

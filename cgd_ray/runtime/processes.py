@@ -1,7 +1,11 @@
-"""Child processes that must not outlive us, recorded so that the next start can end what a SIGKILL left."""
+"""Child processes that must not outlive us, recorded so that the next start can end what a SIGKILL left.
+
+A process is known by its pid and the clock ticks from the machine's start to its own: a wall clock may be set.
+"""
 
 import contextlib
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,15 +19,15 @@ class Record:
     """A child and its owner; start times tell a process from a later one with the same pid."""
 
     pid: int
-    started: float
+    started: int
     kind: str
     owner_pid: int
-    owner_started: float
+    owner_started: int
 
     @property
     def file(self) -> Path:
         """Where the record lies on this node."""
-        return state_folder("processes") / f"{self.pid}-{self.started:.2f}.json"
+        return state_folder("processes") / f"{self.pid}-{self.started}.json"
 
 
 def children() -> set[int]:
@@ -33,8 +37,8 @@ def children() -> set[int]:
 
 def record(pid: int, kind: str) -> Record:
     """Write down a child of this process."""
-    owner = psutil.Process()
-    entry = Record(pid, _started(pid) or 0.0, kind, owner.pid, owner.create_time())
+    owner = os.getpid()
+    entry = Record(pid, started(pid) or 0, kind, owner, started(owner) or 0)
     entry.file.write_text(json.dumps(asdict(entry)))
     return entry
 
@@ -44,7 +48,7 @@ def end(records: list[Record], grace_seconds: float = 5.0) -> int:
     alive = []
     for entry in records:
         with contextlib.suppress(psutil.NoSuchProcess):
-            if _started(entry.pid) == entry.started:
+            if started(entry.pid) == entry.started:
                 alive.append(psutil.Process(entry.pid))
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -68,16 +72,22 @@ def end_orphans() -> int:
         except (json.JSONDecodeError, TypeError, FileNotFoundError):
             file.unlink(missing_ok=True)  # torn by the kill, or removed by another start
             continue
-        if _started(entry.owner_pid) != entry.owner_started:
+        if started(entry.owner_pid) != entry.owner_started:
             orphans.append(entry)
     return end(orphans)
 
 
-def _started(pid: int) -> float | None:
+def started(pid: int) -> int | None:
+    """When a process started, in clock ticks since the machine did; None where there is none but a zombie."""
     try:
-        process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return None
-        return process.create_time()
-    except psutil.NoSuchProcess:
+        # Behind the name, which may hold anything: the state first, the start 19 fields later (proc(5)).
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
         return None
+    return None if fields[0] == "Z" else int(fields[19])
+
+
+def machine() -> str:
+    """What tells this machine's start, and this container's pids, from all others; names of hosts do not."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"

@@ -11,8 +11,8 @@ class Committer:
     """Collects rows for one table and writes them as parts, on one event loop.
 
     A part is written when `flush_rows` wait, when the oldest has waited `flush_seconds`, or on `flush`. Part names hold
-    the attempt and a token of this writer, so writers never meet. What `after` was given before is on storage first: a
-    row whose input is lost would have to be made again.
+    the attempt and a token of this writer, so writers never meet. What `after` was given before is on storage first,
+    and where it could not be written, nothing more is: a row whose input is lost would have to be made again.
     """
 
     def __init__(
@@ -27,6 +27,8 @@ class Committer:
         self._timer: asyncio.TimerHandle | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._sequence = 0
+        self.failure: BaseException | None = None
+        """Why something was not written."""
 
     def add(self, row: dict[str, Any]) -> "asyncio.Future[None]":
         """Take a row; the future ends when the row is on storage, or with the error that kept it from there."""
@@ -66,9 +68,13 @@ class Committer:
         rows = [row for row, _ in entries]
         if self._after is not None:
             await self._after.close()
-        # Whatever the store raises: each waiting coroutine gets it.
-        write = asyncio.to_thread(self._table.write_part, part, rows)
-        [failure] = await asyncio.gather(write, return_exceptions=True)
+            self.failure = self.failure or self._after.failure
+        failure = self.failure
+        if failure is None:
+            # Whatever the store raises: each waiting coroutine gets it.
+            write = asyncio.to_thread(self._table.write_part, part, rows)
+            [failure] = await asyncio.gather(write, return_exceptions=True)
+            self.failure = self.failure or failure
         for _, done in entries:
             if done.cancelled():
                 continue

@@ -88,6 +88,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(final)
+            _sync(final.parent)  # else a power cut may take the name back
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -187,6 +188,14 @@ def require_writable(store: Store) -> None:
         what = "endpoint, bucket and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if store.is_s3 else "directory"
         detail = " ".join(str(error).split())
         raise CgdError(f"run.root {store.root}: cannot be written: {detail}; check the {what}") from error
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _last(entry: _Entry) -> str:

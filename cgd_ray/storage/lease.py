@@ -7,6 +7,8 @@ waste money, and harm nothing.
 
 import contextlib
 import json
+import math
+import os
 import secrets
 import socket
 import threading
@@ -14,15 +16,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-import psutil
 import structlog
 
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.runtime.processes import machine, started
 from cgd_ray.storage.filesystem import Store, store_errors
 
 log = structlog.get_logger(__name__)
 
 _BEAT_SECONDS = 5.0  # between two signs of life of a holder
+_SAY_SECONDS = 60.0
 _LOOKS_A_BEAT = 5  # of who waits
 _DEAD_BEATS = 6  # without a sign of life, by the clock of who waits: the holder is gone
 
@@ -34,8 +37,9 @@ class Claim:
     name: str
     host: str
     pid: int
-    started: float
-    """Of the process, in seconds since the epoch."""
+    machine: str
+    """With `pid` and `started`: one process, of all that there ever were (see `cgd_ray.runtime.processes`)."""
+    started: int
     beat: int = 0
     holds: bool = False
 
@@ -59,12 +63,12 @@ class Lease:
     """
 
     def __init__(self, store: Store, folder: str, beat_seconds: float = _BEAT_SECONDS) -> None:
-        process = psutil.Process()
         self.folder = folder
         self.lost = False
         self._store = store
         self._beat_seconds = beat_seconds
-        self._mine = Claim(secrets.token_hex(8), socket.gethostname(), process.pid, process.create_time())
+        pid = os.getpid()
+        self._mine = Claim(secrets.token_hex(8), socket.gethostname(), pid, machine(), started(pid) or 0)
         self._seen: dict[str, _Seen] = {}
         self._written = time.monotonic()
         self._doubted = False
@@ -103,12 +107,13 @@ class Lease:
             self._store.remove(self._file(self._mine.name))
 
     def _come_to_hold(self, *, wait: bool) -> bool:
-        waited = False
+        waited, said = False, -math.inf
         while rival := self._rival():
             if not wait and self._lives(rival):
                 raise CgdError(f"{self._url} is being worked on by {rival}: wait for it, or give another run.name")
-            if not waited:
+            if time.monotonic() - said > _SAY_SECONDS:
                 log.info("waiting for another command, or for proof that it is gone", holder=str(rival), at=self._url)
+                said = time.monotonic()
             waited = True
             time.sleep(self._beat_seconds / _LOOKS_A_BEAT)
         return waited
@@ -173,7 +178,7 @@ class Lease:
             return None
 
     def _is_dead(self, claim: Claim) -> bool:
-        if claim.host == self._mine.host and not _runs(claim):
+        if claim.machine == self._mine.machine and started(claim.pid) != claim.started:
             return True
         seen = self._seen.get(claim.name)
         if seen is None or seen.beat != claim.beat:
@@ -186,7 +191,7 @@ class Lease:
 
     def _lives(self, claim: Claim) -> bool:
         """Whether a claim showed a sign of life while this command looked."""
-        return claim.host == self._mine.host or self._seen[claim.name].changed
+        return claim.machine == self._mine.machine or self._seen[claim.name].changed
 
     def _live(self) -> None:
         while not self._ended.wait(self._beat_seconds):
@@ -212,11 +217,3 @@ def held(store: Store, folder: str, *, wait: bool) -> Iterator[Lease]:
         yield lease
     finally:
         lease.give_back()
-
-
-def _runs(claim: Claim) -> bool:
-    """Whether the process of a claim of this host is there."""
-    try:
-        return abs(psutil.Process(claim.pid).create_time() - claim.started) < 1
-    except psutil.NoSuchProcess:
-        return False

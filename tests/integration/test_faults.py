@@ -1,12 +1,14 @@
 """Engines, processes and nodes that die while a real Ray cluster generates: every row once, nothing paid for twice."""
 
 import os
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +163,30 @@ def test_a_lost_node_costs_only_what_was_in_flight(cluster: Cluster, tmp_path: P
 
 @pytest.mark.usefixtures("cluster")
 def test_a_run_that_hangs_is_stopped_and_keeps_what_it_has(tmp_path: Path) -> None:
-    made = recipe(tmp_path, {}, {"hang_on": "Question 77."}, stall_timeout_s=5)
+    made = recipe(tmp_path, {}, {"hang_on": "Question 77."}, stall_timeout_s=20)
     with pytest.raises(StoppedError, match=r"nothing went on for \d+ s .* 2 of 2 engines loaded"):
         generate(made)
     healed = generate(recipe(tmp_path, {}, {}))
     assert healed.tallies["refine"]["rows"] <= 16
     require_whole(healed)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_row_that_is_never_answered_fails_alone(tmp_path: Path) -> None:
+    result = generate(recipe(tmp_path, {}, {"hang_on": "Question 77.", "request_timeout_s": 3}))
+    require_whole(result, lost=1)
+    assert result.counts["critique"]["failed"] == 1
+    [row] = [row for row in result.stages.critique.results.read().to_pylist() if row["status"] == "failed"]
+    assert row["error"] == "no answer within 3 s (engine.request_timeout_s)"
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_row_that_a_template_cannot_show_fails_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "prompts"
+    shutil.copytree(resources.files("cgd_ray.prompts") / "default", folder)
+    with (folder / "critique.jinja").open("a") as file:
+        file.write('{% if "Question 77." in prompt %}{{ nothing_of_that_name }}{% endif %}')
+    result = generate(recipe(tmp_path, {}, {}, prompts=str(folder)))
+    require_whole(result, lost=1)
+    [row] = [row for row in result.stages.critique.results.read().to_pylist() if row["status"] == "failed"]
+    assert row["error"] == "template critique.jinja: 'nothing_of_that_name' is undefined"

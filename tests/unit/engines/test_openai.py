@@ -13,9 +13,18 @@ import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletion
+from pydantic import ValidationError
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Decoding, Request, Turn
+from cgd_ray.engines.base import (
+    CeilingError,
+    Completion,
+    CompletionError,
+    Decoding,
+    PromptTooLongError,
+    Request,
+    Turn,
+)
 from cgd_ray.engines.openai import OpenAIEngine
 
 
@@ -211,3 +220,29 @@ def test_a_row_that_is_refused_for_itself_is_given_up_while_others_are_served(sc
     assert isinstance(large, CompletionError)
     assert all(isinstance(other, Completion) for other in others)
     assert asked.count("large") <= 7  # three refusals for each of two retries, and one more
+
+
+def test_what_was_paid_for_a_completion_that_is_none_is_kept(script: Script) -> None:
+    script.answers = [answer(finish_reason="tool_calls")]
+    (made,) = ask(script)
+    assert isinstance(made, CompletionError)
+    assert (made.prompt_tokens, made.completion_tokens) == (1000, 500)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "too long", "code": "context_length_exceeded"},
+        {"message": "This model's maximum context length is 2048 tokens.", "code": 400},
+    ],
+)
+def test_a_prompt_that_the_endpoint_finds_too_long_is_not_asked_again(script: Script, error: dict[str, Any]) -> None:
+    script.answers = [(400, {"error": error})]
+    (made,) = ask(script)
+    assert isinstance(made, PromptTooLongError)
+    assert len(script.asked) == 1
+
+
+def test_further_fields_may_not_raise_what_a_request_costs() -> None:
+    with pytest.raises(ValidationError, match="n is said elsewhere, or would make a request cost more"):
+        TeacherOpenAI(type="openai", model="m", extra_body={"n": 4})

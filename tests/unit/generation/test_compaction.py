@@ -10,7 +10,7 @@ import pytest
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.engines.join import Join
 from cgd_ray.generation import compaction
-from cgd_ray.generation.compaction import FEW_PARTS, compact, merge_parts
+from cgd_ray.generation.compaction import FEW_PARTS, _begun, _end_merges, compact, merge_parts
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.lease import Lease
@@ -148,6 +148,27 @@ def test_who_is_killed_while_merging_loses_and_doubles_nothing(
     assert table.read().equals(before)
     assert sum(len(part) for part in table.batches()) == len(before)
     assert table.store.names(f"{table.folder}/.merges") == []
+
+
+def test_who_lost_the_lease_in_a_merge_and_ends_it_all_the_same_loses_nothing(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = stages.draft.results
+    fill(table)
+    before = table.read()
+    monkeypatch.setattr("cgd_ray.generation.compaction.PART_ROWS", 50)  # a merge of several parts
+    write, written = Table.write_part, list[str]()
+
+    def overtaken(self: Table, part: str, rows: object) -> None:
+        write(self, part, rows)  # type: ignore[arg-type]
+        written.append(part)
+        if len(written) == 2:  # another command takes the first one for dead
+            _end_merges(table)
+
+    monkeypatch.setattr(Table, "write_part", overtaken)
+    compact(joined(stages))
+    assert table.read().equals(before)
+    assert _begun(table) == []
 
 
 def test_parts_that_somebody_else_has_merged_are_no_error(stages: Stages) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from cgd_ray.data.prepare import prompts_table
 from cgd_ray.generation.explain import explain
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.filesystem import Store
@@ -11,23 +12,28 @@ from tests.unit.generation.test_planning import recipe
 
 def explained(tmp_path: Path, **changes: Any) -> list[str]:
     store = Store(str(tmp_path))
-    return explain(store, build_stages(recipe(tmp_path, **changes), store).all)
+    made = recipe(tmp_path, **changes)
+    return explain(store, made, build_stages(made, store).all)
 
 
 def describe(tmp_path: Path) -> None:
-    for stage in build_stages(recipe(tmp_path), Store(str(tmp_path))).all:
+    store = Store(str(tmp_path))
+    prompts, content = prompts_table(recipe(tmp_path), store)
+    prompts.describe({"content": content, "counts": {}})
+    for stage in build_stages(recipe(tmp_path), store).all:
         stage.results.describe(stage.description)
 
 
 def test_a_fresh_root_has_nothing_to_compare_with(tmp_path: Path) -> None:
     assert explained(tmp_path) == [
-        f"{name}: the first table of this stage under this root" for name in ("draft", "critique", "refine")
+        f"{name}: the first table of its kind under this root" for name in ("prompts", "draft", "critique", "refine")
     ]
 
 
 def test_a_setting_is_named_where_it_is_and_its_followers_say_so(tmp_path: Path) -> None:
     describe(tmp_path)
-    draft, critique, refine = explained(tmp_path, generation={"critique": {"max_tokens": 5}})
+    prompts, draft, critique, refine = explained(tmp_path, generation={"critique": {"max_tokens": 5}})
+    assert prompts.endswith(" is there")
     assert draft.endswith("is there; only rows that lack a result are generated")
     assert critique.endswith(": sampling.max_tokens is 5, was 1024")
     assert refine.endswith(": its critiques are others")
@@ -44,3 +50,13 @@ def test_a_changed_template_is_shown_by_its_line(tmp_path: Path) -> None:
         file.write("\nBe brief.")
     *_, refine = explained(tmp_path, generation={"prompts": str(folder)})
     assert "template (from line " in refine
+
+
+def test_other_prompts_are_said_to_be_others(tmp_path: Path) -> None:
+    describe(tmp_path)
+    made = recipe(tmp_path)
+    other = made.model_copy(update={"run": made.run.model_copy(update={"seed": 7})})
+    store = Store(str(tmp_path))
+    prompts, *stages = explain(store, other, build_stages(other, store).all)
+    assert prompts.endswith(": data.seed is 7, was 0")
+    assert all("is there" in line for line in stages)

@@ -55,6 +55,20 @@ def test_a_process_that_reuses_a_pid_is_left_alone() -> None:
         mine.wait()
 
 
+def test_a_clock_that_is_set_makes_nobody_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    try:
+        processes.record(child.pid, "test")
+        booted = psutil.boot_time()
+        monkeypatch.setattr(psutil._pslinux, "boot_time", lambda: booted + 3600)
+        monkeypatch.setattr(psutil._pslinux, "BOOT_TIME", booted + 3600, raising=False)
+        assert processes.end_orphans() == 0
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.wait()
+
+
 def test_a_torn_record_is_forgotten(tmp_path: Path) -> None:
     from cgd_ray.runtime.state import state_folder
 

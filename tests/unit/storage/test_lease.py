@@ -86,7 +86,7 @@ def test_a_dead_process_of_this_host_holds_nothing(store: Store) -> None:
 
 def test_a_holder_elsewhere_without_a_sign_of_life_is_given_up_after_a_while(store: Store) -> None:
     mine = lease(store)
-    write(store, dataclasses.replace(mine._mine, name="0", host="elsewhere", holds=True))
+    write(store, dataclasses.replace(mine._mine, name="0", machine="elsewhere", holds=True))
     started = time.monotonic()
     assert mine.take(wait=True)
     assert 5 * BEAT < time.monotonic() - started < 30 * BEAT

@@ -144,6 +144,25 @@ def test_what_a_row_was_made_from_is_on_storage_before_the_row(table: Table, mon
     assert written == ["draft", "refine"]
 
 
+def test_a_row_whose_input_could_not_be_stored_is_not_stored(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Table.write_part
+
+    def no_drafts(self: Table, part: str, rows: list[dict[str, Any]]) -> None:
+        if self.stage == "draft":
+            raise OSError("disk full")
+        write(self, part, rows)
+
+    async def scenario() -> list[Any]:
+        first = Committer(table, attempt=1, flush_rows=10, flush_seconds=60)
+        second = Committer(replace(table, stage="refine"), attempt=1, flush_rows=1, flush_seconds=60, after=first)
+        both = first.add(result("a", "ok", 1, "a")), second.add(result("a", "ok", 1, "made of it"))
+        return await asyncio.gather(*both, return_exceptions=True)
+
+    monkeypatch.setattr(Table, "write_part", no_drafts)
+    assert [str(error) for error in asyncio.run(scenario())] == ["disk full"] * 2
+    assert replace(table, stage="refine").parts() == []
+
+
 def test_a_coroutine_learns_that_its_row_could_not_be_stored(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_self: Store, _name: str, _content: bytes) -> None:
         raise OSError("disk full")
