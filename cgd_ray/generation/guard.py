@@ -26,6 +26,8 @@ class Guard:
 
     # Below this many rows a stage's share of failures says little.
     _ENOUGH_ROWS = 20
+    # So many may fail again, though they are more than may in all: a recipe may have let them pass before.
+    _MANY_ROWS = 100
 
     def __init__(
         self, recipe: Recipe, progress: Progress, leases: list[Lease], paid_before: float, current: Plan
@@ -95,7 +97,7 @@ class Guard:
         if tally.rows < self._ENOUGH_ROWS:
             return
         news = tally.lost - self._again[stage]
-        if news > self._max_failed * tally.rows or tally.lost > max(self._ENOUGH_ROWS, self._max_failed * self._rows):
+        if news > self._max_failed * tally.rows or tally.lost > max(self._MANY_ROWS, self._max_failed * self._rows):
             raise StoppedError(
                 f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
                 f"{self._max_failed}; the last error: {tally.error}"

@@ -87,5 +87,6 @@ def test_the_spend_ceiling_holds_over_several_runs(tmp_path: Path, endpoint: Lim
         with pytest.raises(StoppedError, match=r"spend_ceiling 12.0 is reached"):
             generate(recipe(tmp_path, endpoint, spend_ceiling=ceiling))
         billed = endpoint.billed_tokens * PRICE / 1e6
-        assert 0.9 * ceiling < billed <= ceiling
+        # A connection that was dropped counts as billed, since it may have been; here it was not.
+        assert 0.6 * ceiling < billed <= ceiling
     assert generate(recipe(tmp_path, endpoint, spend_ceiling=100.0)).counts["refine"]["ok"] == ROWS
