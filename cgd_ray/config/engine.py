@@ -96,7 +96,7 @@ class TeacherOpenAI(Section):
 
     @field_validator("extra_body")
     @classmethod
-    def _says_no_tokens(cls, body: dict[str, Any]) -> dict[str, Any]:
+    def _says_no_tokens(cls, body: dict[str, object]) -> dict[str, object]:
         if taken := _NOT_EXTRA & body.keys():
             raise ValueError(f"{sorted(taken)[0]} is said elsewhere, or would make a request cost more than is known")
         return body

@@ -16,6 +16,7 @@ from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_sou
 from cgd_ray.errors import ConfigError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.runs import Document
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table
 
@@ -71,13 +72,13 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     return prepared
 
 
-def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, dict[str, Any]]:
+def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, Document]:
     """The recipe's prompts table, which may not be there yet, and what its fingerprint is made of."""
     content = _content(recipe)
     return Table(store, "prompts", fingerprint(content), PROMPTS), content
 
 
-def _content(recipe: Recipe) -> dict[str, Any]:
+def _content(recipe: Recipe) -> Document:
     data = recipe.data.model_dump(mode="json")
     if isinstance(recipe.data, DemoData):
         return {"data": data | {"seed": _demo_seed(recipe, recipe.data)}, "source": {"demo": DEMO_VERSION}}
