@@ -16,12 +16,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.generation.work import KV_CACHE_GIB, Task
+from benchmarks.lines import earlier, report
 from cgd_ray.data.demo import demo_rows
 from cgd_ray.data.identity import prompt_id
 
@@ -59,16 +59,6 @@ def main() -> None:
         medians = {name: statistics.median(line[name] for line in measured[one]) for name in ("total_s", "generate_s")}
         line = {"side": one[0], "setting": one[1], "median": medians, "runs": len(measured[one])}
         report(line, options.output)
-
-
-def earlier(output: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Runs that an interrupted benchmark has left, by side and setting."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    if output.exists():
-        for line in map(json.loads, output.read_text().splitlines()):
-            if "total_s" in line:
-                found[line["side"], line["setting"]].append(line)
-    return found
 
 
 def parse() -> argparse.Namespace:
@@ -137,14 +127,6 @@ def equal(texts: dict[str, dict[str, str]], expected: dict[str, dict[str, str]])
         same = sum(texts.get(key, {}).get(stage) == expected[key][stage] for key in keys)
         shares[stage] = round(same / max(1, len(keys)), 3)
     return shares
-
-
-def report(line: dict[str, Any], output: Path) -> None:
-    """Show a line, and keep it."""
-    print(json.dumps(line), flush=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

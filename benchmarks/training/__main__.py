@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from benchmarks.lines import earlier, report
 from benchmarks.training.work import Task
 from cgd_ray.data.demo import demo_rows
 from cgd_ray.training.encode import ChatEncoder, Encoded
@@ -60,16 +60,6 @@ def main() -> None:
         names = ("supervised_per_s", "peak_mib")
         medians = {name: statistics.median(line[name] for line in measured[one]) for name in names}
         report({"side": one[0], "setting": one[1], "median": medians, "runs": len(measured[one])}, options.output)
-
-
-def earlier(output: Path) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    """Runs that an interrupted benchmark has left, by side and setting."""
-    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    if output.exists():
-        for line in map(json.loads, output.read_text().splitlines()):
-            if "peak_mib" in line:
-                found[line["side"], line["setting"]].append(line)
-    return found
 
 
 def parse() -> argparse.Namespace:
@@ -125,14 +115,6 @@ def run(side: str, task: Task, options: argparse.Namespace) -> dict[str, Any]:
         "steps": outcome["steps"],
         "losses": [round(loss, 4) for loss in outcome["losses"]],
     }
-
-
-def report(line: dict[str, Any], output: Path) -> None:
-    """Show a line, and keep it."""
-    print(json.dumps(line), flush=True)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import os
 import tempfile
 
-from benchmarks.training.work import Outcome, arguments
+from benchmarks.training.work import Outcome, Task, arguments
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.storage.filesystem import Store
@@ -15,47 +15,56 @@ from cgd_ray.training.job import About, RankJob, StepReport
 def main() -> None:
     """One epoch, with a checkpoint and the export at its end, which its seconds leave out."""
     task, made = arguments()
-    stage, tokens = task.setting.split("-")
-    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29571}
-    os.environ |= {name: str(value) for name, value in alone.items()} | {"DS_ACCELERATOR": "cpu"}
+    stand_alone()
     from cgd_ray.training.worker import train_rank
 
     steps: list[StepReport] = []
     with tempfile.TemporaryDirectory() as root:
-        table = Table(Store(root), "encoded", "benchmark", ENCODED)
-        rows = [
-            {"prompt_id": f"{number:032x}", "sample": 0, "view": "sft", "input_ids": ids, "target_start": start}
-            for number, (ids, start) in enumerate(task.rows)
-        ]
-        table.write_part("part-0", rows)
-        training = TrainingSection(
-            batch_size=task.batch_size,
-            learning_rate=task.learning_rate,
-            schedule="constant",
-            warmup_fraction=0.0,
-            precision="bf16" if task.precision == "bf16" else "fp32",
-            zero_stage=0 if stage == "0" else 2,
-            micro_batch_tokens=int(tokens),
-        )
-        job = RankJob(
-            encoded=table,
-            model=task.model,
-            revision=None,
-            storage=StorageSection(),
-            training=training,
-            seed=0,
-            identity="benchmark",
-            checkpoints="checkpoints",
-            name="benchmark",
-            figures="figures",
-            student="student",
-            about=About("", None, {}),
-            device="cpu",
-            threads=task.threads,
-        )
-        train_rank(job, lambda step: bool(steps.append(step)))  # type: ignore[func-returns-value]
+        train_rank(make_job(task, root), lambda step: bool(steps.append(step)))  # type: ignore[func-returns-value]
     losses = [step.progress.loss for step in steps]
     Outcome(steps[-1].progress.seconds, len(steps), losses).write(made)
+
+
+def stand_alone() -> None:
+    """What torchrun would say to the only rank; before DeepSpeed is imported."""
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29571}
+    os.environ |= {name: str(value) for name, value in alone.items()} | {"DS_ACCELERATOR": "cpu"}
+
+
+def make_job(task: Task, root: str) -> RankJob:
+    """The task's rows as an encoded table under a root, and what trains on them."""
+    stage, tokens = task.setting.split("-")
+    table = Table(Store(root), "encoded", "benchmark", ENCODED)
+    rows = [
+        {"prompt_id": f"{number:032x}", "sample": 0, "view": "sft", "input_ids": ids, "target_start": start}
+        for number, (ids, start) in enumerate(task.rows)
+    ]
+    table.write_part("part-0", rows)
+    training = TrainingSection(
+        batch_size=task.batch_size,
+        learning_rate=task.learning_rate,
+        schedule="constant",
+        warmup_fraction=0.0,
+        precision="bf16" if task.precision == "bf16" else "fp32",
+        zero_stage=0 if stage == "0" else 2,
+        micro_batch_tokens=int(tokens),
+    )
+    return RankJob(
+        encoded=table,
+        model=task.model,
+        revision=None,
+        storage=StorageSection(),
+        training=training,
+        seed=0,
+        identity="benchmark",
+        checkpoints="checkpoints",
+        name="benchmark",
+        figures="figures",
+        student="student",
+        about=About("", None, {}),
+        device="cpu",
+        threads=task.threads,
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class Progress:
     @staticmethod
     def from_json(content: Document) -> "Progress":
         """What `asdict` made of it."""
-        return Progress(**content | {"recent": tuple(content["recent"])})
+        return Progress(**content | {"recent": tuple(content.get("recent", ()))})
 
     def stepped(self, loss: float, seconds: float, supervised: int, total: int) -> "Progress":
         """After one more step."""

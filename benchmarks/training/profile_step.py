@@ -1,0 +1,35 @@
+"""Where the time of one of our optimiser steps goes: `python -m benchmarks.training.profile_step --model DIR`."""
+
+import argparse
+import tempfile
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks.training.__main__ import make_task
+from benchmarks.training.ours import make_job, stand_alone
+
+
+def main() -> None:
+    """Profile the second step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", required=True, help="directory of a chat model")
+    parser.add_argument("--setting", default="2-1024", help="ZeRO stage and tokens of a pass")
+    parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.set_defaults(rows=32, batch_size=16)
+    options = parser.parse_args()
+    stand_alone()
+    from cgd_ray.training.worker import _Rank
+
+    task = make_task(options)
+    task.setting = options.setting
+    with tempfile.TemporaryDirectory() as root:
+        steps = _Rank(make_job(task, root)).steps()
+        next(steps)
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            next(steps)
+    print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=60))
+
+
+if __name__ == "__main__":
+    main()
