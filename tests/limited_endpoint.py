@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -33,10 +34,14 @@ class LimitedEndpoint:
         self.arrivals: list[Arrival] = []
         self.billed_tokens = 0
         self.url = ""
-        self._per_second = per_second
+        self.per_second = per_second
         self._bucket = per_second
         self._filled = time.monotonic()
         self._served = 0
+
+    def answered(self, before: float = math.inf) -> list[Arrival]:
+        """Requests that came before this time and were answered, or soon will be."""
+        return [arrival for arrival in self.arrivals if arrival.status == 200 and arrival.time < before]
 
     async def models(self, _request: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": "teacher", "object": "model"}]})
@@ -75,7 +80,7 @@ class LimitedEndpoint:
 
     def _take(self) -> bool:
         now = time.monotonic()
-        self._bucket = min(self._per_second, self._bucket + (now - self._filled) * self._per_second)
+        self._bucket = min(self.per_second, self._bucket + (now - self._filled) * self.per_second)
         self._filled = now
         has = self._bucket >= 1
         self._bucket -= has

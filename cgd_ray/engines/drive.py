@@ -78,7 +78,7 @@ def _look(ledger: ActorHandle, watch: Callable[[Snapshot], object], wanted: int,
     if snapshot.ceiling:
         raise StoppedError(f"{snapshot.ceiling}; the same command continues where this one stopped")
     if snapshot.broken:
-        raise CgdError(f"{snapshot.broken}: look at the engines' logs; the same command continues")
+        raise snapshot.broken
     if snapshot.idle_seconds > stall_seconds:
         raise StoppedError(
             f"nothing went on for {snapshot.idle_seconds:.0f} s (generation.stall_timeout_s), with {snapshot.engines} "

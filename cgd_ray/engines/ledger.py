@@ -14,6 +14,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
+from cgd_ray.errors import CgdError
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Snapshot:
     """Of engines' processes."""
     ceiling: str | None
     """Why an engine will not go on."""
-    broken: str | None
+    broken: CgdError | None
     """Why there is no hope in going on."""
 
 
@@ -59,7 +60,7 @@ class _Ledger:
         self._strikes = Strikes()
         self._tallies: Tallies = {}
         self._ceiling: str | None = None
-        self._broken: str | None = None
+        self._broken: CgdError | None = None
         self._stopping = False
         # Blocks that were ever begun, by a number made of their rows' names: 50 bytes for some dozens of rows. That a
         # block's rows are on storage is no reason to forget it: Ray may lose what the engine returned, and begin again.
@@ -77,7 +78,12 @@ class _Ledger:
         self._deaths += 1
         self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
         if self._engines[engine].deaths > MOST_DEATHS:
-            self._broken = f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between"
+            self.fail(
+                CgdError(
+                    f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between: look "
+                    "at the engines' logs; the same command continues"
+                )
+            )
 
     def up(self, engine: str) -> None:
         """An engine has loaded."""
@@ -116,6 +122,10 @@ class _Ledger:
             self._progress = time.monotonic()
             self._engines[engine].deaths = 0
         return self._stopping
+
+    def fail(self, error: CgdError) -> None:
+        """An engine cannot go on, and the run with it."""
+        self._broken = self._broken or error
 
     def stop(self) -> None:
         """Engines should stop."""

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import threading
+import time
 import warnings
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from cgd_ray.engines.ledger import Admission
 from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.engines.stage import DONE, WORK, Row, Stage, row_name
 from cgd_ray.engines.ward import RevivedEngine
+from cgd_ray.errors import CgdError
 from cgd_ray.runtime import processes
 
 # Blocks that an engine is given at a time. A block is one task and leaves the operator when its slowest row is done, so
@@ -34,7 +36,7 @@ _SPARE_ROWS = 64
 T = TypeVar("T")
 
 _REPORT_SECONDS = 1.0
-_CLOSE_SECONDS = 30.0
+_CLOSE_SECONDS = 30.0  # also how long the driver has to hear of a failure and to end the run
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class ChainActor:
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
         self._engine = RevivedEngine(chain.make_engine, self._report_suspects)
-        self._soon(self._engine.start()).result()
+        self._start()
         self._runner = ChainRunner(
             self._engine,
             chain.stages,
@@ -106,10 +108,30 @@ class ChainActor:
         self._reporting.cancel()
         self._soon(self._runner.close()).result(timeout=_CLOSE_SECONDS)
 
+    def _start(self) -> None:
+        try:
+            self._soon(self._engine.start()).result()
+        except CgdError as error:
+            ray.get(self._ledger.fail.remote(error))
+            time.sleep(_CLOSE_SECONDS)  # others write what they have; then the run ends, and this process with it
+            raise
+
     def _soon(self, work: "Coroutine[object, object, T]") -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _run(self, rows: list[Row]) -> list[Row]:
+        """The rows with their results, or as they are where the engine cannot go on.
+
+        The driver hears of that and stops the run. Raised here, it would end all engines of the run at once, together
+        with what they had not written yet.
+        """
+        try:
+            return await self._go_on(rows)
+        except (CgdError, OSError) as error:
+            await self._ledger.fail.remote(_as_ours(error))
+            return rows
+
+    async def _go_on(self, rows: list[Row]) -> list[Row]:
         names = [row_name(row) for row in rows]
         admission: Admission = await self._ledger.begin.remote(self._name, self._chain.role, names)
         for name, strike in admission.strikes.items():
@@ -141,6 +163,10 @@ class ChainActor:
 
     async def _report_suspects(self, suspects: set[str] | None) -> None:
         await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))
+
+
+def _as_ours(error: CgdError | OSError) -> CgdError:
+    return error if isinstance(error, CgdError) else CgdError(f"generation stopped: {type(error).__name__}: {error}")
 
 
 def block_rows(chains: list[Chain]) -> int:

@@ -20,11 +20,13 @@ from ray.cluster_utils import Cluster
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.base import Completion, Request
 from cgd_ray.engines.pool import ChainActor
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import Row
-from cgd_ray.errors import StoppedError
+from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.filesystem import Store
 
 ROWS = 150
@@ -87,6 +89,38 @@ def test_a_block_whose_rows_are_on_storage_is_not_paid_for_again(
     monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", partial(Sabotaged, died=tmp_path))
     require_whole(generate(recipe(tmp_path, {"latency_ms": 20}, {"latency_ms": 20})))
     assert {file.name for file in tmp_path.glob("died-*")} == {"died-student", "died-teacher"}
+
+
+class BreaksDown(ScriptedEngine):
+    """Notes what it has answered; the teacher's cannot go on after so many critiques."""
+
+    def __init__(self, options: ScriptedOptions, folder: Path) -> None:
+        super().__init__(options)
+        self._folder = folder
+
+    async def complete(self, request: Request) -> Completion:
+        stage = request.key.split("-")[0]
+        note = self._folder / f"answered-{stage}"
+        if stage == "critique" and note.exists() and len(note.read_text()) >= ROWS // 4:
+            raise CgdError("the teacher broke down")
+        completion = await super().complete(request)
+        with note.open("a") as file:
+            file.write(".")
+        return completion
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_engine_that_cannot_go_on_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", partial(BreaksDown, folder=tmp_path))
+    made = recipe(tmp_path, {"latency_ms": 100}, {"latency_ms": 30})
+    made = made.model_copy(update={"storage": made.storage.model_copy(update={"flush_seconds": 60})})
+    with pytest.raises(CgdError, match=r"^the teacher broke down$"):
+        generate(made)
+    store = Store(made.run.root)
+    for stage in build_stages(made, store).all:
+        answered = len((tmp_path / f"answered-{stage.name}").read_text())
+        committed = sum(len(rows) for rows in stage.results.batches())
+        assert committed == answered > 0, stage.name
 
 
 def while_generating(made: Recipe, strike: Callable[[], None], after: float) -> GenerationResult:

@@ -16,6 +16,7 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
 from cgd_ray.storage.tables import Table
+from tests.limited_endpoint import limited_endpoint
 from tests.servers import REPOSITORY, S3Server
 
 ENGINES = [
@@ -23,6 +24,7 @@ ENGINES = [
     "teacher.engine={type: scripted, model: t, latency_ms: 100, max_in_flight: 8}",
 ]
 ROWS = 80
+TEACHER = ("answer", "critique", "refine")
 
 
 def start(root: str, name: str, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
@@ -38,11 +40,16 @@ def start(root: str, name: str, environment: dict[str, str], *more: str) -> subp
 
 
 def require_once(store: Store) -> None:
-    for stage in ("draft", "answer", "critique", "refine"):
+    for stage in ("draft", *TEACHER):
         [fingerprint] = store.folders(f"tables/{stage}")
         parts = pa.concat_tables(list(Table(store, stage, fingerprint, RESULTS).batches()))
         counts = Counter(parts["prompt_id"].to_pylist())
         assert (len(counts), max(counts.values())) == (ROWS, 1), stage
+
+
+def teacher_parts(store: Store) -> list[str]:
+    tables = [f"tables/{stage}/{name}" for stage in TEACHER for name in store.folders(f"tables/{stage}")]
+    return [f"{table}/{part}" for table in tables for part in store.names(table, ".parquet")]
 
 
 @pytest.mark.parametrize("place", ["local", "s3"])
@@ -58,26 +65,36 @@ def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str
     require_once(Store(root, storage))
 
 
-@pytest.mark.parametrize("seconds", [0.3, 1.2])
-def test_a_killed_command_loses_what_it_had_not_committed_and_no_more(tmp_path: Path, seconds: float) -> None:
-    root, flush = tmp_path / "root", 1.0
-    first = start(str(root), "one", {}, f"storage.flush_seconds={flush}")
-    while not list(root.glob("tables/refine/*/part-*")):
-        assert first.poll() is None
-        time.sleep(0.05)
-    time.sleep(seconds)
-    assert first.poll() is None
-    first.kill()
-    killed = time.time()
-    first.communicate(timeout=30)
-    parts = list(root.glob("tables/refine/*/part-*"))
-    assert killed - max(part.stat().st_mtime for part in parts) < flush + 1.5
-    committed = {part.name: part.read_bytes() for part in parts}
-    again = start(str(root), "one", {})
-    _, errors = again.communicate(timeout=240)
+@pytest.mark.parametrize(("place", "execution"), [("local", "streaming"), ("s3", "staged")])
+def test_a_killed_command_loses_what_was_answered_in_its_last_seconds_and_no_more(
+    tmp_path: Path, s3: S3Server, place: str, execution: str
+) -> None:
+    """Counted where it is paid: at the teacher's endpoint, each 13th answer of which takes a second."""
+    flush, answer, write = 1.0, 1.0, 1.0
+    root, storage, more = str(tmp_path / "root"), StorageSection(), list[str]()
+    if place == "s3":
+        root, storage = s3.url(execution), StorageSection(endpoint_url=s3.endpoint)
+        more = [f"storage.endpoint_url={s3.endpoint}"]
+    with limited_endpoint(per_second=10) as teacher:
+        engine = f"type: openai, model: teacher, base_url: {teacher.url}, api_key_env: null, concurrency: 8"
+        more += [f"generation.execution={execution}", f"storage.flush_seconds={flush}", f"teacher.engine={{{engine}}}"]
+        first = start(root, "one", s3.environment, *more)
+        while len(teacher.answered()) < ROWS:  # of 240
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.05)
+        first.kill()
+        killed = time.monotonic()
+        first.communicate(timeout=30)
+        store = Store(root, storage)
+        safe = teacher.answered(before=killed - flush - answer - write)
+        committed = {name: store.read(name) for name in teacher_parts(store)}
+        assert sum(len(pq.read_table(pa.BufferReader(part))) for part in committed.values()) >= len(safe) > 0
+        teacher.per_second = 1000
+        again = start(root, "one", s3.environment, *more)
+        _, errors = again.communicate(timeout=240)
     assert again.returncode == 0, errors
-    require_once(Store(str(root)))
-    assert all((root / part.relative_to(root)).read_bytes() == committed[part.name] for part in parts)
+    require_once(store)
+    assert all(store.read(name) == part for name, part in committed.items())
 
 
 def test_a_preempted_command_writes_what_it_had_finished(tmp_path: Path) -> None:
