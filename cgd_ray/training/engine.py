@@ -10,11 +10,11 @@ import deepspeed
 import torch
 from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
-from transformers.utils import is_flash_attn_2_available
 from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
+from cgd_ray.training.attention import attend_by_row, loaded_with
 from cgd_ray.training.memory import reduce_bucket
 
 
@@ -72,9 +72,10 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
     model = AutoModelForCausalLM.from_pretrained(
         model_path,
         dtype=torch.bfloat16 if _in_bfloat16(training) else torch.float32,
-        attn_implementation=_attention(training, device),
+        attn_implementation=loaded_with(training, device),
         **quantized(training.lora, device),
     )
+    attend_by_row(model, training, device)
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:
@@ -99,14 +100,6 @@ def apply_step(engine: Any, rate: float) -> float:
         norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
     engine.step()
     return float(engine.get_global_grad_norm() if norm is None else norm)
-
-
-def _attention(training: TrainingSection, device: torch.device) -> str:
-    if training.attention != "auto":
-        return training.attention
-    if device.type == "cpu":
-        return "sdpa"
-    return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
 
 
 def _quieten() -> None:
