@@ -31,15 +31,16 @@ def stand_alone() -> None:
     os.environ |= {name: str(value) for name, value in alone.items()} | {"DS_ACCELERATOR": "cpu"}
 
 
-def make_job(task: Task, root: str) -> RankJob:
-    """The task's rows as an encoded table under a root, and what trains on them."""
+def make_job(task: Task, root: str, *, write: bool = True) -> RankJob:
+    """What trains on the task's rows, which become a table under a root: without `write`, somebody else writes it."""
     stage, tokens = task.setting.split("-")
     table = Table(Store(root), "encoded", "benchmark", ENCODED)
     rows = [
         {"prompt_id": f"{number:032x}", "sample": 0, "view": "sft", "input_ids": ids, "target_start": start}
         for number, (ids, start) in enumerate(task.rows)
     ]
-    table.write_part("part-0", rows)
+    if write:
+        table.write_part("part-0", rows)
     training = TrainingSection(
         batch_size=task.batch_size,
         learning_rate=task.learning_rate,

@@ -17,7 +17,7 @@ import structlog
 import torch
 
 from cgd_ray.errors import CgdError, ConfigError
-from cgd_ray.runtime.logs import configure_logging
+from cgd_ray.runtime.logs import configure_logging, quiet_libraries
 from cgd_ray.training.job import OUTCOME, RankJob, RankOutcome, StepReport
 
 log = structlog.get_logger(__name__)
@@ -28,6 +28,7 @@ def main() -> None:
     if len(sys.argv) != 2 or "RANK" not in os.environ:
         sys.exit("usage: torchrun --standalone --nproc-per-node N -m cgd_ray.training.torchrun JOB.json")
     configure_logging()
+    quiet_libraries()
     try:
         _train(sys.argv[1])
     except CgdError as error:

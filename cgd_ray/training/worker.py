@@ -154,7 +154,7 @@ class _Rank:
         summed = torch.zeros((), device=self.device)
         self.engine.eval()
         for start in range(0, len(self.validated), _VALIDATED_AT_ONCE):
-            for one in self._passes(self.validated[start : start + _VALIDATED_AT_ONCE].tolist()):
+            for one in self.passes_of(self.validated[start : start + _VALIDATED_AT_ONCE].tolist()):
                 summed += one.weight * summed_loss(self.engine, one.rows, self.device)
         self.engine.train()
         dist.all_reduce(summed)
@@ -168,30 +168,29 @@ class _Rank:
         # Seeded by step, so that dropout (where a model has it) resumes without any saved generator state.
         torch.manual_seed(derived_seed(self.job.seed, "step", step, self.number))
         tokens = int(self.rows.supervised[batch].sum())
-        passes = self._passes(batch)
-        summed = torch.zeros((), device=self.device)
+        passes = self.passes_of(batch)
         stops = torch.tensor(float(self.wants_stop), device=self.device)
-        broken: list[int] = []
+        losses = []
         for place, one in enumerate(passes):
             self.engine.set_gradient_accumulation_boundary(place == len(passes) - 1)
             loss = summed_loss(self.engine, one.rows, self.device)
             # DeepSpeed averages gradients over the ranks; the mean is over the whole batch's tokens.
             self.engine.backward(loss * (one.weight * self.world / tokens), scale_wrt_gas=False)
-            if one.weight:
-                summed += loss.detach()
-                if not math.isfinite(loss.item()):
-                    broken.extend(one.numbers)
-        both = torch.stack([summed, stops])
+            losses.append(loss.detach() * one.weight)
+        each = torch.stack(losses)
+        both = torch.stack([each.sum(), stops])
         dist.all_reduce(both)
         summed, self.must_stop = both[0], bool(both[1])
-        self._require_finite(step, summed.item(), broken)
+        broken = [one.numbers for one, loss in zip(passes, each.tolist(), strict=True) if not math.isfinite(loss)]
+        self._require_finite(step, summed.item(), [number for numbers in broken for number in numbers])
         mean = summed.item() / tokens
         self._require_no_spike(step, mean, batch)
         norm = apply_step(self.engine, rate)
         self._require_finite(step, norm, batch)
         return mean, norm
 
-    def _passes(self, batch: list[int]) -> list[_Pass]:
+    def passes_of(self, batch: list[int]) -> list[_Pass]:
+        """This rank's passes over rows of these numbers."""
         lengths = [int(self.rows.lengths[number]) for number in batch]
         plan = plan_passes(lengths, self.world, self.job.training.micro_batch_tokens)[self.number]
         passes = []
