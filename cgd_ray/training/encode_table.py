@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -63,6 +63,10 @@ class Encoding:
         """What is written around the rows' texts."""
         return Contexts(self.prompts, self.training.context == "multi-turn")
 
+    def table(self, examples: Table) -> Table:
+        """Where the encoded rows go."""
+        return Table(examples.store, "encoded", fingerprint(self.describe(examples)), ENCODED)
+
     def describe(self, examples: Table) -> dict[str, Any]:
         """The content of the encoded table's fingerprint; settings that change nothing are left out."""
         training = self.training
@@ -81,18 +85,31 @@ class Encoding:
             "max_length": training.max_length,
         }
 
+    def compared(self) -> list["Encoding"]:
+        """This one, and those of the methods that need the same views of every row."""
+        methods = sorted({self.training.method, *self.training.compared_with})
+        trainings = [self.training.model_copy(update={"method": method}) for method in methods]
+        return [replace(self, training=training) for training in trainings if training.views == self.training.views]
+
     def encode(self, example: Example) -> tuple[ViewName, Encoded | Lacking]:
-        """The row's view and its ids, or why it is left out: for all compared methods where one cannot use it.
+        """The row's view and its ids, or why it is left out."""
+        return self.chosen(example, self.as_views(example))
+
+    def chosen(self, example: Example, views: dict[ViewName, Encoded | Lacking]) -> tuple[ViewName, Encoded | Lacking]:
+        """The method's own of the row's views, or why it is left out: for all compared methods where one cannot use it.
 
         Over-long rows are left out whole, never cut.
         """
         name = view_name(example, self.training, self.seed)
-        encoded = self._encode_as(name, example)
-        for other in sorted(self.training.views - {name}):
-            seen = self._encode_as(other, example)
-            if isinstance(seen, Lacking) and isinstance(encoded, Encoded):
-                return name, Lacking(f"{seen.reason} (as {other})")
-        return name, encoded
+        if isinstance(views[name], Encoded):
+            for other, seen in views.items():
+                if isinstance(seen, Lacking):
+                    return name, Lacking(f"{seen.reason} (as {other})")
+        return name, views[name]
+
+    def as_views(self, example: Example) -> dict[ViewName, Encoded | Lacking]:
+        """The row as every view that is needed, the same for all compared methods."""
+        return {name: self._encode_as(name, example) for name in sorted(self.training.views)}
 
     def _encode_as(self, name: ViewName, example: Example) -> Encoded | Lacking:
         conversation = view(example, name, self.contexts)
@@ -111,18 +128,32 @@ class Encoding:
 
 
 def encode_examples(examples: Table, encoding: Encoding) -> EncodedExamples:
-    """Encode the examples, part by part (on the cluster where there are many), or find them encoded already."""
-    content = encoding.describe(examples)
-    table = Table(examples.store, "encoded", fingerprint(content), ENCODED)
-    manifest = f"{table.folder}/manifest.json"
-    if not table.store.exists(manifest):
-        table.describe(content)
-        total = Counts()
-        for counts in spread(partial(_encode_part, examples, encoding, table), list(enumerate(examples.parts()))):
-            total += counts
-        table.store.write(manifest, json.dumps(asdict(total), indent=1, sort_keys=True).encode())
-        log.info("examples encoded", table=table.folder, **asdict(total))
-    return EncodedExamples(table, Counts(**json.loads(table.store.read(manifest))))
+    """Encode the examples, part by part (on the cluster where there are many), or find them encoded already.
+
+    Methods that are compared need each other's views of every row, so their tables are made together.
+    """
+    wanted = encoding.table(examples)
+    if not wanted.store.exists(_manifest(wanted)):
+        _encode_together(examples, encoding.compared())
+    return EncodedExamples(wanted, Counts(**json.loads(wanted.store.read(_manifest(wanted)))))
+
+
+def _encode_together(examples: Table, encodings: list[Encoding]) -> None:
+    lacking = [one for one in encodings if not examples.store.exists(_manifest(one.table(examples)))]
+    for one in lacking:
+        one.table(examples).describe(one.describe(examples))
+    totals = [Counts() for _ in lacking]
+    for counts in spread(partial(_encode_part, examples, lacking), list(enumerate(examples.parts()))):
+        for place, more in enumerate(counts):
+            totals[place] += more
+    for one, total in zip(lacking, totals, strict=True):
+        table = one.table(examples)
+        table.store.write(_manifest(table), json.dumps(asdict(total), indent=1, sort_keys=True).encode())
+        log.info("examples encoded", method=one.training.method, table=table.folder, **asdict(total))
+
+
+def _manifest(table: Table) -> str:
+    return f"{table.folder}/manifest.json"
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
@@ -132,22 +163,33 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return digest.hexdigest()
 
 
-def _encode_part(examples: Table, encoding: Encoding, table: Table, numbered: tuple[int, str]) -> Counts:
+def _encode_part(examples: Table, encodings: list[Encoding], numbered: tuple[int, str]) -> list[Counts]:
+    """One part of every encoding's table; all need the same views."""
     number, source = numbered
     rows = [Example.from_row(row) for row in examples.read([source]).to_pylist()]
-    if "cgd-shuffled" in encoding.training.views:
-        rows = with_others(rows, encoding.seed)
-    counts, part = Counts(), []
+    if "cgd-shuffled" in encodings[0].training.views:
+        rows = with_others(rows, encodings[0].seed)
+    made = [_Part() for _ in encodings]
     for row in rows:
-        name, encoded = encoding.encode(row)
+        views = encodings[0].as_views(row)
+        for part, encoding in zip(made, encodings, strict=True):
+            part.add(row, *encoding.chosen(row, views))
+    for part, encoding in zip(made, encodings, strict=True):
+        if part.rows:
+            encoding.table(examples).write_part(f"part-{number:06d}", part.rows)
+    return [part.counts for part in made]
+
+
+@dataclass
+class _Part:
+    counts: Counts = field(default_factory=Counts)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, example: Example, name: ViewName, encoded: Encoded | Lacking) -> None:
         if isinstance(encoded, Lacking):
-            counts.dropped[encoded.reason] = counts.dropped.get(encoded.reason, 0) + 1
-            continue
-        key = {"prompt_id": row.prompt_id, "sample": row.sample, "view": name}
-        part.append({**key, "input_ids": encoded.input_ids, "target_start": encoded.target_start})
-        counts.rows += 1
-        counts.supervised_tokens += len(encoded.input_ids) - encoded.target_start
-        counts.total_tokens += len(encoded.input_ids)
-    if part:
-        table.write_part(f"part-{number:06d}", part)
-    return counts
+            self.counts += Counts(dropped={encoded.reason: 1})
+            return
+        key = {"prompt_id": example.prompt_id, "sample": example.sample, "view": name}
+        self.rows.append({**key, "input_ids": encoded.input_ids, "target_start": encoded.target_start})
+        tokens = len(encoded.input_ids)
+        self.counts += Counts(rows=1, supervised_tokens=tokens - encoded.target_start, total_tokens=tokens)

@@ -3,11 +3,10 @@
 import re
 import socket
 import threading
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 import ray
 
@@ -49,9 +48,8 @@ class Scraper:
     def _scrape(self) -> None:
         while not self._over.wait(1.0):
             try:
-                with urllib.request.urlopen(self._url, timeout=5) as answer:
-                    text = answer.read().decode()
-            except (urllib.error.URLError, ConnectionError):
+                text = httpx.get(self._url, timeout=5).text
+            except httpx.TransportError:
                 continue
             for name, value in self._line.findall(text):
                 self.seen.setdefault(name, set()).add(float(value))

@@ -1,5 +1,6 @@
 """The encoded table: one part per part of the examples, and the same rows for methods that are compared."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import EXAMPLES
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.encode import ChatEncoder
+from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
-from cgd_ray.training.formats import Example
+from cgd_ray.training.formats import Conversation, Example, Lacking
 from tests.unit.training.tiny import example, tiny_tokenizer
 
 ENCODER = ChatEncoder(tiny_tokenizer(), {})
@@ -56,6 +57,23 @@ def test_a_row_that_one_compared_method_cannot_use_is_left_out_for_all(tmp_path:
     assert [keys(made) for made in matched] == [[example(0).prompt_id, example(2).prompt_id]] * 3
     assert matched[0].counts.dropped == {"longer than training.max_length (as cgd)": 1}
     assert matched[2].counts.dropped == {"longer than training.max_length": 1}
+
+
+def test_compared_methods_are_encoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = table(tmp_path, [example(number) for number in range(4)])
+    methods: list[MethodName] = ["cgd-no-critique", "cgd", "mix"]
+    alone = {method: encode(examples, method=method, max_length=999).table.read() for method in methods}
+    seen = Counter[str]()
+    encode_once = ChatEncoder.encode
+
+    def counted(encoder: ChatEncoder, conversation: Conversation) -> Encoded | Lacking:
+        seen[conversation.turns[-1] + conversation.target] += 1
+        return encode_once(encoder, conversation)
+
+    monkeypatch.setattr(ChatEncoder, "encode", counted)
+    for method in methods:
+        assert encode(examples, method=method, max_length=999, compared_with=methods).table.read() == alone[method]
+    assert (len(seen), set(seen.values())) == (4 * len({"cgd-no-critique", "cgd", "refsft"}), {1})
 
 
 @pytest.mark.parametrize("method", ["cgd", "cgd-shuffled"])
