@@ -1,9 +1,9 @@
-"""One epoch over the same rows, model, batch and threads, through our loop and TRL's, interleaved.
+"""One epoch over the same rows, model, batch and threads, through our loop, TRL's and LLaMA-Factory's, interleaved.
 
-    python -m benchmarks.training --model DIR [--trl PYTHON] [--rows 64] [--runs 5]
+    python -m benchmarks.training --model DIR [--trl PYTHON] [--llama-factory PYTHON] [--rows 64] [--runs 5]
 
-Each side runs in every of its settings, of TRL's packings only the better one after the first round; `--trl` is the
-python of an environment with TRL and this repository's torch.
+Each side runs in every of its settings, of the others' packings only the better one after the first round. `PYTHON` is
+that of an environment with the library and a torch of this repository's version.
 Prints and appends to `--output` a JSON line per run, at the end the medians: supervised tokens per second inside
 optimiser steps, and the most memory of the process. `floor` is what the matrix products alone would take at the rate
 that large ones reach here. The same command goes on with what an interrupted one has left in `--output`.
@@ -32,6 +32,7 @@ from cgd_ray.training.formats import Conversation
 SETTINGS = {
     "ours": ("0-1024", "2-1024"),
     "trl_side": ("packed-512", "packed-1024", "defaults"),
+    "llama_factory_side": ("packed-512", "packed-1024", "defaults"),
     "floor": ("",),
 }
 REPOSITORY = Path(__file__).parents[2]
@@ -42,19 +43,21 @@ def main() -> None:
     options = parse()
     task = make_task(options)
     measured = earlier(options.output)
-    chosen = [(side, setting) for side in SETTINGS for setting in SETTINGS[side] if side != "trl_side" or options.trl]
+    pythons = {"trl_side": options.trl, "llama_factory_side": options.llama_factory}
+    chosen = [(side, setting) for side in SETTINGS for setting in SETTINGS[side] if pythons.get(side) != ""]
 
     def measure(rounds: int) -> None:
         while any(lacking := [one for one in chosen if len(measured[one]) < rounds]):
             for side, setting in lacking:
-                line = run(side, replace(task, setting=setting), options)
+                line = run(side, replace(task, setting=setting), pythons.get(side, sys.executable))
                 measured[side, setting].append(line)
                 report(line, options.output)
 
     measure(1)
-    packed = [one for one in chosen if one[1].startswith("packed")]
-    for one in sorted(packed, key=lambda one: -measured[one][0]["supervised_per_s"])[1:]:
-        chosen.remove(one)
+    for library in pythons:
+        packed = [one for one in chosen if one[0] == library and one[1].startswith("packed")]
+        for one in sorted(packed, key=lambda one: -measured[one][0]["supervised_per_s"])[1:]:
+            chosen.remove(one)
     measure(options.runs)
     for one in chosen:
         names = ("supervised_per_s", "peak_mib")
@@ -67,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="directory of a chat model")
     parser.add_argument("--trl", default="", help="python of an environment with TRL")
+    parser.add_argument("--llama-factory", default="", help="python of an environment with LLaMA-Factory")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--precision", choices=["bf16", "fp32"], default="bf16")
@@ -94,9 +98,8 @@ def encoded_rows(encoder: ChatEncoder, count: int) -> Iterator[Encoded]:
             yield row
 
 
-def run(side: str, task: Task, options: argparse.Namespace) -> dict[str, Any]:
+def run(side: str, task: Task, python: str) -> dict[str, Any]:
     """One side once, in a process of its own."""
-    python = options.trl if side == "trl_side" else sys.executable
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(task.threads)}
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         given, made = Path(folder) / "task.json", Path(folder) / "outcome.json"

@@ -6,37 +6,22 @@ without gradient checkpointing, which a model that fits needs not.
 
 import os
 import tempfile
-import time
 from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.training.clock import Clock
 from benchmarks.training.work import Outcome, Task, arguments
-
-
-class _Clock(TrainerCallback):
-    """Times the optimiser steps."""
-
-    def __init__(self) -> None:
-        self.started = self.ended = 0.0
-        self.steps = 0
-
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
-        self.started = self.started or time.perf_counter()
-
-    def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.ended = time.perf_counter()
-        self.steps += 1
 
 
 def main() -> None:
     """One epoch."""
     task, made = arguments()
     torch.set_num_threads(task.threads)
-    clock = _Clock()
+    clock = Clock()
     rows = [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in task.rows]
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
@@ -48,7 +33,7 @@ def main() -> None:
         )
         trainer.train()
     losses = [line["loss"] for line in trainer.state.log_history if "loss" in line]
-    Outcome(clock.ended - clock.started, clock.steps, losses).write(made)
+    Outcome(clock.seconds, clock.steps, losses).write(made)
 
 
 def _config(task: Task, folder: str) -> SFTConfig:

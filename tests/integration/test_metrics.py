@@ -59,7 +59,7 @@ def test_training_can_be_watched_from_outside(endpoint: str, tmp_path: Path) -> 
     write_tiny_model(tmp_path / "model")
     place = Place(str(tmp_path / "root"), tmp_path / "model", rows=200)
     with Scraper(endpoint, "watched") as scraper:
-        result = place.train("watched", epochs=6, batch_size=2)
+        result = place.train("watched", epochs=3, batch_size=2)
     assert set(scraper.seen) >= SCRAPED
     assert 0 < min(scraper.seen["loss"]) < 10
-    assert result.steps == 600
+    assert result.steps == 300
