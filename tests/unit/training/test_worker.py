@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,80 +12,29 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
-from cgd_ray.config.training import LoraSection, TrainingSection
+from cgd_ray.config.training import LoraSection
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.checkpoints import Checkpoints
-from cgd_ray.training.job import DivergedError, RankJob, StepReport
+from cgd_ray.training.job import DivergedError, StepReport
 from cgd_ray.training.packing import batches
 from cgd_ray.training.worker import _Rank, train_rank
-from tests.unit.training.tiny import encoded_rows, rank_job, write_tiny_model
-
-RATE = 1e-3
-ROWS = 8
+from tests.unit.training.loop import ROWS, alone, distance, make_job, plain_step, trained
+from tests.unit.training.tiny import encoded_rows, write_tiny_model
 
 
 @pytest.fixture(autouse=True, scope="module")
-def alone() -> Iterator[None]:
-    """A process group of one rank, as torchrun would make it."""
-    with pytest.MonkeyPatch.context() as environment:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        values = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        for name, value in values.items():
-            environment.setenv(name, str(value))
+def _alone() -> Iterator[None]:
+    with alone():
         yield
-        dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def encoded(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
     return encoded_rows(tiny_dir, tmp_path_factory.mktemp("root"), ROWS)
-
-
-def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
-    settings = {"batch_size": ROWS, "precision": "fp32", "learning_rate": RATE, "warmup_fraction": 0.0}
-    return rank_job(encoded, model, settings | training)
-
-
-def trained(job: RankJob) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
-    """The fp32 weights behind the last step, and the steps."""
-    rank = _Rank(job)
-    reports = list(rank.steps())
-    return {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}, reports
-
-
-def plain_step(
-    encoded: Table, model_dir: Path, training: TrainingSection
-) -> tuple[dict[str, torch.Tensor], float, float]:
-    """One optimiser step in plain PyTorch, row by row, without packing or DeepSpeed."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
-    rows = encoded.read().to_pylist()
-    tokens = sum(len(row["input_ids"]) - row["target_start"] for row in rows)
-    losses = []
-    for row in rows:
-        ids = torch.tensor(row["input_ids"])
-        start = row["target_start"]
-        logits = model(input_ids=ids[None]).logits[0, start - 1 : -1]
-        losses.append(functional.cross_entropy(logits, ids[start:], reduction="sum") / tokens)
-    loss = torch.stack(losses).sum()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
-    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
-    plain = [weight for weight in model.parameters() if weight.dim() == 1]
-    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    torch.optim.AdamW(groups, lr=training.learning_rate).step()
-    return dict(model.named_parameters()), loss.item(), norm.item()
-
-
-def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max((one[name] - other[name]).abs().max().item() for name in one)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -198,11 +146,11 @@ def test_validation_loss_is_of_all_rows_set_aside_which_are_not_trained_on(encod
     assert len(rank.validated) >= 2
     assert sorted([*rank.trained, *rank.validated]) == list(range(ROWS))
     seen: list[int] = []
-    passes = rank._passes
-    rank._passes = lambda batch: seen.extend(batch) or passes(batch)  # type: ignore[func-returns-value,method-assign]
+    passes = rank.passes_of
+    rank.passes_of = lambda batch: seen.extend(batch) or passes(batch)  # type: ignore[func-returns-value,method-assign]
     list(rank.steps())
     assert sorted(seen) == rank.trained.tolist()
-    rank._passes = passes  # type: ignore[method-assign]
+    rank.passes_of = passes  # type: ignore[method-assign]
     rank.validate()
     expected = mean_loss(encoded, rank.engine.module.eval(), rank.validated.tolist())
     assert rank.progress.validation_loss == pytest.approx(expected, rel=1e-5)
