@@ -79,10 +79,11 @@ class TrainingSection(Section):
     loss_spike: Annotated[float, Field(gt=0)] | None = 4.0
     """A step whose loss is so many nats per token above the median of the last 32 stops training, before it changes a
     weight. None lets it pass."""
-    attention: Literal["auto", "by_row", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
+    attention: Literal["auto", "by_row", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """What cuts attention between packed rows. `auto`: on GPU flash-attn where it is installed, else PyTorch's flex
-    attention; on CPU a fused kernel for each row. Only `sdpa` makes a mask of all pairs of tokens in a pass; it stands
-    in for `by_row` where rows may be longer than the architecture's sliding window."""
+    attention; on CPU a fused kernel for each row. Only `sdpa` and `eager` make a mask of all pairs of tokens in a pass;
+    sdpa stands in for `by_row` where rows may be longer than the architecture's sliding window, or where its own
+    attention gives other logits row by row."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""

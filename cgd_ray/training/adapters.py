@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from cgd_ray.config.training import LoraSection
@@ -27,9 +28,21 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
     )
     # DeepSpeed decides on types, and keeps fp32 masters of what is trained.
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise RefusedError(f"training.lora.targets: {' '.join(str(error).split())}") from error
+    _require_tied_untouched(adapted)
+    return adapted
+
+
+def _require_tied_untouched(model: PeftModel) -> None:
+    """One tensor is both the input and the output embedding: merged into it, an adapter of one would change both."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
+        raise RefusedError(
+            "training.lora.targets: this student's input and output embeddings are one tensor, which an adapter of "
+            "either would change for both once it is merged; leave the embeddings and lm_head out"
+        )
 
 
 def quantized(lora: LoraSection | None, device: torch.device) -> dict[str, object]:
@@ -58,7 +71,11 @@ def merge(
         folder: where the adapter itself is written, too.
     """
     model = with_adapter(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), lora, seed=0)
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
+    loaded = model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
+    if loaded.unexpected_keys:
+        raise RefusedError(
+            f"training.lora: the trained adapter has weights that the student lacks: {loaded.unexpected_keys[:3]}"
+        )
     model.peft_config["default"].base_model_name_or_path = name
     model.save_pretrained(folder)
     return model.merge_and_unload().to(torch.bfloat16)

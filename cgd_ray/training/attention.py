@@ -1,23 +1,38 @@
 """Attention between the rows of a pack: which implementation cuts it, and one of ours for CPU."""
 
+from pathlib import Path
 from typing import Any, Literal
 
+import structlog
 import torch
 from torch import nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.job import RefusedError
+from cgd_ray.training.loss import packed_logits
+from cgd_ray.training.packing import join
 
-Loadable = Literal["sdpa", "flex_attention", "flash_attention_2"]
+_Loadable = Literal["eager", "sdpa", "flex_attention", "flash_attention_2"]
 
+log = structlog.get_logger(__name__)
 _BY_ROW = "cgd_by_row"
+_CURRENT = "_attn_implementation"  # of a configuration; it has no public name
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
+_TOLERANCE = 1e-2  # of the logits' standard deviation; bfloat16 leaves some thousandths
+_CANNOT = (
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+)  # as which architectures say that an attention is not theirs
+_STRETCHED = ("longrope", "dynamic")
 
 
-def loaded_with(training: TrainingSection, device: torch.device) -> Loadable:
-    """What the model is loaded with: transformers says here whether the architecture can do with it."""
+def wanted(training: TrainingSection, device: torch.device) -> _Loadable:
+    """What the model is to be loaded with."""
     if training.attention == "by_row":
         return "sdpa"
     if training.attention != "auto":
@@ -27,17 +42,99 @@ def loaded_with(training: TrainingSection, device: torch.device) -> Loadable:
     return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
 
 
-def attend_by_row(model: PreTrainedModel, training: TrainingSection, device: torch.device) -> None:
-    """Let a model that was loaded with sdpa attend row by row, where the recipe or the device asks for it.
+def load_student(folder: Path, training: TrainingSection, device: torch.device, **options: Any) -> PreTrainedModel:
+    """The model in a directory; under `auto` with the attention that all have, where it has none of the faster ones.
 
-    Rows that may be longer than the architecture's window stay with sdpa, whose mask knows windows.
+    Raises:
+        RefusedError: its architecture cannot do with the attention that the recipe names.
     """
-    limits = [getattr(model.config, name, None) for name in _LIMITS]
-    fits = all(limit is None or limit >= training.max_length for limit in limits)
-    wanted = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
-    if wanted and fits:
-        AttentionInterface.register(_BY_ROW, _by_row)
-        model.set_attn_implementation(_BY_ROW)
+    attention = wanted(training, device)
+    try:
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **options)
+    except (ValueError, ImportError) as error:
+        if "attention" not in str(error):
+            raise
+        if training.attention != "auto":
+            raise _refused(attention, error) from error
+    log.warning("this student has only the slow attention", attention="eager", lacking=attention)
+    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
+
+
+def settle_attention(engine: Any, training: TrainingSection, device: torch.device) -> None:
+    """Let rows attend one by one, where recipe or device ask for it and the logits are those under a mask.
+
+    An architecture may add its own biases to a mask, or not say where rows begin. Rows that may be longer than its
+    window stay with the mask, which knows windows. All ranks call it together.
+
+    Args:
+        engine: wraps the model of `load_student`.
+        training: `attention` and `max_length` matter.
+        device: of the model.
+
+    Raises:
+        RefusedError: the attention that the recipe names does not work with this model.
+    """
+    model = engine.module
+    attention = getattr(model.config, _CURRENT)
+    by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
+    try:
+        masked = _probe(engine, device)
+    except _CANNOT as error:
+        raise _refused(attention, error) from error
+    config = model.config.get_text_config()
+    limits = [getattr(config, name, None) for name in _LIMITS]
+    if not by_row or any(limit is not None and limit < training.max_length for limit in limits):
+        return
+    AttentionInterface.register(_BY_ROW, _by_row)
+    model.set_attn_implementation(_BY_ROW)
+    try:
+        same = bool((_probe(engine, device) - masked).abs().max() < _TOLERANCE * masked.std())
+    except _CANNOT:
+        same = False
+    if not same:
+        model.set_attn_implementation(attention)
+
+
+def require_rows_fit(config: PreTrainedConfig, longest: int) -> None:
+    """Refuse rows that the model has no positions for, or that would change what shorter ones beside them are.
+
+    Args:
+        config: of the text model.
+        longest: tokens of the longest row.
+
+    Raises:
+        RefusedError: see above.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    layers = [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]
+    why = ""
+    for stretched in (each for each in layers if each.get("rope_type") in _STRETCHED):
+        limit = stretched.get("original_max_position_embeddings") or limit
+        why = " without stretching them, which would change all rows of a pass with the longest"
+    if limit and longest > limit:
+        raise RefusedError(
+            f"training.max_length: the longest row has {longest} tokens, and student.model has {limit} positions{why}; "
+            f"set it to at most {limit}"
+        )
+
+
+def _refused(attention: str, error: Exception) -> RefusedError:
+    text = " ".join(str(error).split())[:300]
+    return RefusedError(
+        f"training.attention: {attention} does not work with this student ({text}); name another one, as eager"
+    )
+
+
+@torch.no_grad()
+def _probe(engine: Any, device: torch.device) -> torch.Tensor:
+    """Logits of a small pack, without dropout."""
+    vocabulary = engine.module.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (44,), generator=torch.Generator().manual_seed(0)).numpy()
+    engine.eval()
+    logits = packed_logits(engine, join([(ids[:20], 1), (ids[20:23], 1), (ids[23:], 1)]), device).float()
+    engine.train()
+    return logits
 
 
 def _by_row(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -91,6 +92,10 @@ class Encoding:
         trainings = [self.training.model_copy(update={"method": method}) for method in methods]
         return [replace(self, training=training) for training in trainings if training.views == self.training.views]
 
+    def prepared(self, examples: Sequence[Example]) -> list[Example]:
+        """The rows of one part with what a view takes from the others."""
+        return with_others(examples, self.seed) if "cgd-shuffled" in self.training.views else list(examples)
+
     def encode(self, example: Example) -> tuple[ViewName, Encoded | Lacking]:
         """The row's view and its ids, or why it is left out."""
         return self.chosen(example, self.as_views(example))
@@ -166,9 +171,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
 def _encode_part(examples: Table, encodings: list[Encoding], numbered: tuple[int, str]) -> list[Counts]:
     """One part of every encoding's table; all need the same views."""
     number, source = numbered
-    rows = [Example.from_row(row) for row in examples.read([source]).to_pylist()]
-    if "cgd-shuffled" in encodings[0].training.views:
-        rows = with_others(rows, encodings[0].seed)
+    rows = encodings[0].prepared([Example.from_row(row) for row in examples.read([source]).to_pylist()])
     made = [_Part() for _ in encodings]
     for row in rows:
         views = encodings[0].as_views(row)

@@ -8,13 +8,12 @@ from typing import Any
 
 import deepspeed
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
-from cgd_ray.training.attention import attend_by_row, loaded_with
+from cgd_ray.training.attention import load_student
 from cgd_ray.training.memory import reduce_bucket
 
 
@@ -69,13 +68,13 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Under ZeRO-3 `from_pretrained` shards the weights as it reads them, as long as this object lives.
     sharding = HfDeepSpeedConfig(config) if training.zero_stage == 3 else None
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_student(
         model_path,
+        training,
+        device,
         dtype=torch.bfloat16 if _in_bfloat16(training) else torch.float32,
-        attn_implementation=loaded_with(training, device),
         **quantized(training.lora, device),
     )
-    attend_by_row(model, training, device)
     if training.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:

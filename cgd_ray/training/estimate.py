@@ -56,7 +56,7 @@ class TrainingEstimate:
 
 def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
     """Rows of a run that were curated, of so many that were looked at."""
-    found = [encoding.encode(example)[1] for example in examples]
+    found = [encoding.encode(example)[1] for example in encoding.prepared(examples)]
     return SampledRows(complete, [row for row in found if isinstance(row, Encoded)])
 
 

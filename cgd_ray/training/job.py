@@ -88,7 +88,7 @@ class RankJob:
         given = json.loads(content)
         storage = StorageSection.model_validate(given["storage"])
         return RankJob(
-            encoded=Table(Store(given["root"], storage), "encoded", given["encoded"], ENCODED),
+            encoded=Table(Store(given["root"], storage, patient=True), "encoded", given["encoded"], ENCODED),
             storage=storage,
             training=TrainingSection.model_validate(given["training"]),
             about=About(**given["about"]),

@@ -1,6 +1,7 @@
 """One training by what makes it this one: its identity, its folders in the store, its result."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 
 from cgd_ray.config.recipe import Recipe
@@ -149,8 +150,12 @@ class TrainingPlan:
         """Write the job for `cgd_ray.training.torchrun`, and say how it is started."""
         name = f"{self.folder}/job.json"
         self.store.write(name, self.job("cpu", threads=1).to_json())
-        workers = self.recipe.training.workers
+        training, storage = self.recipe.training, self.recipe.storage
+        reached = {"AWS_ENDPOINT_URL": storage.endpoint_url, "AWS_DEFAULT_REGION": storage.region}
+        variables = "".join(f"{key}={value} " for key, value in reached.items() if value and self.store.is_s3)
         return (
-            f"rows are ready; train with: torchrun --standalone --nproc-per-node {workers} "
+            f"rows are ready; train with: {variables}torchrun --standalone --nproc-per-node {training.workers} "
+            # Which sends SIGTERM on, and kills the ranks after half a minute by default.
+            f"--shutdown-timeout {math.ceil(training.stop_timeout_s)} "
             f"-m cgd_ray.training.torchrun {self.store.url(name)}; then the same command goes on"
         )

@@ -24,6 +24,7 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
 from cgd_ray.training.adapters import merge
+from cgd_ray.training.attention import require_rows_fit, settle_attention
 from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
@@ -71,23 +72,31 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     rank.progress = checkpoints.restore(rank.engine)
     resumed_from = rank.progress.step or None
     with contextlib.closing(Trackers(job, rank.progress.step + 1, is_first=rank.number == 0)) as trackers:
-        for step_report in rank.steps():
-            if rank.is_due:
-                rank.validate()
-            if rank.is_due or rank.must_stop:
-                checkpoints.save(rank.engine, rank.progress)
-            seen = replace(step_report, progress=rank.progress)
-            trackers.step(seen, flush=rank.is_due or rank.must_stop)
-            rank.wants_stop = report(seen)
-            if rank.must_stop and not rank.is_over:
-                checkpoints.wait()
-                raise StoppedError(f"training stopped after step {rank.progress.step} of {rank.total_steps}")
+        try:
+            _train(rank, checkpoints, trackers, report)
+        except RefusedError:
+            checkpoints.wait()  # all ranks are here, and the process would end with the write under way
+            raise
     checkpoints.wait()
     exported = rank.progress.best_step if wants_best else rank.progress.step
     if exported != rank.progress.step:
         checkpoints.take_weights(rank.engine, exported)
     rank.export()
     return RankOutcome(rank.progress, len(rank.trained), resumed_from, exported)
+
+
+def _train(rank: "_Rank", checkpoints: Checkpoints, trackers: Trackers, report: Report) -> None:
+    for step_report in rank.steps():
+        if rank.is_due:
+            rank.validate()
+        if rank.is_due or rank.must_stop:
+            checkpoints.save(rank.engine, rank.progress)
+        seen = replace(step_report, progress=rank.progress)
+        trackers.step(seen, flush=rank.is_due or rank.must_stop)
+        rank.wants_stop = report(seen)
+        if rank.must_stop and not rank.is_over:
+            checkpoints.wait()
+            raise StoppedError(f"training stopped after step {rank.progress.step} of {rank.total_steps}")
 
 
 class _Rank:
@@ -115,7 +124,10 @@ class _Rank:
         """Whether any rank was, before the last step; the same on all."""
         self.engine = start_engine(job.training, self.source, self.device, job.seed)
         self.yardstick = Yardstick(self.engine.module, self.device)
-        require_isolation(self.engine, self.engine.module.config.vocab_size, self.device)
+        config = self.engine.module.config.get_text_config()
+        require_rows_fit(config, int(self.rows.lengths.max(initial=0)))
+        settle_attention(self.engine, job.training, self.device)
+        require_isolation(self.engine, config.vocab_size, self.device)
 
     @property
     def is_over(self) -> bool:
@@ -160,7 +172,10 @@ class _Rank:
         dist.all_reduce(summed)
         loss = summed.item() / int(self.rows.supervised[self.validated].sum())
         if not math.isfinite(loss):
-            raise DivergedError(f"training stopped at step {self.progress.step}: the validation loss is not finite")
+            raise DivergedError(
+                f"training stopped at step {self.progress.step}: the validation loss is not finite; lower "
+                "training.learning_rate, which begins anew, or look at the rows (`cgd inspect`)"
+            )
         self.progress = self.progress.validated(loss)
 
     def _step(self, step: int, batch: list[int], rate: float) -> tuple[float, float]:
@@ -203,7 +218,9 @@ class _Rank:
     def _require_finite(self, step: int, value: float, suspects: Sequence[int]) -> None:
         """Stop on all ranks at once; `value` is the same on all, `suspects` are this rank's."""
         if not math.isfinite(value):
-            self._diverge(step, "loss or gradient is not finite", "lower training.learning_rate", suspects)
+            self._diverge(
+                step, "loss or gradient is not finite", "lower training.learning_rate (which begins anew)", suspects
+            )
 
     def _require_no_spike(self, step: int, loss: float, batch: Sequence[int]) -> None:
         """Before the step changes a weight: the last checkpoint is still good."""
@@ -212,7 +229,7 @@ class _Rank:
             self._diverge(
                 step,
                 f"the loss {loss:.3g} is {jump:.3g} above the last steps'",
-                f"lower training.learning_rate, raise training.loss_spike ({most:g}; null lets all pass)",
+                f"raise training.loss_spike ({most:g}; null lets all pass), lower training.learning_rate (begins anew)",
                 batch,
             )
 

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import ray
 
+from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import StoppedError
 from tests.events import scalars
 from tests.place import Place, distance
-from tests.servers import REPOSITORY
+from tests.servers import REPOSITORY, S3Server
 from tests.unit.training.tiny import write_tiny_model
 
 
@@ -37,13 +38,13 @@ def command_of(place: Place, name: str, **training: object) -> list[str]:
     """What the run says that one is to type."""
     with pytest.raises(StoppedError) as stopped:
         place.train(name, launcher="torchrun", **training)
-    said = re.search(r"train with: torchrun (.*); then the same command goes on", str(stopped.value))
+    said = re.search(r"train with: (?:\w+=\S+ )*torchrun (.*); then the same command goes on", str(stopped.value))
     assert said
     return [sys.executable, "-m", "torch.distributed.run", *shlex.split(said[1])]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"} | variables
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -80,6 +81,31 @@ def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> 
     assert (result.steps, result.resumed_from_step) == (12, int(step[-2:]))
     assert distance(place.weights(result), place.weights(expected)) == 0
     assert place.train("by-torchrun", launcher="torchrun").reused
+
+
+def test_stopped_under_torchrun_and_resumed_by_ray_is_the_same(place: Place) -> None:
+    expected = place.train("by-ray")
+    process = start(command_of(place, "by-both", checkpoint_every=100))
+    assert process.stdout
+    for line in process.stdout:
+        if "step=4/12" in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=60)
+    result = place.train("by-both", checkpoint_every=100)
+    assert result.resumed_from_step in range(4, 12)
+    assert distance(place.weights(result), place.weights(expected)) == 0
+
+
+def test_on_s3_the_command_knows_where(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in s3.environment.items():
+        monkeypatch.setenv(name, value)
+    write_tiny_model(tmp_path)
+    place = Place(s3.url("torchrun"), tmp_path, StorageSection(endpoint_url=s3.endpoint))
+    with pytest.raises(StoppedError, match=f"train with: AWS_ENDPOINT_URL={s3.endpoint} torchrun"):
+        place.train("on-s3", launcher="torchrun", epochs=1)
+    finish(start(command_of(place, "on-s3", epochs=1), AWS_ENDPOINT_URL=s3.endpoint))
+    assert place.train("on-s3", launcher="torchrun", epochs=1).steps == 6
 
 
 def test_a_student_of_other_settings_is_not_taken_for_this_ones(place: Place) -> None:

@@ -1,5 +1,6 @@
 """Attention row by row gives what a mask gives, on several architectures, in the forward and the backward pass."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.training.attention import attend_by_row, loaded_with
+from cgd_ray.training.attention import load_student, require_rows_fit, settle_attention, wanted
+from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loss import summed_loss
 from cgd_ray.training.packing import PackedRows, join
 
@@ -28,13 +30,24 @@ SIZES = {
 ARCHITECTURES = ["llama", "qwen2", "qwen3", "mistral", "phi3", "olmo2", "gemma3_text", "granite", "smollm3"]
 
 
+class Wrapped(torch.nn.Module):
+    """As DeepSpeed's engine wraps a model."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.module(**inputs)
+
+
 def model(architecture: str, training: TrainingSection, **changes: Any) -> Any:
     config = AutoConfig.for_model(architecture, **SIZES | changes)
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=loaded_with(training, CPU)
+        config, dtype=torch.float32, attn_implementation=wanted(training, CPU)
     ).train()
-    attend_by_row(made, training, CPU)
+    settle_attention(Wrapped(made), training, CPU)
     return made
 
 
@@ -72,7 +85,52 @@ def test_rows_that_may_be_longer_than_a_window_keep_the_mask(window: int, implem
     require_same(windowed, model("mistral", SDPA, sliding_window=window))
 
 
+def test_a_window_of_the_text_model_counts() -> None:
+    vision: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    text = SIZES | {"sliding_window": 16, "model_type": "gemma3_text"}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=vision | {"model_type": "siglip_vision_model"}
+    )
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
+    settle_attention(Wrapped(made), BY_ROW, CPU)
+    assert made.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("architecture", ["doge", "gpt_bigcode", "persimmon"])
+def test_who_cannot_attend_by_row_keeps_the_mask(architecture: str) -> None:
+    assert model(architecture, BY_ROW).config._attn_implementation == "sdpa"
+
+
+def test_who_has_no_fast_attention_takes_the_slow_one_unless_the_recipe_names_one(tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SIZES)).save_pretrained(tmp_path)
+    made = load_student(tmp_path, BY_ROW, CPU)
+    settle_attention(Wrapped(made), BY_ROW, CPU)
+    assert made.config._attn_implementation == "eager"
+    with pytest.raises(RefusedError, match=r"^training\.attention: sdpa does not work with this student .* as eager$"):
+        load_student(tmp_path, SDPA, CPU)
+
+
+@pytest.mark.parametrize(
+    ("rope", "most"),
+    [
+        ({"rope_type": "default"}, 512),
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 128}, 128),
+    ],
+)
+def test_rows_beyond_the_positions_are_refused(rope: dict[str, Any], most: int) -> None:
+    positions = {"rope_theta": 1e4, **rope}
+    config = AutoConfig.for_model("llama", **SIZES, max_position_embeddings=512, rope_parameters=positions)
+    require_rows_fit(config, most)
+    with pytest.raises(RefusedError, match=rf"training\.max_length: the longest row has {most + 1} tokens.* {most}$"):
+        require_rows_fit(config, most + 1)
+
+
 def test_what_a_user_asks_for_is_taken() -> None:
     gpu = torch.device("cuda")
-    assert loaded_with(SDPA, gpu) == loaded_with(TrainingSection(attention="by_row"), gpu) == "sdpa"
-    assert loaded_with(TrainingSection(), gpu) == "flex_attention"  # flash-attn is not installed here
+    assert wanted(SDPA, gpu) == wanted(TrainingSection(attention="by_row"), gpu) == "sdpa"
+    assert wanted(TrainingSection(), gpu) == "flex_attention"  # flash-attn is not installed here
