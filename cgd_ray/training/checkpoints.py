@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.training.job import RefusedError
+from cgd_ray.training.patience import patient_group
 from cgd_ray.training.pieces import STATES, Piece, begin_at, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
 
@@ -44,7 +45,7 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = keep_best
         # Of its own, and on the host: it works while the training's group does.
-        self._group = dist.new_group(backend="gloo")
+        self._group = patient_group()
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 

@@ -23,7 +23,6 @@ def engine_config(training: TrainingSection, device: torch.device) -> dict[str, 
     zero: dict[str, Any] = {
         "stage": training.zero_stage,
         "contiguous_gradients": True,
-        "reduce_bucket_size": reduce_bucket(on_gpu=not on_cpu),
         "overlap_comm": not on_cpu,
     }
     if offloads(training, device):
@@ -79,6 +78,8 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:
         model = with_adapter(model, training.lora, seed)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    config["zero_optimization"]["reduce_bucket_size"] = reduce_bucket(trained, on_gpu=device.type != "cpu")
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(training, model.named_parameters(), device),

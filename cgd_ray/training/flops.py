@@ -1,5 +1,6 @@
 """What a step costs by the mathematics of the model, and what share of the device's peak that was."""
 
+import re
 import resource
 from dataclasses import dataclass
 
@@ -8,10 +9,10 @@ from transformers import PreTrainedModel
 
 from cgd_ray.training.packing import Ids
 
-# Dense bfloat16 FLOP/s by what the device's name holds, from the vendor's data sheets; the first match counts.
+# Dense bfloat16 FLOP/s by a word of the device's name, from the vendor's data sheets; the first match counts.
 _PEAKS = {
     "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "GH200": 989e12, "H200": 989e12, "B200": 2250e12,
-    "A100": 312e12, "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
+    "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12,
 }  # fmt: skip
 _FORWARD, _FULL_BACKWARD, _FROZEN_BACKWARD = 2, 4, 2  # per parameter and token: frozen ones need no gradient
 
@@ -79,13 +80,14 @@ def peak_memory(device: torch.device) -> int:
 
 def peak_flops(name: str) -> float | None:
     """Dense bfloat16 FLOP/s of a GPU, by what the device or Ray calls it; None where it is not known."""
-    return next((peak for known, peak in _PEAKS.items() if known in name), None)
+    return next((peak for known, peak in _PEAKS.items() if re.search(rf"\b{known}\b", name)), None)
 
 
 def _shape(weight: torch.nn.Parameter) -> torch.Size:
-    """A parameter that ZeRO-3 has sharded shows its full shape in `ds_shape` only."""
-    shape: torch.Size = getattr(weight, "ds_shape", weight.shape)
-    return shape
+    """A parameter that ZeRO-3 has sharded shows its full shape in `ds_shape` only, one in 4 bits in `quant_state`."""
+    whole = getattr(weight, "quant_state", None)
+    shape: torch.Size = weight.shape if whole is None else whole.shape
+    return getattr(weight, "ds_shape", shape)
 
 
 def _size(weight: torch.nn.Parameter) -> int:

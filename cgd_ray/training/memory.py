@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.nn import functional
-from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import with_adapter
@@ -17,7 +17,8 @@ from cgd_ray.training.flops import Flops
 _ATTENTION = "cgd_shapes"
 _HALF, _SINGLE = 2, 4  # bytes
 _MOMENTS = 2
-_OFFLOADED = 3  # master weights and two moments
+_STATES = 3  # master weights and two moments: what a checkpoint holds
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a scale of 8 bits for 64 of them, one of fp32 for 256 of those
 _LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
 
 
@@ -28,6 +29,8 @@ class ModelSizes:
     trained: int
     """Parameters with a gradient."""
     frozen: int
+    quantized: int
+    """Of the frozen ones, those in 4 bits."""
     layer: int
     """Bytes that one layer keeps for the backward pass of one packed pass."""
     layer_input: int
@@ -70,6 +73,7 @@ def model_sizes(folder: Path, training: TrainingSection, supervised_share: float
     return ModelSizes(
         trained=trained,
         frozen=sum(weight.numel() for weight in model.parameters()) - trained,
+        quantized=_quantized(model) if training.lora and training.lora.quantization else 0,
         layer=layer,
         layer_input=layer_input,
         layers=layers,
@@ -78,12 +82,12 @@ def model_sizes(folder: Path, training: TrainingSection, supervised_share: float
     )
 
 
-def reduce_bucket(*, on_gpu: bool) -> int:
-    """Elements that ZeRO reduces at a time.
+def reduce_bucket(trained: int, *, on_gpu: bool) -> int:
+    """Elements that ZeRO reduces at a time, of so many parameters with a gradient.
 
-    One buffer of them is allocated whole: 1 GB at DeepSpeed's default, more than a small model itself.
+    Buffers of them are allocated whole: 1 GB at DeepSpeed's default, more than a small model or an adapter itself.
     """
-    return 500_000_000 if on_gpu else 50_000_000
+    return min(trained, 500_000_000 if on_gpu else 50_000_000)
 
 
 def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True) -> Memory:
@@ -91,24 +95,34 @@ def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True)
     stage, workers, offloaded = training.zero_stage, training.workers, training.offload != "none"
     half = _HALF if training.precision == "bf16" and stage > 0 else _SINGLE
     trained, frozen = sizes.trained, sizes.frozen
-    weights: float = half * (trained + frozen)
+    weights: float = half * (trained + frozen - sizes.quantized) + _NF4 * sizes.quantized
     if training.precision == "bf16" and stage == 0:
         weights += _HALF * (trained + frozen)  # which autocast rounds to bfloat16, and keeps for the pass
     gradients: float = _SINGLE * trained
     optimiser: float = (_MOMENTS + (1 if stage else 0)) * _SINGLE * trained
-    host = 0.0
+    host = _STATES * _SINGLE * trained / (workers if stage else 1)  # a checkpoint's copy, while it is written
     if stage >= 1:
         optimiser /= workers
     if stage >= 2:
         gradients /= workers
-    if stage == 3:
-        weights = weights / workers + half * min(_LIVE, trained + frozen)
+    share, live = (weights / workers, half * min(_LIVE, trained + frozen)) if stage == 3 else (weights, 0)
     if offloaded:
-        host = optimiser + gradients
+        host += optimiser + gradients
         optimiser = gradients = 0.0
-    buffers = half * min(reduce_bucket(on_gpu=on_gpu), trained) if stage else 0
+    if offloaded and stage == 3:
+        host, share = host + share, 0
+    weights = share + live
+    overlapping = 2 if stage == 2 and on_gpu else 1
+    buffers = overlapping * half * reduce_bucket(trained, on_gpu=on_gpu) if stage > 1 else 0
     activations = sizes.activations(checkpointed=training.gradient_checkpointing)
     return Memory(weights + gradients + optimiser + buffers + activations, host)
+
+
+def _quantized(model: PreTrainedModel) -> int:
+    """Parameters of linear layers but those of the output and of the adapter, which bitsandbytes leaves as they are."""
+    head = model.get_output_embeddings()
+    layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
+    return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
 class _Shapes(torch.autograd.Function):

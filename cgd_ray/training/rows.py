@@ -71,8 +71,8 @@ def write_local(table: Table, file: Path) -> None:
             writer.write_table(part.drop_columns("part"))
 
 
-def open_on_node(table: Table) -> EncodedRows:
-    """The rows of an encoded table, for every rank of the process group; all call it together.
+def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
+    """The rows of an encoded table, for every rank of a patient group; all call it together.
 
     One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks.
     """
@@ -85,9 +85,9 @@ def open_on_node(table: Table) -> EncodedRows:
         if is_first:
             _remove_stale(folder)
             write_local(table, file)
-        dist.barrier()
+        dist.barrier(group)
         rows = EncodedRows.mapped(file)
-        dist.barrier()
+        dist.barrier(group)
     finally:
         if is_first:
             file.unlink(missing_ok=True)  # who has mapped it keeps it

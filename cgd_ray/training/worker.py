@@ -32,6 +32,7 @@ from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, RefusedError, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
+from cgd_ray.training.patience import patient_group
 from cgd_ray.training.progress import Progress
 from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
@@ -108,7 +109,8 @@ class _Rank:
         if not dist.is_initialized():
             dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
         self.number, self.world = dist.get_rank(), dist.get_world_size()
-        self.rows = open_on_node(job.encoded)
+        self._patient = patient_group()
+        self.rows = open_on_node(job.encoded, self._patient)
         self.trained, self.validated = self.rows.apart(job.training.validation_fraction)
         if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
             raise RefusedError(
@@ -252,7 +254,7 @@ class _Rank:
                 self._write(weights, Path(folder))
                 store.remove(self.job.student)
                 store.upload(Path(folder), self.job.student)
-        dist.barrier()
+        dist.barrier(self._patient)
 
     def _write(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
         lora, model = self.job.training.lora, self.engine.module

@@ -36,8 +36,8 @@ def test_what_is_held_between_steps_is_as_estimated(tmp_path: Path, stage: int) 
     sizes = model_sizes(tmp_path / "model", job.training, 0.5)
     during_a_pass = {
         0: (4 + 2) * sizes.trained,  # gradients, and autocast's copies
-        1: 2 * reduce_bucket(on_gpu=False),
-        2: 4 * sizes.trained / WORLD + 2 * reduce_bucket(on_gpu=False),
+        1: 0,
+        2: 4 * sizes.trained / WORLD + 2 * reduce_bucket(sizes.trained, on_gpu=False),
         3: 2 * sizes.trained,  # weights that a pass gathers
     }
     told = memory(sizes, job.training, on_gpu=False).device - sizes.activations(checkpointed=False)

@@ -13,6 +13,7 @@ from cgd_ray.storage.schemas import EXAMPLES
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.encode_table import EncodedExamples, Encoding, encode_examples
+from cgd_ray.training.estimate import encode_sample
 from cgd_ray.training.formats import Conversation, Example, Lacking
 from tests.unit.training.tiny import example, tiny_tokenizer
 
@@ -91,3 +92,13 @@ def test_the_only_row_of_a_verdict_has_no_other_critique(tmp_path: Path) -> None
     rows = [example(0), example(1), example(2, verdict="right")]
     encoded = encode(table(tmp_path, rows), method="cgd-shuffled")
     assert encoded.counts.dropped == {"no other prompt with its verdict": 1}
+
+
+def test_what_is_told_of_a_sample_is_what_becomes_of_it(tmp_path: Path) -> None:
+    rows = [example(number) for number in range(6)]
+    training = TrainingSection(method="cgd", compared_with=["cgd", "cgd-shuffled"])
+    told = encode_sample(Encoding(training, 0, PROMPTS, ENCODER), rows, complete=6)
+    made = encode_examples(table(tmp_path, rows), Encoding(training, 0, PROMPTS, ENCODER))
+    assert (
+        (len(told.encoded), sum(told.lengths)) == (made.counts.rows, made.counts.total_tokens) == (6, sum(told.lengths))
+    )

@@ -1,17 +1,20 @@
 """What a pass keeps for its backward pass, told without memory, against what PyTorch keeps as it runs."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.nn import Params4bit
 from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.training import LoraSection, TrainingSection
-from cgd_ray.training.adapters import with_adapter
+from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.loss import summed_loss
 from cgd_ray.training.memory import memory, model_sizes
 from cgd_ray.training.packing import join
+from tests.unit.training.tiny import write_tiny_model
 
 LENGTH, SUPERVISED = 256, 64
 GIB = 2**30
@@ -52,8 +55,26 @@ def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
     sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64), 0.5)
     needed_by_pass = sizes.activations(checkpointed=False)
     trained = sizes.trained
-    assert told(zero_stage=0) == (18 * trained, 0)  # fp32 weights, gradients, moments, and autocast's copy
-    assert told(zero_stage=1) == ((2 + 4 + 12 / 4 + 2) * trained, 0)  # the last one is the bucket
-    assert told(zero_stage=2) == ((2 + 4 / 4 + 12 / 4 + 2) * trained, 0)
-    assert told(zero_stage=2, offload="cpu") == ((2 + 2) * trained, 16 / 4 * trained)
-    assert told(zero_stage=3) == ((2 / 4 + 2 + 4 / 4 + 12 / 4 + 2) * trained, 0)
+    copy = 12 * trained  # of a checkpoint
+    assert told(zero_stage=0) == (18 * trained, copy)  # fp32 weights, gradients, moments, and autocast's copy
+    assert told(zero_stage=1) == ((2 + 4 + 12 / 4) * trained, copy / 4)
+    assert told(zero_stage=2) == ((2 + 4 / 4 + 12 / 4 + 2 * 2) * trained, copy / 4)  # the last are two buckets
+    assert told(zero_stage=2, offload="cpu") == ((2 + 2 * 2) * trained, 16 / 4 * trained + copy / 4)
+    assert told(zero_stage=3) == ((2 / 4 + 2 + 4 / 4 + 12 / 4 + 2) * trained, copy / 4)
+    assert told(zero_stage=3, offload="cpu") == ((2 + 2) * trained, (2 / 4 + 16 / 4) * trained + copy / 4)
+
+
+def test_four_bits_are_told(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, hidden_size=256, intermediate_size=512)
+    lora = LoraSection(rank=4, quantization="nf4")
+    training = TrainingSection(lora=lora, micro_batch_tokens=64, zero_stage=0)
+    sizes = model_sizes(tmp_path, training, 0.5)
+    options = quantized(lora, torch.device("cpu"))
+    model = with_adapter(AutoModelForCausalLM.from_pretrained(tmp_path, **options), lora, seed=0)
+    weights = [weight for weight in model.parameters() if isinstance(weight, Params4bit)]
+    states = [weight.quant_state for weight in weights]
+    scales = sum(state.absmax.nbytes + state.state2.absmax.nbytes for state in states)
+    in_half = memory(replace(sizes, quantized=0), training).device - memory(sizes, training).device
+    assert sizes.quantized == sum(state.shape.numel() for state in states)
+    saved = 4 * sizes.quantized - sum(weight.nbytes for weight in weights) - scales
+    assert in_half == pytest.approx(saved, rel=0.01)

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -19,7 +20,7 @@ from cgd_ray.config.training import LoraSection
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.checkpoints import Checkpoints
-from cgd_ray.training.job import DivergedError, StepReport
+from cgd_ray.training.job import DivergedError, RefusedError, StepReport
 from cgd_ray.training.packing import batches
 from cgd_ray.training.worker import _Rank, train_rank
 from tests.unit.training.loop import ROWS, alone, distance, make_job, plain_step, trained
@@ -214,6 +215,36 @@ def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, s
     adapter = json.loads(encoded.store.read(f"{job.student}/adapter/adapter_config.json"))
     assert adapter["base_model_name_or_path"] == job.model
     assert encoded.store.exists(f"{job.student}/adapter/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"]])
+def test_tied_embeddings_take_no_adapter(tmp_path: Path, targets: list[str]) -> None:
+    write_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
+    table = encoded_rows(tmp_path / "tied", tmp_path / "root", ROWS)
+    with pytest.raises(RefusedError, match=r"^training\.lora\.targets: .* are one tensor"):
+        _Rank(make_job(table, tmp_path / "tied", lora=LoraSection(rank=4, targets=targets)))
+
+
+def test_a_checkpoint_under_way_is_written_where_training_diverges(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(make_job(encoded, tiny_dir, batch_size=2, checkpoint_every=2), checkpoints="diverging")
+    write, step = Checkpoints._write, _Rank._step
+
+    def slowly(checkpoints: Checkpoints, *what: Any) -> None:
+        time.sleep(1)
+        write(checkpoints, *what)
+
+    def diverging(rank: _Rank, number: int, batch: list[int], rate: float) -> tuple[float, float]:
+        if number == 2:
+            raise DivergedError("as told")
+        return step(rank, number, batch, rate)
+
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
+    monkeypatch.setattr(_Rank, "_step", diverging)
+    with pytest.raises(DivergedError):
+        train_rank(job, lambda _: False)
+    assert encoded.store.exists(f"{job.checkpoints}/step-00000002/progress.json")
 
 
 def test_a_loss_spike_stops_before_it_changes_a_weight(encoded: Table, tiny_dir: Path) -> None:
