@@ -78,8 +78,9 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:
         model = with_adapter(model, training.lora, seed)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    config["zero_optimization"]["reduce_bucket_size"] = reduce_bucket(trained, on_gpu=device.type != "cpu")
+    # A parameter sharded by ZeRO-3 is empty, and has its size in `ds_numel`.
+    sizes = (getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters() if weight.requires_grad)
+    config["zero_optimization"]["reduce_bucket_size"] = reduce_bucket(sum(sizes), on_gpu=device.type != "cpu")
     engine, *_ = deepspeed.initialize(
         model=model,
         optimizer=_optimizer(training, model.named_parameters(), device),
