@@ -1,10 +1,11 @@
 """Attention between the rows of a pack: which implementation cuts it, and one of ours for CPU."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import structlog
 import torch
+from deepspeed import DeepSpeedEngine
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -42,7 +43,7 @@ def wanted(training: TrainingSection, device: torch.device) -> _Loadable:
     return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
 
 
-def load_student(folder: Path, training: TrainingSection, device: torch.device, **options: Any) -> PreTrainedModel:
+def load_student(folder: Path, training: TrainingSection, device: torch.device, **options: object) -> PreTrainedModel:
     """The model in a directory; under `auto` with the attention that all have, where it has none of the faster ones.
 
     Raises:
@@ -60,7 +61,7 @@ def load_student(folder: Path, training: TrainingSection, device: torch.device, 
     return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
 
 
-def settle_attention(engine: Any, training: TrainingSection, device: torch.device) -> None:
+def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device: torch.device) -> None:
     """Let rows attend one by one, where recipe or device ask for it and the logits are those under a mask.
 
     An architecture may add its own biases to a mask, or not say where rows begin. Rows that may be longer than its
@@ -127,7 +128,7 @@ def _refused(attention: str, error: Exception) -> RefusedError:
 
 
 @torch.no_grad()
-def _probe(engine: Any, device: torch.device) -> torch.Tensor:
+def _probe(engine: DeepSpeedEngine, device: torch.device) -> torch.Tensor:
     """Logits of a small pack, without dropout."""
     vocabulary = engine.module.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (44,), generator=torch.Generator().manual_seed(0)).numpy()
@@ -145,7 +146,7 @@ def _by_row(
     _mask: torch.Tensor | None,
     *,
     position_ids: torch.Tensor,
-    **options: Any,
+    **options: object,
 ) -> tuple[torch.Tensor, None]:
     """Causal attention [1, heads, T, size] -> [1, T, heads, size] within each run of restarting positions [1, T].
 

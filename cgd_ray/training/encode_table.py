@@ -14,6 +14,7 @@ from cgd_ray.config.training import TrainingSection, ViewName
 from cgd_ray.prompts.templates import PromptSet
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.runs import Document
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.encode import ChatEncoder, Encoded
@@ -68,7 +69,7 @@ class Encoding:
         """Where the encoded rows go."""
         return Table(examples.store, "encoded", fingerprint(self.describe(examples)), ENCODED)
 
-    def describe(self, examples: Table) -> dict[str, Any]:
+    def describe(self, examples: Table) -> Document:
         """The content of the encoded table's fingerprint; settings that change nothing are left out."""
         training = self.training
         drawn = training.method == "mix" or "cgd-shuffled" in training.views
@@ -186,7 +187,7 @@ def _encode_part(examples: Table, encodings: list[Encoding], numbered: tuple[int
 @dataclass
 class _Part:
     counts: Counts = field(default_factory=Counts)
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Document] = field(default_factory=list)
 
     def add(self, example: Example, name: ViewName, encoded: Encoded | Lacking) -> None:
         if isinstance(encoded, Lacking):
