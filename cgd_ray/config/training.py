@@ -93,8 +93,12 @@ class TrainingSection(Section):
     checkpoint with as many as there are, up to `workers`. Every ten minutes Ray looks whether there are more, and
     starts again with them, from the last checkpoint, too. None waits for all of them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    offload: Literal["none", "cpu"] = "none"
-    """Where ZeRO keeps optimiser states (and, in stage 3, parameters)."""
+    offload: Literal["none", "cpu", "nvme"] = "none"
+    """Where ZeRO keeps fp32 weights and optimiser states (and, in stage 3, the parameters, which `nvme` keeps in the
+    host's memory, too)."""
+    offload_folder: Annotated[str, Field(pattern="^/")] | None = None
+    """Of `offload: nvme`: a folder on a fast disk of each machine, with room for 16 bytes of every parameter that its
+    workers share."""
     launcher: Literal["ray", "torchrun"] = "ray"
     """`torchrun`: the run makes the rows ready, says which command trains, and goes on when that is done. For machines
     that a scheduler gives, without Ray."""
@@ -130,6 +134,10 @@ class TrainingSection(Section):
             raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
         if self.offload == "cpu" and self.zero_stage == 0:
             raise ValueError("offload cpu needs zero_stage 1, 2 or 3: stage 0 shares nothing out that could be moved")
+        if self.offload == "nvme" and self.zero_stage != 3:
+            raise ValueError("offload nvme needs zero_stage 3: DeepSpeed moves nothing to disk in the others")
+        if (self.offload == "nvme") != (self.offload_folder is not None):
+            raise ValueError("offload nvme and offload_folder need each other")
         if self.lora and self.lora.quantization and self.zero_stage == 3:
             raise ValueError("lora.quantization needs zero_stage 0, 1 or 2: 4-bit weights are not sharded")
         if self.export == "best" and not self.validation_fraction:

@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.patience import patient_group
-from cgd_ray.training.pieces import STATES, Piece, begin_at, pieces_of, refresh_weights
+from cgd_ray.training.pieces import STATES, Piece, begin_at, is_swapped, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
 
 _PROGRESS = "progress.json"
@@ -52,17 +52,23 @@ class Checkpoints:
     def save(self, engine: DeepSpeedEngine, progress: Progress) -> None:
         """Copy this rank's pieces to the host and write them while training goes on, after the save before.
 
+        States on NVMe are written from there, piece by piece, before training goes on: a copy of them is what the host
+        has no room for.
+
         Raises:
             RefusedError: the disk has no room for it.
             Exception: the save before failed.
         """
         self.wait()
-        found = pieces_of(engine)
         # In stage 0 every rank has everything, and each writes a share of it.
         copies = dist.get_world_size() if engine.zero_optimization_stage() == 0 else 1
-        self._require_room(sum(piece.tensor.nbytes for piece in found.values()) / copies)
-        pieces = {name: _Held.on_host(piece) for name, piece in found.items()}
-        self._writing = self._writer.submit(self._write, pieces, progress)
+        with pieces_of(engine) as pieces:
+            self._require_room(sum(piece.length for piece in pieces.values()) * torch.float32.itemsize / copies)
+            if is_swapped(engine):
+                self._write({name: _Held(piece) for name, piece in pieces.items()}, progress)
+                return
+            held = {name: _Held.on_host(piece) for name, piece in pieces.items()}
+        self._writing = self._writer.submit(self._write, held, progress)
 
     def wait(self) -> None:
         """Until the last save is whole.
@@ -89,11 +95,11 @@ class Checkpoints:
         self._load(engine, step, STATES[:1])
 
     def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
-        found = pieces_of(engine).items()
-        pieces = {name: _Held(piece) for name, piece in found if name.split("/", 1)[0] in states}
         path = self._store.url(self._place(step))
         reader = FsspecReader(path, **self._store.fs.storage_options)
-        load(pieces, storage_reader=reader, planner=_Reading(), process_group=self._group)
+        with pieces_of(engine, change=True) as pieces:
+            held = {name: _Held(piece) for name, piece in pieces.items() if name.split("/", 1)[0] in states}
+            load(held, storage_reader=reader, planner=_Reading(), process_group=self._group)
         refresh_weights(engine)
 
     def _require_room(self, share: float) -> None:
@@ -154,15 +160,15 @@ class _Held:
 
     @staticmethod
     def on_host(piece: Piece) -> "_Held":
-        return _Held(Piece(piece.tensor.detach().to("cpu", copy=True), piece.start, piece.whole))
+        copied = piece.fetch().detach().to("cpu", copy=True)
+        return _Held(replace(piece, fetch=lambda: copied))
 
     @property
     def _chunk(self) -> ChunkStorageMetadata:
-        return ChunkStorageMetadata(torch.Size([self.piece.start]), torch.Size([self.piece.tensor.numel()]))
+        return ChunkStorageMetadata(torch.Size([self.piece.start]), torch.Size([self.piece.length]))
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
-        properties = TensorProperties.create_from_tensor(self.piece.tensor)
-        data = TensorWriteData(self._chunk, properties, torch.Size([self.piece.whole]))
+        data = TensorWriteData(self._chunk, TensorProperties(dtype=torch.float32), torch.Size([self.piece.whole]))
         return [WriteItem(MetadataIndex(name, self._chunk.offsets), WriteItemType.SHARD, tensor_data=data)]
 
     def __create_chunk_list__(self) -> Sequence[ChunkStorageMetadata]:
@@ -172,7 +178,7 @@ class _Held:
 class _Writing(DefaultSavePlanner):
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         held: _Held = self.state_dict[index.fqn]
-        return held.piece.tensor
+        return held.piece.fetch()
 
 
 class _Reading(DefaultLoadPlanner):
@@ -186,4 +192,4 @@ class _Reading(DefaultLoadPlanner):
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
         held: _Held = self.state_dict[index.fqn]
-        return held.piece.tensor
+        return held.piece.fetch()

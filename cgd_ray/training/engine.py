@@ -8,17 +8,25 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.attention import load_student
-from cgd_ray.training.memory import reduce_bucket
+from cgd_ray.training.job import RefusedError
+from cgd_ray.training.memory import SWAPPED_AT_ONCE, reduce_bucket
 
 
-def engine_config(training: TrainingSection, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration. Accumulation and the learning rate are the loop's own, so it holds neither."""
+def engine_config(training: TrainingSection, device: torch.device, swap: Path | None = None) -> dict[str, Any]:
+    """DeepSpeed's configuration. Accumulation and the learning rate are the loop's own, so it holds neither.
+
+    Args:
+        training: the recipe's.
+        device: of this rank.
+        swap: folder for states that are offloaded to NVMe.
+    """
     on_cpu = device.type == "cpu"
     zero: dict[str, Any] = {
         "stage": training.zero_stage,
@@ -26,9 +34,12 @@ def engine_config(training: TrainingSection, device: torch.device) -> dict[str, 
         "overlap_comm": not on_cpu,
     }
     if offloads(training, device):
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-        if training.zero_stage == 3:
+        zero["offload_optimizer"] = {"device": training.offload, "pin_memory": True}
+        if training.zero_stage == 3 and not on_cpu:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    if swap is not None:
+        zero["offload_optimizer"]["nvme_path"] = str(swap)
+        zero["sub_group_size"] = SWAPPED_AT_ONCE
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -42,8 +53,8 @@ def engine_config(training: TrainingSection, device: torch.device) -> dict[str, 
 
 
 def offloads(training: TrainingSection, device: torch.device) -> bool:
-    """Whether anything moves to the host: never where the device is the host."""
-    return training.offload == "cpu" and device.type != "cpu"
+    """Whether anything moves away: never to the host where the device is the host."""
+    return training.offload == "nvme" or (training.offload == "cpu" and device.type != "cpu")
 
 
 def _in_bfloat16(training: TrainingSection) -> bool:
@@ -54,13 +65,20 @@ def _in_bfloat16(training: TrainingSection) -> bool:
     return training.precision == "bf16" and training.zero_stage > 0
 
 
-def start_engine(training: TrainingSection, model_path: Path, device: torch.device, seed: int) -> Any:
+def start_engine(
+    training: TrainingSection, model_path: Path, device: torch.device, seed: int, swap: Path | None = None
+) -> Any:
     """Load the student and wrap it. The default process group must exist.
 
     Master weights and optimiser states are fp32; with `bf16` the weights of the forward pass are their rounded copy.
+
+    Raises:
+        RefusedError: the recipe asks for what this machine or student cannot do.
     """
-    config = engine_config(training, device)
+    config = engine_config(training, device, swap)
     _quieten()
+    if swap is not None:
+        _require_asynchronous_io()
     if device.type == "cpu":
         # An all-reduce through shared memory would be compiled at the first start: 38 s and a C++ compiler for
         # what gloo does as well at the sizes that a CPU can train.
@@ -90,6 +108,14 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
     del sharding
     engine.train()
     return engine
+
+
+def _require_asynchronous_io() -> None:
+    if not AsyncIOBuilder().is_compatible(verbose=False):
+        raise RefusedError(
+            "training.offload: nvme needs libaio's headers on every machine that trains (Debian: apt-get install "
+            "libaio-dev), which DeepSpeed compiles against; install them, or take offload: cpu"
+        )
 
 
 def apply_step(engine: Any, rate: float) -> float:

@@ -15,7 +15,7 @@ from cgd_ray.training.packing import optimiser_steps
 
 Layout = tuple[int, str]
 """ZeRO stage and offload."""
-_LAYOUTS: tuple[Layout, ...] = ((0, "none"), (1, "none"), (2, "none"), (2, "cpu"), (3, "none"), (3, "cpu"))
+_LAYOUTS: tuple[Layout, ...] = ((0, "none"), (1, "none"), (2, "none"), (2, "cpu"), (3, "none"), (3, "cpu"), (3, "nvme"))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,9 @@ _HALF, _SINGLE = 2, 4  # bytes
 _MOMENTS = 2
 _STATES = 3  # master weights and two moments: what a checkpoint holds
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a scale of 8 bits for 64 of them, one of fp32 for 256 of those
+SWAPPED_AT_ONCE = 100_000_000
+"""Parameters of which a rank has states from NVMe in memory; its part of them at most."""
+_SWAP_BUFFERS = 4  # of so many parameters in fp32: DeepSpeed pins them for weights, moments and gradients
 _LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
 
 
@@ -53,6 +56,8 @@ class Memory:
 
     device: float
     host: float
+    disk: float = 0.0
+    """On the machine itself, of `offload: nvme`."""
 
 
 def model_sizes(folder: Path, training: TrainingSection, supervised_share: float) -> ModelSizes:
@@ -106,8 +111,13 @@ def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True)
     if stage >= 2:
         gradients /= workers
     share, live = (weights / workers, half * min(_LIVE, trained + frozen)) if stage == 3 else (weights, 0)
-    if offloaded:
+    disk = 0.0
+    if training.offload == "nvme":  # checkpoints are written from the disk, too
+        disk = optimiser + gradients
+        host = _SWAP_BUFFERS * _SINGLE * min(SWAPPED_AT_ONCE, trained / workers)
+    elif offloaded:
         host += optimiser + gradients
+    if offloaded:
         optimiser = gradients = 0.0
     if offloaded and stage == 3:
         host, share = host + share, 0
@@ -115,7 +125,7 @@ def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True)
     overlapping = 2 if stage == 2 and on_gpu else 1
     buffers = overlapping * half * reduce_bucket(trained, on_gpu=on_gpu) if stage > 1 else 0
     activations = sizes.activations(checkpointed=training.gradient_checkpointing)
-    return Memory(weights + gradients + optimiser + buffers + activations, host)
+    return Memory(weights + gradients + optimiser + buffers + activations, host, disk)
 
 
 def _quantized(model: PreTrainedModel) -> int:

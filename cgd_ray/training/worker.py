@@ -9,6 +9,7 @@ tensor or pipeline parallelism, other optimisers.
 import contextlib
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,14 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
         RefusedError: the model mixes packed rows, none or all are set aside for validation, or a disk is full.
     """
     rank = _Rank(job)
+    try:
+        return _train_to_the_end(rank, report)
+    finally:
+        rank.forget_swapped()
+
+
+def _train_to_the_end(rank: "_Rank", report: Report) -> RankOutcome:
+    job = rank.job
     wants_best = job.training.export == "best"
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints, keep_best=wants_best)
     rank.progress = checkpoints.restore(rank.engine)
@@ -124,7 +133,8 @@ class _Rank:
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
-        self.engine = start_engine(job.training, self.source, self.device, job.seed)
+        self._swap = _swap_folder(job, self.number)
+        self.engine = start_engine(job.training, self.source, self.device, job.seed, self._swap)
         self.yardstick = Yardstick(self.engine.module, self.device)
         config = self.engine.module.config.get_text_config()
         require_rows_fit(config, int(self.rows.lengths.max(initial=0)))
@@ -140,6 +150,11 @@ class _Rank:
     def is_due(self) -> bool:
         """Whether a checkpoint follows the last step."""
         return self.progress.step % self.job.training.checkpoint_every == 0 or self.is_over
+
+    def forget_swapped(self) -> None:
+        """Remove what DeepSpeed left on NVMe; the checkpoints hold it."""
+        if self._swap is not None:
+            shutil.rmtree(self._swap, ignore_errors=True)
 
     def steps(self) -> Iterator[StepReport]:
         """Run the steps that are left."""
@@ -263,6 +278,23 @@ class _Rank:
         else:
             merged = merge(self.source, self.job.model, lora, weights, folder / "adapter")
             write_student(merged, None, self.source, folder, self.job.about)
+
+
+def _swap_folder(job: RankJob, rank: int) -> Path | None:
+    """Of this rank alone, and empty: the files of one that was killed are worth nothing.
+
+    Raises:
+        RefusedError: it cannot be made.
+    """
+    if job.training.offload_folder is None:
+        return None
+    folder = Path(job.training.offload_folder, f"cgd-{job.identity}-{rank}")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise RefusedError(f"training.offload_folder: {error}; name a folder that every machine can write") from error
+    return folder
 
 
 def _device(job: RankJob) -> torch.device:

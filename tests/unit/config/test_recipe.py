@@ -70,6 +70,9 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
         ({"training": {"min_workers": 3, "workers": 2}}, "min_workers 3 is larger than workers 2"),
         ({"training": {"export": "best"}}, "export best needs validation_fraction above 0"),
         ({"training": {"offload": "cpu", "zero_stage": 0}}, "offload cpu needs zero_stage 1, 2 or 3"),
+        ({"training": {"offload": "nvme", "offload_folder": "/disk"}}, "offload nvme needs zero_stage 3"),
+        ({"training": {"offload": "nvme", "zero_stage": 3}}, "offload nvme and offload_folder need each other"),
+        ({"training": {"offload_folder": "disk"}}, "training.offload_folder"),
         ({"generation": {"draft": {"samples": 4}}}, "samples > 1 needs temperature > 0"),
         ({"serving": {"model_id": "a:b"}}, "serving.model_id"),
         (

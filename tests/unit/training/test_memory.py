@@ -47,10 +47,10 @@ def test_activations_are_those_that_are_kept(tiny_dir: Path, lora: LoraSection |
 
 
 def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
-    def told(**training: object) -> tuple[float, float]:
+    def told(**training: object) -> tuple[float, ...]:
         section = TrainingSection.model_validate({"workers": 4, "micro_batch_tokens": 64} | training)
         needed = memory(sizes, section)
-        return needed.device - needed_by_pass, needed.host
+        return (needed.device - needed_by_pass, needed.host, needed.disk)[: 3 if needed.disk else 2]
 
     sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64), 0.5)
     needed_by_pass = sizes.activations(checkpointed=False)
@@ -62,6 +62,8 @@ def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
     assert told(zero_stage=2, offload="cpu") == ((2 + 2 * 2) * trained, 16 / 4 * trained + copy / 4)
     assert told(zero_stage=3) == ((2 / 4 + 2 + 4 / 4 + 12 / 4 + 2) * trained, copy / 4)
     assert told(zero_stage=3, offload="cpu") == ((2 + 2) * trained, (2 / 4 + 16 / 4) * trained + copy / 4)
+    on_disk = told(zero_stage=3, offload="nvme", offload_folder="/disk")
+    assert on_disk == ((2 + 2) * trained, (2 / 4 + 16 / 4) * trained, 16 / 4 * trained)
 
 
 def test_four_bits_are_told(tmp_path: Path) -> None:
