@@ -46,7 +46,8 @@ class VllmOptions(Section):
     request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Longest wait for one completion; then the row has failed, and the next run tries it again."""
     engine_args: dict[str, Any] = {}
-    """Any other argument of vLLM's AsyncEngineArgs. They count as result-changing: another value, another table."""
+    """Any other argument of vLLM's AsyncEngineArgs. Another value, another table, but for those that only say how much
+    at a time and where it lies (`gpu_memory_utilization`, `max_num_batched_tokens`, ...)."""
 
     @property
     def devices(self) -> int:

@@ -13,6 +13,13 @@ from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import Stage
 from cgd_ray.engines.vllm import VllmEngine
 
+MEMORY_ARGS = frozenset({
+    "block_size", "cpu_offload_gb", "disable_log_stats", "enable_chunked_prefill", "enforce_eager",
+    "gpu_memory_utilization", "kv_cache_memory_bytes", "long_prefill_token_threshold", "max_num_batched_tokens",
+    "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
+})  # fmt: skip
+"""Arguments of vLLM that say how much at a time and where it lies, like our own `max_in_flight`: the table stays."""
+
 
 def build_chain(
     role: str,
@@ -79,6 +86,8 @@ def engine_identity(options: EngineOptions) -> dict[str, object]:
         case ScriptedOptions():
             keys = ("truncate_fraction", "verdict")  # a failure is no result
     identity = {key: getattr(options, key) for key in keys}
-    if isinstance(options, VllmOptions) and options.chat_template is not None:
-        identity["chat_template"] = options.chat_template
+    if isinstance(options, VllmOptions):
+        identity["engine_args"] = {key: value for key, value in options.engine_args.items() if key not in MEMORY_ARGS}
+        if options.chat_template is not None:
+            identity["chat_template"] = options.chat_template
     return identity

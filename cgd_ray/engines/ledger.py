@@ -54,6 +54,28 @@ class _Engine:
     deaths: int = 0  # of its process, with nothing finished in between
 
 
+class Seen:
+    """Whether something was seen before, in the memory of 64 MiB for any number of things.
+
+    A Bloom filter: of five million things less than one in ten thousand new ones is taken for an old one.
+    """
+
+    _BITS = 2**29
+    _PLACES = 4
+
+    def __init__(self) -> None:
+        self._bits = bytearray(self._BITS // 8)  # the system gives pages as they are written to
+
+    def add(self, thing: tuple[str, ...]) -> bool:
+        """Take it in; whether it is new."""
+        new = False
+        for place in range(self._PLACES):
+            byte, bit = divmod(hash((place, thing)) % self._BITS, 8)
+            new |= not self._bits[byte] >> bit & 1
+            self._bits[byte] |= 1 << bit
+        return new
+
+
 class _Ledger:
     def __init__(self) -> None:
         self._engines: dict[str, _Engine] = {}
@@ -62,9 +84,9 @@ class _Ledger:
         self._ceiling: str | None = None
         self._broken: CgdError | None = None
         self._stopping = False
-        # Blocks that were ever begun, by a number made of their rows' names: 50 bytes for some dozens of rows. That a
-        # block's rows are on storage is no reason to forget it: Ray may lose what the engine returned, and begin again.
-        self._begun: set[int] = set()
+        # Blocks that were ever begun. That a block's rows are on storage is no reason to forget it: Ray may lose what
+        # the engine returned, and begin again.
+        self._begun = Seen()
         self._deaths = 1  # of engines' processes; 0 would say that nothing is to be looked up
         self._progress = time.monotonic()
 
@@ -96,9 +118,7 @@ class _Ledger:
         self._engines[engine].rows.update(rows)
         held = {row: self._strikes.of(row) for row in rows}
         strikes = {row: strike for row, strike in held.items() if strike.deaths}
-        block = hash((role, *rows))
-        if block not in self._begun:
-            self._begun.add(block)
+        if self._begun.add((role, *rows)):
             return Admission(strikes, 0)
         # A lost node's engine may come again long after another one has begun its blocks.
         return Admission(strikes, self._deaths + sum(not node["Alive"] for node in ray.nodes()))

@@ -26,11 +26,16 @@ from cgd_ray.engines.stage import DONE, WORK, Row, Stage, row_name
 from cgd_ray.engines.ward import RevivedEngine
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime import processes
+from cgd_ray.storage.filesystem import store_errors
 
-# Blocks that an engine is given at a time. A block is one task and leaves the operator when its slowest row is done, so
-# there must be many; each costs the driver about a millisecond, so there must not be too many.
-_BLOCKS = 12
+# Blocks that an engine is given at a time. A block is one task and leaves the operator when its slowest row is done: in
+# a dozen blocks of 64 rows, of which the longest takes ten times as long as most, two thirds of an engine's places for
+# rows were empty. Each costs the driver about a millisecond, so small engines' blocks hold two rows.
+_BLOCKS = 192
+_LEAST_ROWS = 2
+_MOST_BLOCKS = 512  # where another chain of the run needs smaller ones
 _QUEUED_BLOCKS = 4  # more that wait at the engine, since the next ones come only as often as Ray Data looks
+_SPARE = 3  # times the rows that generate
 _SPARE_ROWS = 64
 
 T = TypeVar("T")
@@ -53,21 +58,24 @@ class Chain:
     accelerator_type: str | None = None
     flush_rows: int = 256
     flush_seconds: float = 5.0
+    rows: int | None = None
+    """Rows that lack a stage of this chain, where that is known: of few rows no engine takes more than its share."""
 
     @property
     def spare_rows(self) -> int:
         """Rows that an engine is given beyond those that generate: some wait for their commit, or for their block."""
-        return max(self.max_in_flight, _SPARE_ROWS)
+        return max(_SPARE * self.max_in_flight, _SPARE_ROWS)
 
     @property
     def admitted_rows(self) -> int:
         """Rows that an engine is given at a time."""
-        return self.max_in_flight + self.spare_rows
+        most = self.max_in_flight + self.spare_rows
+        return most if self.rows is None else min(most, max(self.max_in_flight, math.ceil(self.rows / self.replicas)))
 
     @property
     def block_rows(self) -> int:
         """Rows that this chain would have in a block of work."""
-        return max(1, self.admitted_rows // _BLOCKS)
+        return max(_LEAST_ROWS, self.admitted_rows // _BLOCKS)
 
 
 class ChainActor:
@@ -77,6 +85,7 @@ class ChainActor:
         processes.end_orphans()  # a killed predecessor's engine core would hold this one's cores and memory
         self._chain = chain
         self._ledger = ledger
+        self._ending: tuple[type[Exception], ...] = (CgdError, *store_errors())
         self._schema = schema
         self._name = ray.get_runtime_context().get_actor_id()
         self._look = threading.Lock()
@@ -111,8 +120,8 @@ class ChainActor:
     def _start(self) -> None:
         try:
             self._soon(self._engine.start()).result()
-        except CgdError as error:
-            ray.get(self._ledger.fail.remote(error))
+        except self._ending as error:
+            ray.get(self._ledger.fail.remote(_as_ours(error)))
             time.sleep(_CLOSE_SECONDS)  # others write what they have; then the run ends, and this process with it
             raise
 
@@ -127,7 +136,7 @@ class ChainActor:
         """
         try:
             return await self._go_on(rows)
-        except (CgdError, OSError) as error:
+        except self._ending as error:
             await self._ledger.fail.remote(_as_ours(error))
             return rows
 
@@ -165,7 +174,7 @@ class ChainActor:
         await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))
 
 
-def _as_ours(error: CgdError | OSError) -> CgdError:
+def _as_ours(error: Exception) -> CgdError:
     return error if isinstance(error, CgdError) else CgdError(f"generation stopped: {type(error).__name__}: {error}")
 
 
@@ -185,7 +194,7 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
     # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     for chain in chains:
-        tasks = math.ceil(chain.admitted_rows / block_rows(chains))
+        tasks = min(_MOST_BLOCKS, math.ceil(chain.admitted_rows / block_rows(chains)))
         work = work.map_batches(
             ChainActor,
             fn_constructor_args=[chain, ledger, DONE if chain is chains[-1] else WORK],

@@ -1,6 +1,7 @@
 """What becomes of a completion: its row in the stage's table, and its share of the tallies."""
 
 import re
+from dataclasses import replace
 
 from cgd_ray.engines.base import Completion, CompletionError, PoisonError, PromptTooLongError
 from cgd_ray.engines.stage import Row, Stage
@@ -18,8 +19,8 @@ def parse_verdict(text: str) -> str | None:
 
 def result_row(stage: Stage, row: Row, made: Completion | CompletionError) -> Row:
     """A row of the stage's table (RESULTS schema)."""
-    completion = made if isinstance(made, Completion) else None
-    error = None if isinstance(made, Completion) else " ".join(str(made).split())[:1000]
+    completion = replace(made, text=_valid(made.text)) if isinstance(made, Completion) else None
+    error = None if isinstance(made, Completion) else " ".join(_valid(str(made)).split())[:1000]
     return {
         "prompt_id": row["prompt_id"],
         "sample": row["sample"],
@@ -35,6 +36,11 @@ def result_row(stage: Stage, row: Row, made: Completion | CompletionError) -> Ro
         "model": stage.model,
         "attempt": stage.attempt,
     }
+
+
+def _valid(text: str) -> str:
+    """The text with U+FFFD for half a surrogate pair: JSON may hold what UTF-8 cannot, such as an emoji cut in two."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _status(made: Completion | CompletionError) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -33,7 +33,7 @@ _READER = {
     "num_cpus": 0,  # the engines may hold all there are
     # Objects that a reader may be ahead, two for each block. Ray Data's own two blocks are taken once in each round of
     # its loop, which gave twenty small blocks a second.
-    "_generator_backpressure_num_objects": 256,
+    "_generator_backpressure_num_objects": 1024,
 }
 _READERS = 2  # at a time: each reads tens of thousands of rows a second, and is a process that takes seconds to start
 
@@ -172,7 +172,10 @@ class _Blocks:
 
 
 def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:
-    chains = _chains(recipe, with_attempts(needed), guard.paid_before)
+    chains = [
+        replace(chain, rows=max(current.todo[stage.name] for stage in chain.stages))
+        for chain in _chains(recipe, with_attempts(needed), guard.paid_before)
+    ]
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)

@@ -142,7 +142,9 @@ class Store:
     def remove_files(self, names: list[str]) -> None:
         """Delete files, those that are there: on S3 a thousand with one request."""
         if self.is_s3:
-            self.fs.rm([self.path(name) for name in names])
+            # s3fs takes no file at all for one that is missing, and so do stores that say when they delete nothing.
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm([self.path(name) for name in names])
             return
         for name in names:
             Path(self.path(name)).unlink(missing_ok=True)

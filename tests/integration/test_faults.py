@@ -1,5 +1,6 @@
 """Engines, processes and nodes that die while a real Ray cluster generates: every row once, nothing paid for twice."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -15,16 +16,19 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from ray.cluster_utils import Cluster
 
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.engines.base import Completion, Request
+from cgd_ray.engines.placement import Demand, EngineOptions
 from cgd_ray.engines.pool import ChainActor
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.filesystem import Store
@@ -92,17 +96,24 @@ def test_a_block_whose_rows_are_on_storage_is_not_paid_for_again(
 
 
 class BreaksDown(ScriptedEngine):
-    """Notes what it has answered; the teacher's cannot go on after so many critiques."""
+    """Notes what it has answered; the teacher's cannot go on after so many critiques, or not begin."""
 
-    def __init__(self, options: ScriptedOptions, folder: Path) -> None:
+    def __init__(self, options: ScriptedOptions, folder: Path, error: Exception, *, begins: bool) -> None:
         super().__init__(options)
         self._folder = folder
+        self._error = error
+        self._begins = begins
+
+    async def start(self) -> None:
+        if not self._begins and self._options.model == "t":
+            await asyncio.sleep(1)  # until there are drafts
+            raise self._error
 
     async def complete(self, request: Request) -> Completion:
         stage = request.key.split("-")[0]
         note = self._folder / f"answered-{stage}"
         if stage == "critique" and note.exists() and len(note.read_text()) >= ROWS // 4:
-            raise CgdError("the teacher broke down")
+            raise self._error
         completion = await super().complete(request)
         with note.open("a") as file:
             file.write(".")
@@ -110,14 +121,28 @@ class BreaksDown(ScriptedEngine):
 
 
 @pytest.mark.usefixtures("cluster")
-def test_an_engine_that_cannot_go_on_costs_the_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", partial(BreaksDown, folder=tmp_path))
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (CgdError("the teacher broke down"), r"^the teacher broke down$"),
+        (
+            EndpointConnectionError(endpoint_url="http://s3"),
+            r"^generation stopped: EndpointConnectionError: .*http://s3",
+        ),
+    ],
+)
+def test_an_engine_that_cannot_go_on_costs_the_others_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, *, begins: bool
+) -> None:
+    breaking = partial(BreaksDown, folder=tmp_path, error=error, begins=begins)
+    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", breaking)
     made = recipe(tmp_path, {"latency_ms": 100}, {"latency_ms": 30})
     made = made.model_copy(update={"storage": made.storage.model_copy(update={"flush_seconds": 60})})
-    with pytest.raises(CgdError, match=r"^the teacher broke down$"):
+    with pytest.raises(CgdError, match=said):
         generate(made)
     store = Store(made.run.root)
-    for stage in build_stages(made, store).all:
+    for stage in build_stages(made, store).all if begins else [build_stages(made, store).draft]:
         answered = len((tmp_path / f"answered-{stage.name}").read_text())
         committed = sum(len(rows) for rows in stage.results.batches())
         assert committed == answered > 0, stage.name
@@ -192,6 +217,21 @@ def test_a_killed_engine_process_costs_only_what_was_in_flight(tmp_path: Path, s
 def test_a_lost_node_costs_only_what_was_in_flight(cluster: Cluster, tmp_path: Path) -> None:
     node = cluster.add_node(num_cpus=2)
     made = recipe(tmp_path, {"latency_ms": 50, "replicas": 2}, {"latency_ms": 50, "replicas": 2})
+    require_whole(while_generating(made, lambda: cluster.remove_node(node, allow_graceful=False), after=0.5))
+
+
+def test_rows_of_a_lost_node_are_done_where_another_engine_had_all_the_room(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each node holds one teacher. The lost one keeps what Ray gave to it, and starts again in the other's room."""
+    demand = run.engine_demand
+
+    def large(options: EngineOptions, *others: Any, **more: Any) -> Demand:
+        return Demand(cpus=1.5, gpus=0) if options.model == "t" else demand(options, *others, **more)
+
+    monkeypatch.setattr(run, "engine_demand", large)
+    node = cluster.add_node(num_cpus=2)
+    made = recipe(tmp_path, {}, {"latency_ms": 200, "replicas": 2}, execution="staged")
     require_whole(while_generating(made, lambda: cluster.remove_node(node, allow_graceful=False), after=0.5))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgd_ray.engines.ledger import _Ledger
+from cgd_ray.engines.ledger import Seen, _Ledger
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.engines.ward import MOST_DEATHS
 
@@ -72,3 +72,10 @@ def test_loading_again_and_again_is_no_progress() -> None:
     ledger.arrive("one")
     ledger.up("one")
     assert ledger._progress == since
+
+
+def test_what_was_seen_is_known_and_little_else() -> None:
+    seen = Seen()
+    assert all(seen.add(("student", str(number))) for number in range(20_000))
+    assert not any(seen.add(("student", str(number))) for number in range(20_000))
+    assert sum(not seen.add(("teacher", str(number))) for number in range(20_000)) <= 2
