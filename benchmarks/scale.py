@@ -4,9 +4,10 @@
 
 Each size is a process of its own that prepares the prompts and generates all three stages. Then a tenth of the
 refinements is taken away and the same run is started anew, with `--s3` once more through an S3 server, until its first
-new refinements are on storage. Prints a JSON line per size: rows/s through all stages with start-up, the driver's
-largest resident memory, the largest use of the object store, the objects written, and the seconds from the start of the
-resumed process to its first part.
+new refinements are on storage. Prints a JSON line per size: rows/s through all stages with start-up, the largest
+resident memory of the driver, the largest memory of its own (without what it shares with others) of the process that
+runs Ray Data's executor and of the one that counts, the largest use of the object store, the objects written, and the
+seconds from the start of the resumed process to its first part.
 """
 
 import argparse
@@ -20,10 +21,11 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 from ray._private.internal_api import memory_summary
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
@@ -35,6 +37,7 @@ from tests.servers import S3Server, s3_server
 
 WORDS = "A shop sells apples by the crate. How many apples are in the crates, and why? "
 _LOOK_SECONDS = 2.0
+_PROCESSES = {"ray::_stream": "executor_peak_mib", "ray::_Ledger": "ledger_peak_mib"}
 
 T = TypeVar("T")
 
@@ -78,7 +81,7 @@ def generate(made: Recipe) -> dict[str, Any]:
     """All stages of all rows."""
     store, figures = Store(made.run.root, made.storage), dict[str, Any]()
     prompts = timed(figures, "prepare_s", lambda: prepare_prompts(made, store))
-    with ray_session(), largest_store(figures):
+    with ray_session(), largest(figures):
         result = timed(figures, "generate_s", lambda: run_generation(made, store, prompts.table))
     figures["refined"] = result.counts["refine"]["ok"]
     figures["rows_per_s"] = round(prompts.train / figures["generate_s"])
@@ -132,15 +135,17 @@ def command(rows: int, data: Path, phase: str, root: str) -> list[str]:
 
 
 @contextmanager
-def largest_store(figures: dict[str, Any]) -> Iterator[None]:
-    """Note the largest use of the object store seen in a block."""
-    ended, largest = threading.Event(), 0
+def largest(figures: dict[str, Any]) -> Iterator[None]:
+    """Note the largest use of the object store, and of the run's other processes, seen in a block."""
+    ended = threading.Event()
+    figures |= {"object_store_peak_mib": 0} | dict.fromkeys(_PROCESSES.values(), 0)
 
     def look() -> None:
-        nonlocal largest
         while not ended.wait(_LOOK_SECONDS):
             found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
-            largest = max(largest, int(found[1]) if found else 0)
+            seen = own_memory() | {"object_store_peak_mib": int(found[1]) if found else 0}
+            for name, mib in seen.items():
+                figures[name] = max(figures[name], mib)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -149,7 +154,16 @@ def largest_store(figures: dict[str, Any]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        figures["object_store_peak_mib"] = largest
+
+
+def own_memory() -> dict[str, int]:
+    """MiB of the executor's process and the ledger's."""
+    seen = {}
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if name := _PROCESSES.get(process.name()):
+                seen[name] = process.memory_full_info().uss // 2**20
+    return seen
 
 
 def timed(figures: dict[str, Any], name: str, work: Callable[[], T]) -> T:

@@ -174,9 +174,18 @@ def _strike_and_resume(title: str, place: Place, strike: Strike, chance: random.
     before, said = strike(place, chance)
     place.run()
     again = paid_twice(before, place.committed())
-    rows = dict(Counter(stage for stage, _, _ in _rows(before)))
-    said = f"{title}: {said}; committed before: {rows}; of those generated again: {again}"
+    rows = Counter(stage for stage, _, _ in _rows(before))
+    said = f"{title}: {said}, {_phase(rows)}; committed before: {dict(rows)}; of those generated again: {again}"
     return Outcome(said, again, place.results())
+
+
+def _phase(rows: Counter[str]) -> str:
+    """Stages that had begun and were not whole."""
+    if not rows:
+        return "before the first row"
+    most = max(rows.values())
+    going = [stage for stage in STAGES if rows[stage] < most or (stage == STAGES[0] and most < PROMPTS * SAMPLES)]
+    return f"during {', '.join(going)}" if going else "after the last row"
 
 
 @contextlib.contextmanager
@@ -219,7 +228,7 @@ def _strike_s3(
 ) -> tuple[Parts, str]:
     command = place.start()
     waited = _wait_for_moment(place, command, chance)
-    before = place.committed()
+    before, pid = place.committed(), server.process.pid
     if fault == "s3 killed":
         server.kill()
         time.sleep(_OUTAGE_SECONDS)
@@ -231,7 +240,8 @@ def _strike_s3(
             time.sleep(0.1)
         proxy.fault = None
     output, errors = command.communicate(timeout=_RUN_SECONDS)
-    said = f"for {_OUTAGE_SECONDS} s after {waited:.1f} s, {proxy.met} requests met it, exit {command.returncode}"
+    said = f"pid {pid} for {_OUTAGE_SECONDS} s after {waited:.1f} s, {proxy.met} requests met it"
+    said += f", exit {command.returncode}"
     assert command.returncode == 0, f"{said}\n{output}{errors}"
     return before, said
 

@@ -87,6 +87,9 @@ class TeacherOpenAI(Section):
     """Tries after the first, with exponential backoff, honouring Retry-After. A refusal (429) is no try as long as the
     endpoint serves other rows."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    max_wait_s: Annotated[float, Field(gt=0)] = 600.0
+    """A refusal that asks for a longer wait than this (a quota of the day) stops the run, which the same command
+    continues: engines on GPUs would wait, too."""
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
     price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
     spend_ceiling: Annotated[float, Field(gt=0)] | None = None

@@ -10,7 +10,7 @@ from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import Completion, CompletionError, Request, is_cut_off
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request, is_cut_off
 from cgd_ray.engines.gate import Gate
 from cgd_ray.engines.purse import Payment, Purse
 from cgd_ray.engines.retries import Trouble, backoff, trouble_of
@@ -90,6 +90,11 @@ class OpenAIEngine:
         return answer
 
     def _judge(self, trouble: Trouble, sent: float) -> Trouble:
+        if trouble.wait is not None and trouble.wait > self._options.max_wait_s:
+            raise CeilingError(
+                f"the teacher's endpoint wants to be left alone for {trouble.wait:.0f} s, longer than "
+                f"teacher.engine.max_wait_s {self._options.max_wait_s:g} ({trouble.text})"
+            )
         if trouble.is_refusal:
             self._refusals += self._gate.is_news(sent)
             self._gate.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))

@@ -1,14 +1,18 @@
 """What an engine asks of Ray, given what the cluster has."""
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
 
 import ray
+import ray.exceptions
 import structlog
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.runtime import processes
 from cgd_ray.runtime.session import joins_cluster
 
 log = structlog.get_logger(__name__)
@@ -89,7 +93,9 @@ def held_room() -> Demand:
 
 
 def require_returned(before: Demand) -> None:
-    """Wait until engines that have ended gave back what they held: others could wait for it for ever.
+    """Wait until engines or workers that have ended gave back what they held: others could wait for it for ever.
+
+    Actors and placement groups hold CPUs or GPUs, so that these tell of both.
 
     Raises:
         CgdError: more is held than before, on a cluster of this command's own. Elsewhere somebody else may have taken
@@ -99,14 +105,35 @@ def require_returned(before: Demand) -> None:
     while not (now := held_room()).fits_into(before):
         if time.monotonic() > deadline:
             text = (
-                f"engines have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are held where {before.cpus:g} and "
-                f"{before.gpus:g} were before: see `ray status` for who holds them"
+                f"engines or workers have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are held where "
+                f"{before.cpus:g} and {before.gpus:g} were before: see `ray status` for who holds them"
             )
             if joins_cluster():
                 log.warning(text)
-                return
+                break
             raise CgdError(text)
         time.sleep(_LOOK_SECONDS)
+    _end_orphans()
+
+
+def _end_orphans() -> None:
+    """End what outlived its owner, on every node: of it Ray knows nothing, and gives its GPU to somebody else.
+
+    The core of a vLLM engine looks for its parent only where it has several workers.
+    """
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    look = ray.remote(num_cpus=0, max_retries=0)(processes.end_orphans)
+    places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    looks = [look.options(scheduling_strategy=place).remote() for place in places]
+    ready, _ = ray.wait(looks, num_returns=len(looks), timeout=_RETURN_SECONDS)
+    seen = 0
+    for one in ready:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ended, seen = ray.get(one), seen + 1
+            if ended:
+                log.warning("ended processes of engines that are gone", count=ended)
+    if seen < len(nodes):
+        log.warning("nodes on which nobody looked for processes of engines that are gone", nodes=len(nodes) - seen)
 
 
 def fits(options: list[EngineOptions], cluster: Cluster) -> bool:

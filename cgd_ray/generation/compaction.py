@@ -8,7 +8,8 @@ listing before finds the rows in the parts that are there then (`Table.read`).
 import contextlib
 import json
 import secrets
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from cgd_ray.data.prepare import PART_ROWS
 from cgd_ray.engines.join import Join
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.spread import spread
+from cgd_ray.storage.filesystem import store_errors
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.runs import Document
 from cgd_ray.storage.tables import IdRange, Table
@@ -30,6 +32,9 @@ SMALL_BYTES = 2**20
 FEW_PARTS = 64
 """So many small parts are left alone, or eight for each part of the prompts: they cost less than merging would."""
 
+EVERY_SECONDS = 600.0
+"""While a run goes on."""
+
 _PER_SHARD = 8
 _MERGED = "merged"  # in a part's name: rows that are merged once are not written again
 _GROUP_BYTES = 4 * SMALL_BYTES
@@ -37,7 +42,7 @@ _GROUP_BYTES = 4 * SMALL_BYTES
 
 def compact(join: Join) -> None:
     """Merge the small parts of the stages' tables, those aside that another command works on."""
-    few = max(FEW_PARTS, _PER_SHARD * len(join.prompts.parts()))
+    few = _few(join)
     for stage in join.stages:
         small = _small_parts(stage.results)
         if len(small) <= few and not _begun(stage.results):
@@ -53,6 +58,46 @@ def compact(join: Join) -> None:
             _end_merges(stage.results)
             if len(small) > few:
                 merge_parts(stage.results, _small_parts(stage.results))
+
+
+@contextlib.contextmanager
+def merging(join: Join, tables: Sequence[Table]) -> Iterator[None]:
+    """Merge the tables' small parts time and again, beside the block: engines write some thousands a day each.
+
+    Whoever begins a run of days anew would otherwise merge for an hour before the first row. To be used by who holds
+    the tables' leases.
+    """
+    few, ended = _few(join), threading.Event()
+
+    def run() -> None:
+        while not ended.wait(EVERY_SECONDS):
+            for table in tables:
+                _merge_if_many(table, few, ended)
+
+    thread = threading.Thread(target=run, name="merging", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _merge_if_many(table: Table, few: int, ended: threading.Event) -> None:
+    """One group after the other, here: nobody waits for it."""
+    passing: tuple[type[Exception], ...] = (CgdError, *store_errors())
+    try:
+        small = _small_parts(table)
+        for group in _groups(small) if len(small) > few else ():
+            if ended.is_set():
+                return
+            _merge(table, group)
+    except passing as error:  # the next time, or by the next command
+        log.warning(f"{table.stage}: small parts are not merged: {error}")
+
+
+def _few(join: Join) -> int:
+    return max(FEW_PARTS, _PER_SHARD * len(join.prompts.parts()))
 
 
 def merge_parts(table: Table, parts: dict[str, int]) -> None:

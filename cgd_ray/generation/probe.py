@@ -195,11 +195,10 @@ def _sample(join: Join, current: Plan, rows: int) -> Table | None:
     of a kind of their own.
     """
     first = next((stage.name for stage in join.stages if current.todo[stage.name]), None)
-    missing, ids, chosen = math.ceil(rows / join.samples), set[str](), list[pa.Table]()
+    missing, ids, chosen = math.ceil(rows / join.samples), set[str](), dict[str, list[str]]()
     for tried, shard in itertools.product((False, True), current.shards if first else []):
         if found := list(islice(_lacking(join, shard, str(first), ids, tried=tried), missing)):
-            prompts = join.prompts.read([shard.prompts])
-            chosen.append(prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(found))))
+            chosen.setdefault(shard.prompts, []).extend(found)
             ids.update(found)
             missing -= len(found)
         if not missing:
@@ -208,7 +207,10 @@ def _sample(join: Join, current: Plan, rows: int) -> Table | None:
         return None
     content = {"probe": join.prompts.fingerprint, "prompts": sorted(ids)}
     table = Table(join.prompts.store, "prompts", fingerprint(content), PROMPTS)
-    table.write_part("part-000000", pa.concat_tables(chosen).sort_by("prompt_id"))
+    # A part for each of theirs, as narrow: one that spans all ids would be joined with all of every stage's table.
+    for number, part in enumerate(sorted(chosen)):
+        prompts = join.prompts.read([part])
+        table.write_part(f"part-{number:06d}", prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(chosen[part]))))
     return table
 
 

@@ -19,7 +19,7 @@ from cgd_ray.engines.placement import EngineOptions, engine_demand, fits, read_c
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
-from cgd_ray.generation.compaction import compact
+from cgd_ray.generation.compaction import compact, merging
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
@@ -97,7 +97,7 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
     for part in parts:  # before anything is paid for
         require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
     guard = Guard(recipe, Progress(current.todo), leases, spent, current)
-    with guard.progress:
+    with guard.progress, merging(join, [stage.results for stage in stages.all if current.todo[stage.name]]):
         for part in parts:
             # A row whose draft failed would pass the teacher's engine by.
             if any(current.first[stage.name] for stage in part):

@@ -9,6 +9,7 @@ from ray.actor import ActorHandle
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.placement import held_room, require_returned
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.waiting import interruptibly
@@ -68,8 +69,16 @@ def run_training(
         raise CgdError(f"run {recipe.run.name} has no student of these settings: run jobs/train.py first")
     if store.exists(f"{plan.student}/manifest.json"):
         log.warning("the run's student is of other settings and will be replaced", student=store.url(plan.student))
-    outcome = _under_torchrun(plan) if recipe.training.launcher == "torchrun" else _fit(plan)
-    log.info("student exported", student=store.url(plan.student), steps=outcome.progress.step)
+    if recipe.training.launcher == "torchrun":
+        return _finish(plan, _under_torchrun(plan))
+    before = held_room()
+    result = _finish(plan, _fit(plan))
+    require_returned(before)  # evaluation's engines need the room
+    return result
+
+
+def _finish(plan: TrainingPlan, outcome: RankOutcome) -> TrainingResult:
+    log.info("student exported", student=plan.store.url(plan.student), steps=outcome.progress.step)
     return plan.finish(outcome)
 
 

@@ -4,6 +4,8 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -28,7 +30,7 @@ from cgd_ray.engines.pool import ChainActor
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError, StoppedError
-from cgd_ray.generation import run
+from cgd_ray.generation import compaction, run
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage.filesystem import Store
@@ -233,6 +235,44 @@ def test_rows_of_a_lost_node_are_done_where_another_engine_had_all_the_room(
     node = cluster.add_node(num_cpus=2)
     made = recipe(tmp_path, {}, {"latency_ms": 200, "replicas": 2}, execution="staged")
     require_whole(while_generating(made, lambda: cluster.remove_node(node, allow_graceful=False), after=0.5))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_small_parts_are_merged_while_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an engine that dies in between, so that rows are looked up in parts that come and go."""
+    for name, value in (("EVERY_SECONDS", 0.5), ("FEW_PARTS", 4), ("_PER_SHARD", 0)):
+        monkeypatch.setattr(compaction, name, value)
+    made = recipe(tmp_path, {"latency_ms": 50}, {"latency_ms": 100})
+    made = made.model_copy(update={"storage": made.storage.model_copy(update={"flush_seconds": 0.1})})
+
+    def strike() -> None:
+        os.kill(engine_processes()[0].pid, signal.SIGKILL)
+        while not list(tmp_path.glob("tables/refine/*/part-*-merged*")):  # before the run is over
+            time.sleep(0.05)
+
+    require_whole(while_generating(made, strike, after=0.5))
+
+
+_OWNER = """
+import subprocess
+from cgd_ray.runtime import processes
+child = subprocess.Popen(["sleep", "600"], stdout=subprocess.DEVNULL)
+processes.record(child.pid, "a test's")
+print(child.pid)
+"""
+
+
+@pytest.mark.usefixtures("cluster")
+def test_processes_whose_engine_is_gone_are_ended_before_the_next_phase(tmp_path: Path) -> None:
+    left: list[psutil.Process] = []
+
+    def strike() -> None:
+        said = subprocess.run([sys.executable, "-c", _OWNER], stdout=subprocess.PIPE, text=True, check=True).stdout
+        left.append(psutil.Process(int(said)))
+
+    require_whole(while_generating(recipe(tmp_path, {}, {"latency_ms": 100}), strike, after=0))
+    assert left
+    assert not left[0].is_running() or left[0].status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.usefixtures("cluster")

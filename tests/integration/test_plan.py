@@ -1,5 +1,6 @@
 """`cgd plan`: what a probe says a run takes, against what the run then takes."""
 
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from cgd_ray.generation.run import join_of, run_generation
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.report.estimate import print_estimate, print_training
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.tables import IdRange
 from cgd_ray.training.encode import student_encoder
 from cgd_ray.training.encode_table import Encoding, encode_examples
 from tests.unit.training.tiny import write_tiny_model
@@ -99,6 +101,25 @@ def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
     said = estimate.stages["critique"].hours.plus(estimate.stages["refine"].hours).value * 3600
     assert said == pytest.approx(teacher, rel=0.5)  # noisy machines
     assert probe(made, prompts, PROBED, None) is None
+
+
+def test_a_probe_of_scattered_rows_reads_no_more_than_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that are left over all ids are few; a sample that spans all ids would be joined with all that was made."""
+    monkeypatch.setattr("cgd_ray.data.prepare.PART_ROWS", 50)
+    made = recipe(tmp_path)
+    store = Store(made.run.root)
+    prompts = prepare_prompts(made, store).table
+    assert probe(made, prompts, 10 * ROWS, None)
+    for part in sorted(tmp_path.glob("tables/refine/*/part-*"))[::5]:
+        part.unlink()
+    before = set(tmp_path.glob("tables/prompts/*/part-*"))
+    assert probe(made, prompts, 40, None)
+    sample = sorted(set(tmp_path.glob("tables/prompts/*/part-*")) - before)
+    ranges = [IdRange.of_part(part.name) for part in sample]
+    assert len(ranges) > 1
+    assert all(one.last <= other.first for one, other in itertools.pairwise(ranges))
 
 
 def test_what_a_person_reads(tmp_path: Path) -> None:

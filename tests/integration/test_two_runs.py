@@ -4,10 +4,11 @@ import os
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,11 +66,19 @@ def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str
     require_once(Store(root, storage))
 
 
-@pytest.mark.parametrize(("place", "execution"), [("local", "streaming"), ("s3", "staged")])
-def test_a_killed_command_loses_what_was_answered_in_its_last_seconds_and_no_more(
-    tmp_path: Path, s3: S3Server, place: str, execution: str
+def engines(command: int) -> list[psutil.Process]:
+    below = psutil.Process(command).children(recursive=True)
+    return [process for process in below if process.name().startswith("ray::MapWorker")]
+
+
+@pytest.mark.parametrize(
+    ("place", "execution", "victim"),
+    [("local", "streaming", "driver"), ("s3", "staged", "driver"), ("local", "staged", "engine")],
+)
+def test_a_kill_loses_what_was_answered_in_the_last_seconds_and_no_more(
+    tmp_path: Path, s3: S3Server, place: str, execution: str, victim: str
 ) -> None:
-    """Counted where it is paid: at the teacher's endpoint, each 13th answer of which takes a second."""
+    """Counted where it is paid, row by row: at the teacher's endpoint, each 13th answer of which takes a second."""
     flush, answer, write = 1.0, 1.0, 1.0
     root, storage, more = str(tmp_path / "root"), StorageSection(), list[str]()
     if place == "s3":
@@ -82,19 +91,27 @@ def test_a_killed_command_loses_what_was_answered_in_its_last_seconds_and_no_mor
         while len(teacher.answered()) < ROWS:  # of 240
             assert first.poll() is None, first.communicate()
             time.sleep(0.05)
-        first.kill()
+        for process in engines(first.pid) if victim == "engine" else [first]:
+            process.kill()
         killed = time.monotonic()
-        first.communicate(timeout=30)
         store = Store(root, storage)
-        safe = teacher.answered(before=killed - flush - answer - write)
         committed = {name: store.read(name) for name in teacher_parts(store)}
-        assert sum(len(pq.read_table(pa.BufferReader(part))) for part in committed.values()) >= len(safe) > 0
         teacher.per_second = 1000
-        again = start(root, "one", s3.environment, *more)
-        _, errors = again.communicate(timeout=240)
-    assert again.returncode == 0, errors
+        last = first
+        if victim == "driver":
+            first.communicate(timeout=30)
+            last = start(root, "one", s3.environment, *more)
+        _, errors = last.communicate(timeout=240)
+    assert last.returncode == 0, errors
     require_once(store)
     assert all(store.read(name) == part for name, part in committed.items())
+    times: dict[str, list[float]] = defaultdict(list)  # by what was asked, which names stage and row
+    for arrival in teacher.answered():
+        times[arrival.text].append(arrival.time)
+    assert len(times) == ROWS * len(TEACHER)
+    again = [asked[0] for asked in times.values() if len(asked) > 1]
+    assert all(asked > killed - flush - answer - write for asked in again)
+    assert sum(asked[0] < killed - flush - answer - write for asked in times.values()) > 0
 
 
 def test_a_preempted_command_writes_what_it_had_finished(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ class Script:
     asked: list[dict[str, Any]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     url: str = ""
+    retry_after: str = "0"
 
 
 def answer(text: str = "fine", finish_reason: str = "stop") -> tuple[int, dict[str, Any]]:
@@ -68,7 +69,7 @@ def script() -> Iterator[Script]:
             self.send_response(status)
             self.send_header("Content-Type", "text/html" if content.startswith(b"<") else "application/json")
             self.send_header("Content-Length", str(len(content)))
-            self.send_header("Retry-After", "0")
+            self.send_header("Retry-After", told.retry_after)
             self.end_headers()
             self.wfile.write(content)
 
@@ -120,6 +121,14 @@ def test_a_busy_endpoint_is_asked_again(script: Script) -> None:
     (made,) = ask(script, max_retries=2)
     assert isinstance(made, Completion)
     assert len(script.asked) == 3
+
+
+def test_an_endpoint_that_wants_peace_for_hours_stops_the_run_at_once(script: Script) -> None:
+    script.answers, script.retry_after = [BUSY], "86400"
+    (made,) = ask(script)
+    assert isinstance(made, CeilingError)
+    assert "wants to be left alone for 86400 s, longer than teacher.engine.max_wait_s 600 (" in str(made)
+    assert len(script.asked) == 1
 
 
 @pytest.mark.parametrize(("fault", "asked"), [(BUSY, 2), (REFUSED, 1)])

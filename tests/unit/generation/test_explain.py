@@ -30,6 +30,18 @@ def test_a_fresh_root_has_nothing_to_compare_with(tmp_path: Path) -> None:
     ]
 
 
+def test_arguments_of_memory_and_batching_leave_tables_as_they_are(tmp_path: Path) -> None:
+    def drafts(**arguments: Any) -> str:
+        engine = {"type": "vllm", "engine_args": arguments}
+        student = {"model": str(tmp_path), "engine": engine}
+        made = recipe(tmp_path, student=student)
+        return build_stages(made, Store(str(tmp_path))).draft.results.fingerprint
+
+    (tmp_path / "config.json").write_text("{}")
+    assert drafts() == drafts(gpu_memory_utilization=0.85, max_num_batched_tokens=8192)
+    assert drafts() != drafts(rope_scaling={"factor": 2.0})
+
+
 def test_a_setting_is_named_where_it_is_and_its_followers_say_so(tmp_path: Path) -> None:
     describe(tmp_path)
     prompts, draft, critique, refine = explained(tmp_path, generation={"critique": {"max_tokens": 5}})

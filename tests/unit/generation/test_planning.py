@@ -1,6 +1,7 @@
 """Planning and the chain: rows enter at the stage that they lack, and nothing is done twice. No Ray."""
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from cgd_ray.engines.stage import WORK
 from cgd_ray.generation.planning import plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.fingerprint import fingerprint, text_digest
+from cgd_ray.storage.fingerprint import fingerprint, parent_digest, text_digest
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table
 
@@ -197,6 +198,36 @@ def test_a_critique_of_another_draft_is_not_used(tmp_path: Path) -> None:
         stages.draft.results.store.remove(f"{stages.draft.results.folder}/{part}")
     stages.draft.results.write_part("part-0001-x-000000", [{**rows[0], **other}])
     assert plan(joined(stages, prompts(1))).todo == {"draft": 0, "critique": 1, "refine": 1}
+
+
+class Salted(Counting):
+    """Other texts at every call, as sampling makes them; half an emoji among them, as a cut answer may hold."""
+
+    async def complete(self, request: Request) -> Completion:
+        made = await super().complete(request)
+        return replace(made, text=f"{len(self.asked)} {id(self)} \ud83d {made.text}")
+
+
+def test_two_runs_that_do_not_know_of_each_other_agree_in_the_end(tmp_path: Path) -> None:
+    """Without any lease, each going on from its own texts, whatever the other has stored meanwhile."""
+    stages, rows = build_stages(recipe(tmp_path), Store(str(tmp_path))), prompts(20)
+    one, other = Salted(ScriptedOptions(type="scripted")), Salted(ScriptedOptions(type="scripted"))
+    held = lacking(joined(stages, rows))
+    mine, theirs = (
+        [{**row, "todo": ["critique", "refine"]} for row in walk(stages, held, each, ["draft"])]
+        for each in (one, other)
+    )
+    walk(stages, pa.Table.from_pylist(theirs, WORK), other)
+    walk(stages, pa.Table.from_pylist(mine[:10], WORK), one)  # it was killed then
+    made = list(joined(stages, rows))
+    for row in made:
+        for name, inputs in (("critique", ("prompt", "draft")), ("refine", ("prompt", "draft", "critique"))):
+            if result := row.results[name]:
+                assert result["parent"] == parent_digest(*(text_digest(row.texts[text]) for text in inputs))
+    left = lacking(joined(stages, rows))
+    assert 0 < len(left) <= 10  # where the draft of the killed one was the first
+    walk(stages, left, one)
+    assert plan(joined(stages, rows)).is_done
 
 
 def test_the_same_prompt_with_other_white_space_is_done_once_and_then_stays_done(tmp_path: Path) -> None:
