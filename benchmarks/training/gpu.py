@@ -37,7 +37,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.1-8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 512},
 }
-LLAMA = {"vocab_size": 128_256, "num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500_000.0}
+LLAMA = {
+    "vocab_size": 128_256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "rope_theta": 500_000.0,
+    "max_position_embeddings": 131_072,
+}
 ADAPTED = "llama-3.1-8b"
 PASS_TOKENS = 4096
 WARM_UP = 2  # steps: kernels are compiled and chosen

@@ -7,6 +7,7 @@ import structlog
 import torch
 from deepspeed import DeepSpeedEngine
 from torch import nn
+from torch.compiler import config as compiler
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils import is_flash_attn_2_available
@@ -19,6 +20,7 @@ from cgd_ray.training.packing import join
 _Loadable = Literal["eager", "sdpa", "flex_attention", "flash_attention_2"]
 
 log = structlog.get_logger(__name__)
+_SLOW: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask of all pairs of a pass's tokens
 _BY_ROW = "cgd_by_row"
 _CURRENT = "_attn_implementation"  # of a configuration; it has no public name
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
@@ -29,18 +31,23 @@ _CANNOT = (
     AttributeError,
     RuntimeError,
 )  # as which architectures say that an attention is not theirs
+_FLEX_TOKENS = 256  # two of its blocks: 3 % of a pass of 4,096 tokens at the mean
+_FLEX_KINDS = 32  # with the short passes of the checks before training
+_BROKEN = (torch.OutOfMemoryError, torch.AcceleratorError)
 _STRETCHED = ("longrope", "dynamic")
 
 
-def wanted(training: TrainingSection, device: torch.device) -> _Loadable:
-    """What the model is to be loaded with."""
+def wanted(training: TrainingSection, device: torch.device) -> list[_Loadable]:
+    """What the model is to be loaded with: the first of these that it has."""
     if training.attention == "by_row":
-        return "sdpa"
+        return ["sdpa"]
     if training.attention != "auto":
-        return training.attention
+        return [training.attention]
     if device.type == "cpu":
-        return "sdpa"
-    return "flash_attention_2" if is_flash_attn_2_available() else "flex_attention"
+        return ["sdpa", "eager"]
+    flash: list[_Loadable] = ["flash_attention_2"]
+    # FlashAttention takes no fp32.
+    return [*(flash if is_flash_attn_2_available() and training.precision == "bf16" else []), "flex_attention", *_SLOW]
 
 
 def load_student(folder: Path, training: TrainingSection, device: torch.device, **options: object) -> PreTrainedModel:
@@ -49,16 +56,20 @@ def load_student(folder: Path, training: TrainingSection, device: torch.device, 
     Raises:
         RefusedError: its architecture cannot do with the attention that the recipe names.
     """
-    attention = wanted(training, device)
+    *better, last = wanted(training, device)
+    for attention in better:
+        try:
+            return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **options)
+        except (ValueError, ImportError) as error:
+            if "attention" not in str(error).lower():
+                raise
+            log.warning("this student does not have the faster attention", lacking=attention)
     try:
-        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention, **options)
+        return AutoModelForCausalLM.from_pretrained(folder, attn_implementation=last, **options)
     except (ValueError, ImportError) as error:
-        if "attention" not in str(error):
+        if "attention" not in str(error).lower():
             raise
-        if training.attention != "auto":
-            raise _refused(attention, error) from error
-    log.warning("this student has only the slow attention", attention="eager", lacking=attention)
-    return AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", **options)
+        raise _refused(last, error) from error
 
 
 def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device: torch.device) -> None:
@@ -80,6 +91,8 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
     try:
         masked = _probe(engine, device)
+    except _BROKEN:  # this rank's device alone, perhaps: it ends, and the others with it
+        raise
     except _CANNOT as error:
         raise _refused(attention, error) from error
     config = model.config.get_text_config()
@@ -90,10 +103,24 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
     model.set_attn_implementation(_BY_ROW)
     try:
         same = bool((_probe(engine, device) - masked).abs().max() < _TOLERANCE * masked.std())
+    except _BROKEN:
+        raise
     except _CANNOT:
         same = False
     if not same:
         model.set_attn_implementation(attention)
+
+
+def pass_multiple(engine: DeepSpeedEngine) -> int:
+    """What the tokens of a pass should be a multiple of, 1 where it does not matter.
+
+    Flex attention is compiled for each kind of pass (one row or several, one block of 128 tokens or several), up to
+    `recompile_limit` times; from then on it computes all pairs of tokens.
+    """
+    if getattr(engine.module.config, _CURRENT) != "flex_attention":
+        return 1
+    compiler.recompile_limit = max(_FLEX_KINDS, compiler.recompile_limit)
+    return _FLEX_TOKENS
 
 
 def require_rows_fit(config: PreTrainedConfig, longest: int) -> None:

@@ -73,12 +73,10 @@ def start_engine(
     Master weights and optimiser states are fp32; with `bf16` the weights of the forward pass are their rounded copy.
 
     Raises:
-        RefusedError: the recipe asks for what this machine or student cannot do.
+        RefusedError: the recipe asks for what this student cannot do.
     """
     config = engine_config(training, device, swap)
     _quieten()
-    if swap is not None:
-        _require_asynchronous_io()
     if device.type == "cpu":
         # An all-reduce through shared memory would be compiled at the first start: 38 s and a C++ compiler for
         # what gloo does as well at the sizes that a CPU can train.
@@ -110,7 +108,12 @@ def start_engine(
     return engine
 
 
-def _require_asynchronous_io() -> None:
+def require_asynchronous_io() -> None:
+    """Refuse to keep states on disk where DeepSpeed cannot.
+
+    Raises:
+        RefusedError: see above.
+    """
     if not AsyncIOBuilder().is_compatible(verbose=False):
         raise RefusedError(
             "training.offload: nvme needs libaio's headers on every machine that trains (Debian: apt-get install "

@@ -15,7 +15,11 @@ from cgd_ray.training.packing import optimiser_steps
 
 Layout = tuple[int, str]
 """ZeRO stage and offload."""
-_LAYOUTS: tuple[Layout, ...] = ((0, "none"), (1, "none"), (2, "none"), (2, "cpu"), (3, "none"), (3, "cpu"), (3, "nvme"))
+_LAYOUTS: tuple[Layout, ...] = (
+    *((stage, "none") for stage in range(4)),
+    *((stage, "cpu") for stage in range(1, 4)),
+    (3, "nvme"),
+)
 
 
 @dataclass(frozen=True)

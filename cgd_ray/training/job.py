@@ -16,6 +16,9 @@ from cgd_ray.training.progress import Progress
 OUTCOME = "outcome.json"
 """What a training that Ray did not start leaves beside its student."""
 
+STUDENT_MARKS = ("manifest.json", OUTCOME)
+"""Files beside a student that call it whole."""
+
 
 class RefusedError(CgdError):
     """Training cannot go on. All ranks raise it together; trying again would end the same."""

@@ -1,7 +1,7 @@
 """How much memory training takes, from the model's configuration alone: no weight is read, no GPU is needed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,8 @@ class ModelSizes:
     layer_input: int
     """Bytes of what goes into a layer: all that it keeps under gradient checkpointing."""
     layers: int
+    largest: int
+    """Parameters of the largest one with a gradient."""
     outside: int
     """Bytes that all else keeps, the logits and their gradients above all."""
     flops: Flops | None
@@ -82,6 +84,7 @@ def model_sizes(folder: Path, training: TrainingSection, supervised_share: float
         layer=layer,
         layer_input=layer_input,
         layers=layers,
+        largest=max(weight.numel() for weight in model.parameters() if weight.requires_grad),
         outside=outside,
         flops=Flops.of(model),
     )
@@ -97,35 +100,48 @@ def reduce_bucket(trained: int, *, on_gpu: bool) -> int:
 
 def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True) -> Memory:
     """What one of the recipe's workers holds, with its stage, offload and checkpointing."""
-    stage, workers, offloaded = training.zero_stage, training.workers, training.offload != "none"
-    half = _HALF if training.precision == "bf16" and stage > 0 else _SINGLE
-    trained, frozen = sizes.trained, sizes.frozen
-    weights: float = half * (trained + frozen - sizes.quantized) + _NF4 * sizes.quantized
-    if training.precision == "bf16" and stage == 0:
-        weights += _HALF * (trained + frozen)  # which autocast rounds to bfloat16, and keeps for the pass
-    gradients: float = _SINGLE * trained
-    optimiser: float = (_MOMENTS + (1 if stage else 0)) * _SINGLE * trained
-    host = _STATES * _SINGLE * trained / (workers if stage else 1)  # a checkpoint's copy, while it is written
-    if stage >= 1:
-        optimiser /= workers
-    if stage >= 2:
-        gradients /= workers
-    share, live = (weights / workers, half * min(_LIVE, trained + frozen)) if stage == 3 else (weights, 0)
-    disk = 0.0
-    if training.offload == "nvme":  # checkpoints are written from the disk, too
-        disk = optimiser + gradients
-        host = _SWAP_BUFFERS * _SINGLE * min(SWAPPED_AT_ONCE, trained / workers)
-    elif offloaded:
-        host += optimiser + gradients
-    if offloaded:
-        optimiser = gradients = 0.0
-    if offloaded and stage == 3:
-        host, share = host + share, 0
-    weights = share + live
+    stage = training.zero_stage
+    placed = _placed(sizes, training)
     overlapping = 2 if stage == 2 and on_gpu else 1
-    buffers = overlapping * half * reduce_bucket(trained, on_gpu=on_gpu) if stage > 1 else 0
+    buffers = overlapping * _half(training) * reduce_bucket(sizes.trained, on_gpu=on_gpu) if stage > 1 else 0
     activations = sizes.activations(checkpointed=training.gradient_checkpointing)
-    return Memory(weights + gradients + optimiser + buffers + activations, host, disk)
+    return replace(placed, device=placed.device + buffers + activations)
+
+
+def _half(training: TrainingSection) -> int:
+    """Bytes of a weight of the forward pass."""
+    return _HALF if training.precision == "bf16" and training.zero_stage > 0 else _SINGLE
+
+
+def _weights(sizes: ModelSizes, training: TrainingSection) -> tuple[float, float]:
+    """Bytes of a rank's weights of the forward pass, and of those of others that it has at times."""
+    half, whole = _half(training), sizes.trained + sizes.frozen
+    weights: float = half * (whole - sizes.quantized) + _NF4 * sizes.quantized
+    if training.zero_stage == 3:
+        return weights / training.workers, half * min(_LIVE, whole)
+    if training.precision == "bf16" and training.zero_stage == 0:
+        weights += _HALF * whole  # which autocast rounds to bfloat16, and keeps for the pass
+    return weights, 0.0
+
+
+def _placed(sizes: ModelSizes, training: TrainingSection) -> Memory:
+    """What is held between passes, where the recipe's offload puts it."""
+    stage, workers, trained = training.zero_stage, training.workers, sizes.trained
+    weights, gathered = _weights(sizes, training)
+    share = trained / (workers if stage else 1)
+    gradients = _SINGLE * (share if stage > 1 else trained)
+    optimiser = (_MOMENTS + (1 if stage else 0)) * _SINGLE * share
+    copy = _STATES * _SINGLE * share  # a checkpoint's, while it is written
+    if training.offload == "nvme":  # from where checkpoints are written, too
+        buffers = _SWAP_BUFFERS * _SINGLE * min(SWAPPED_AT_ONCE, share)
+        return Memory(gathered, weights + buffers, optimiser + gradients)
+    if training.offload == "cpu" and stage == 3:
+        return Memory(gathered, weights + optimiser + gradients + copy)
+    if training.offload == "cpu":
+        # The device adds gradients up all the same; the host has a rounded copy of its share, too.
+        largest, moved = _HALF * sizes.largest, (_SINGLE + _half(training)) * share
+        return Memory(weights + gradients + largest, optimiser + moved + largest + copy)
+    return Memory(weights + gathered + gradients + optimiser, copy)
 
 
 def _quantized(model: PreTrainedModel) -> int:

@@ -5,7 +5,7 @@ each other: a worker with one pass less would leave the others waiting in a coll
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -90,6 +90,19 @@ def join(rows: Sequence[tuple[Ids, int]]) -> PackedRows:
             [np.arange(start - 1, len(ids) - 1) + offset for (ids, start), offset in zip(rows, offsets, strict=False)]
         ),
         labels=np.concatenate([ids[start:] for ids, start in rows]),
+    )
+
+
+def padded(rows: PackedRows, multiple: int) -> PackedRows:
+    """The pass with a row of nothing behind it, never supervised, so that its tokens are a multiple of a number.
+
+    There is always such a row: a kernel that is compiled for every kind of pass then sees one kind.
+    """
+    more = multiple - len(rows.input_ids) % multiple
+    return replace(
+        rows,
+        input_ids=np.concatenate([rows.input_ids, np.zeros(more, rows.input_ids.dtype)]),
+        position_ids=np.concatenate([rows.position_ids, np.arange(more)]),
     )
 
 

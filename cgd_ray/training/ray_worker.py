@@ -8,6 +8,7 @@ import ray.exceptions
 import ray.train
 import structlog
 from ray.actor import ActorHandle
+from ray.train import PreemptionInfo
 from ray.util.metrics import Gauge
 
 from cgd_ray.errors import StoppedError
@@ -29,7 +30,7 @@ def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
     from cgd_ray.training.worker import train_rank  # DeepSpeed, which the driver does without
 
     try:
-        return train_rank(job, _Reporter(board, job.name))
+        return train_rank(job, _Reporter(board, job.name), _Warnings())
     except (RefusedError, StoppedError) as error:
         return Refused(str(error))
 
@@ -52,6 +53,21 @@ class _Reporter:
             must_stop: bool = ray.get(self._board.put.remote(step), timeout=_ANSWER_SECONDS)
             return must_stop
         return False
+
+
+class _Warnings:
+    """Hears from Ray that a worker's node will be taken away (a spot machine's notice, a drained node)."""
+
+    def __init__(self) -> None:
+        self._last: PreemptionInfo | None = None
+
+    def __call__(self) -> bool:
+        """Whether there is a new warning, the same on all ranks: Ray lets them agree."""
+        info = ray.train.get_preemption_info()
+        is_new, self._last = info is not None and info != self._last, info
+        if is_new and ray.train.get_context().get_world_rank() == 0:
+            log.warning("a node of this training will be taken away: writing a checkpoint")
+        return is_new
 
 
 class _Gauges:

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from typing import NoReturn
 
 import fsspec
 import structlog
@@ -18,6 +19,7 @@ import torch
 
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime.logs import configure_logging, quiet_libraries
+from cgd_ray.storage.filesystem import store_errors
 from cgd_ray.training.job import OUTCOME, RankJob, RankOutcome, StepReport
 
 log = structlog.get_logger(__name__)
@@ -29,12 +31,19 @@ def main() -> None:
         sys.exit("usage: torchrun --standalone --nproc-per-node N -m cgd_ray.training.torchrun JOB.json")
     configure_logging()
     quiet_libraries()
+    stores: tuple[type[Exception], ...] = store_errors()
     try:
         _train(sys.argv[1])
     except CgdError as error:
-        if _is_first():
-            sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
+        _end(str(error), error.exit_code)
+    except stores as error:
+        _end(f"{type(error).__name__}: {' '.join(str(error).split())}; is the storage there, and its keys?", 1)
+
+
+def _end(reason: str, code: int) -> NoReturn:
+    if _is_first():
+        sys.stderr.write(f"error: {reason}\n")
+    sys.exit(code)
 
 
 def _train(url: str) -> None:

@@ -25,14 +25,14 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
 from cgd_ray.training.adapters import merge
-from cgd_ray.training.attention import require_rows_fit, settle_attention
+from cgd_ray.training.attention import pass_multiple, require_rows_fit, settle_attention
 from cgd_ray.training.checkpoints import Checkpoints
-from cgd_ray.training.engine import apply_step, start_engine
+from cgd_ray.training.engine import apply_step, require_asynchronous_io, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
-from cgd_ray.training.job import DivergedError, RankJob, RankOutcome, RefusedError, StepReport
+from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
 from cgd_ray.training.loss import require_isolation, summed_loss
-from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padding, plan_passes
+from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
 from cgd_ray.training.patience import patient_group
 from cgd_ray.training.progress import Progress
 from cgd_ray.training.rows import open_on_node
@@ -43,6 +43,7 @@ Report = Callable[[StepReport], bool]
 """Hears of a step; returns whether training is to stop."""
 
 
+_SHOWN = 8  # keys of rows, in a line
 _VALIDATED_AT_ONCE = 1024  # rows: packing takes time with their square
 
 
@@ -55,13 +56,15 @@ class _Pass:
     weight: float
 
 
-def train_rank(job: RankJob, report: Report) -> RankOutcome:
+def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda: False) -> RankOutcome:
     """Train from the last checkpoint to the last step, export the student from rank 0, and say how it went.
 
     Args:
         job: the same on every rank.
         report: called after each step, on all ranks; once one of them wants to stop, all do after the step that
             follows, with a checkpoint.
+        warned: asked after each step, and the same on all ranks: whether a machine is about to be taken away, so that
+            a checkpoint is written now; training goes on.
 
     Raises:
         DivergedError: the loss or the gradient is not finite; names the step and the rows.
@@ -70,12 +73,12 @@ def train_rank(job: RankJob, report: Report) -> RankOutcome:
     """
     rank = _Rank(job)
     try:
-        return _train_to_the_end(rank, report)
+        return _train_to_the_end(rank, report, warned)
     finally:
         rank.forget_swapped()
 
 
-def _train_to_the_end(rank: "_Rank", report: Report) -> RankOutcome:
+def _train_to_the_end(rank: "_Rank", report: Report, warned: Callable[[], bool]) -> RankOutcome:
     job = rank.job
     wants_best = job.training.export == "best"
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints, keep_best=wants_best)
@@ -83,7 +86,7 @@ def _train_to_the_end(rank: "_Rank", report: Report) -> RankOutcome:
     resumed_from = rank.progress.step or None
     with contextlib.closing(Trackers(job, rank.progress.step + 1, is_first=rank.number == 0)) as trackers:
         try:
-            _train(rank, checkpoints, trackers, report)
+            _train(rank, checkpoints, trackers, report, warned)
         except RefusedError:
             checkpoints.wait()  # all ranks are here, and the process would end with the write under way
             raise
@@ -95,11 +98,13 @@ def _train_to_the_end(rank: "_Rank", report: Report) -> RankOutcome:
     return RankOutcome(rank.progress, len(rank.trained), resumed_from, exported)
 
 
-def _train(rank: "_Rank", checkpoints: Checkpoints, trackers: Trackers, report: Report) -> None:
+def _train(
+    rank: "_Rank", checkpoints: Checkpoints, trackers: Trackers, report: Report, warned: Callable[[], bool]
+) -> None:
     for step_report in rank.steps():
         if rank.is_due:
             rank.validate()
-        if rank.is_due or rank.must_stop:
+        if warned() or rank.is_due or rank.must_stop:
             checkpoints.save(rank.engine, rank.progress)
         seen = replace(step_report, progress=rank.progress)
         trackers.step(seen, flush=rank.is_due or rank.must_stop)
@@ -133,12 +138,13 @@ class _Rank:
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
-        self._swap = _swap_folder(job, self.number)
+        self._swap = _swap_folder(job, self.number, self._patient)
         self.engine = start_engine(job.training, self.source, self.device, job.seed, self._swap)
         self.yardstick = Yardstick(self.engine.module, self.device)
         config = self.engine.module.config.get_text_config()
         require_rows_fit(config, int(self.rows.lengths.max(initial=0)))
         settle_attention(self.engine, job.training, self.device)
+        self._multiple = pass_multiple(self.engine)
         require_isolation(self.engine, config.vocab_size, self.device)
 
     @property
@@ -229,6 +235,7 @@ class _Rank:
         for members in plan:
             numbers = [batch[index] for index in members]
             rows = join([self.rows.row(number) for number in numbers]) if numbers else padding()
+            rows = padded(rows, self._multiple) if self._multiple > 1 else rows
             passes.append(_Pass(rows, numbers, weight=1.0 if numbers else 0.0))
         return passes
 
@@ -254,7 +261,12 @@ class _Rank:
         gathered: list[Any] = [None] * self.world
         dist.all_gather_object(gathered, [self.rows.key(number) for number in suspects])
         keys = sorted({key for keys in gathered for key in keys})
-        shown = ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if len(keys) > 8 else "")
+        shown = ", ".join(keys[:_SHOWN])
+        if len(keys) > _SHOWN:
+            name = f"{self.job.checkpoints}/diverged-step-{step + 1}.txt"
+            if self.number == 0:
+                self.job.encoded.store.write(name, "".join(f"{key}\n" for key in keys).encode())
+            shown += f" and {len(keys) - _SHOWN} more (all in {self.job.encoded.store.url(name)})"
         raise DivergedError(
             f"training stopped at step {step + 1} of {self.total_steps}: {why} in rows {shown}; {mend}, or look at "
             "these rows (`cgd inspect`)"
@@ -267,6 +279,8 @@ class _Rank:
             store: Store = self.job.encoded.store
             with tempfile.TemporaryDirectory(prefix="cgd-student-") as folder:
                 self._write(weights, Path(folder))
+                for name in STUDENT_MARKS:  # first what says that a student is whole
+                    store.remove(f"{self.job.student}/{name}")
                 store.remove(self.job.student)
                 store.upload(Path(folder), self.job.student)
         dist.barrier(self._patient)
@@ -280,20 +294,29 @@ class _Rank:
             write_student(merged, None, self.source, folder, self.job.about)
 
 
-def _swap_folder(job: RankJob, rank: int) -> Path | None:
+def _swap_folder(job: RankJob, rank: int, group: dist.ProcessGroup) -> Path | None:
     """Of this rank alone, and empty: the files of one that was killed are worth nothing.
 
     Raises:
-        RefusedError: it cannot be made.
+        RefusedError: one of the ranks cannot make it, or its machine cannot work with it.
     """
     if job.training.offload_folder is None:
         return None
     folder = Path(job.training.offload_folder, f"cgd-{job.identity}-{rank}")
     shutil.rmtree(folder, ignore_errors=True)
+    refusal = None
     try:
         folder.mkdir(parents=True)
+        require_asynchronous_io()
     except OSError as error:
-        raise RefusedError(f"training.offload_folder: {error}; name a folder that every machine can write") from error
+        refusal = f"training.offload_folder: {error}; name a folder that every machine can write"
+    except RefusedError as error:
+        refusal = str(error)
+    refusals: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(refusals, refusal, group=group)
+    for said in refusals:
+        if said is not None:
+            raise RefusedError(said)
     return folder
 
 
@@ -301,6 +324,8 @@ def _device(job: RankJob) -> torch.device:
     if job.device == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-        return device
+    else:
+        device = torch.device("cpu")
+    # Beside a GPU for the optimiser's states on the host; torchrun would leave one thread for them.
     torch.set_num_threads(job.threads)
-    return torch.device("cpu")
+    return device

@@ -1,5 +1,7 @@
 """Training that loses a node goes on with the workers that are left, from the last checkpoint."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -60,6 +62,40 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     assert result.resumed_from_step is not None
     whole, elastic = (fp32_weights(place, name, tmp_path) for name in ("whole", "elastic"))
     assert max((whole[name] - elastic[name]).abs().max().item() for name in whole) < 1e-4  # a step is 1e-3
+
+
+def test_a_node_that_will_be_taken_away_is_a_reason_for_a_checkpoint(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a spot machine's notice reaches Ray: the node is drained, and gone some time later."""
+    monkeypatch.setattr("cgd_ray.training.resources._RESIZE_SECONDS", 5.0)
+    monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
+    write_tiny_model(tmp_path / "model")
+    place = Place(str(tmp_path / "root"), tmp_path / "model")
+    node = cluster.add_node(num_cpus=2)
+    written: list[str] = []
+
+    def strike() -> None:
+        while len(names()) < 2:
+            time.sleep(0.05)
+        time.sleep(3)  # past the first steps
+        drain = ["drain-node", "--address", cluster.address, "--node-id", node.node_id, "--reason-message", "spot"]
+        reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "60"]
+        subprocess.run([Path(sys.executable).with_name("ray"), *drain, *reason], check=True, capture_output=True)
+        while not written:
+            time.sleep(0.1)
+            written.extend(name for name in place.checkpoints("warned") if place.store.exists(f"{name}/progress.json"))
+        cluster.remove_node(node, allow_graceful=False)
+
+    striker = threading.Thread(target=strike, daemon=True)
+    striker.start()
+    result = place.train(
+        "warned", workers=2, min_workers=1, checkpoint_every=10_000, epochs=100, resources={"cpus_per_worker": 2},
+        max_failures=3, learning_rate=1e-4,
+    )  # fmt: skip
+    striker.join(1)
+    assert not striker.is_alive()
+    assert result.resumed_from_step == int(written[0][-8:]) > 0
 
 
 def fp32_weights(place: Place, name: str, folder: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """The rank's loop under torchrun, as a scheduler's machine would start it: the command is the one that a run names."""
 
+import json
 import os
 import re
 import shlex
@@ -121,3 +122,25 @@ def test_what_is_no_job_is_said_in_one_line(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "job.json: no job of `cgd run` with training.launcher=torchrun" in output
+
+
+@pytest.mark.parametrize("side", ["ours", "plain"])
+def test_the_benchmark_for_gpus_runs_without_one(tmp_path: Path, side: str) -> None:
+    sizes = ["--shape", "tiny", "--steps", "3", "--batch-size", "4", "--side", side, "--folder", str(tmp_path)]
+    module = ["--standalone", "--nproc-per-node", "2", "-m", "benchmarks.training.gpu"]
+    said = finish(start([sys.executable, "-m", "torch.distributed.run", *module, *sizes]))
+    (line,) = [line for line in said.splitlines() if line.startswith("{")]
+    figures = json.loads(line)
+    assert (figures["ranks"], figures["device"]) == (2, "CPU")
+    assert figures["tokens_per_second"] > figures["supervised_tokens_per_second"] > 0
+
+
+def test_keys_that_are_missing_are_said_in_one_line(s3: S3Server) -> None:
+    module = ["--standalone", "--nproc-per-node", "2", "-m", "cgd_ray.training.torchrun"]
+    command = [sys.executable, "-m", "torch.distributed.run", *module, "s3://bucket/runs/r/training/t/job.json"]
+    keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
+    process = start(command, AWS_ENDPOINT_URL=s3.endpoint, AWS_EC2_METADATA_DISABLED="true", **keys)
+    said, _ = process.communicate(timeout=120)
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line.endswith("is the storage there, and its keys?")
+    assert "botocore/" not in said

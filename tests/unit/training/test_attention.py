@@ -12,7 +12,7 @@ from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.attention import load_student, require_rows_fit, settle_attention, wanted
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loss import summed_loss
-from cgd_ray.training.packing import PackedRows, join
+from cgd_ray.training.packing import PackedRows, join, padded
 
 CPU = torch.device("cpu")
 BY_ROW, SDPA = TrainingSection(max_length=64), TrainingSection(max_length=64, attention="sdpa")
@@ -45,7 +45,7 @@ def model(architecture: str, training: TrainingSection, **changes: Any) -> Any:
     config = AutoConfig.for_model(architecture, **SIZES | changes)
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(
-        config, dtype=torch.float32, attn_implementation=wanted(training, CPU)
+        config, dtype=torch.float32, attn_implementation=wanted(training, CPU)[0]
     ).train()
     settle_attention(Wrapped(made), training, CPU)
     return made
@@ -132,5 +132,26 @@ def test_rows_beyond_the_positions_are_refused(rope: dict[str, Any], most: int) 
 
 def test_what_a_user_asks_for_is_taken() -> None:
     gpu = torch.device("cuda")
-    assert wanted(SDPA, gpu) == wanted(TrainingSection(attention="by_row"), gpu) == "sdpa"
-    assert wanted(TrainingSection(), gpu) == "flex_attention"  # flash-attn is not installed here
+    assert wanted(SDPA, gpu) == wanted(TrainingSection(attention="by_row"), gpu) == ["sdpa"]
+    assert wanted(TrainingSection(), gpu) == ["flex_attention", "sdpa", "eager"]  # flash-attn is not installed here
+
+
+@pytest.mark.parametrize(("precision", "first"), [("bf16", "flash_attention_2"), ("fp32", "flex_attention")])
+def test_flash_attention_is_for_bfloat16(monkeypatch: pytest.MonkeyPatch, precision: str, first: str) -> None:
+    monkeypatch.setattr("cgd_ray.training.attention.is_flash_attn_2_available", lambda: True)
+    assert wanted(TrainingSection(precision=precision), torch.device("cuda"))[0] == first
+
+
+def test_each_student_gets_the_fastest_attention_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_ray.training.attention.is_flash_attn_2_available", lambda: True)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("olmoe", **SIZES)).save_pretrained(tmp_path)
+    made = load_student(tmp_path, TrainingSection(), torch.device("cuda"))  # neither flash-attn nor flex attention
+    assert made.config._attn_implementation == "sdpa"
+    with pytest.raises(RefusedError, match=r"^training\.attention: flash_attention_2 does not work .*FlashAttention2"):
+        load_student(tmp_path, TrainingSection(attention="flash_attention_2"), CPU)
+
+
+def test_a_pass_is_the_same_with_padding(tmp_path: Path) -> None:
+    made = model("llama", SDPA)
+    losses = [summed_loss(made, rows, CPU).item() for rows in (pack(), padded(pack(), 256))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -1,8 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_ray.training.packing import batches, join, optimiser_steps, padding, plan_passes
+from cgd_ray.training.packing import batches, join, optimiser_steps, padded, padding, plan_passes
 
 LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=40)
 
@@ -29,6 +30,17 @@ def test_packing_wastes_little() -> None:
     lengths = np.random.default_rng(0).integers(100, 700, 64).tolist()
     passes = plan_passes(lengths, 1, 2048)[0]
     assert sum(lengths) / (2048 * len(passes)) > 0.9
+
+
+@pytest.mark.parametrize("length", [3, 7, 8, 9])
+def test_a_padded_pass_has_an_unsupervised_row_more(length: int) -> None:
+    rows = join([(np.arange(2, 2 + length), 1)])
+    longer = padded(rows, 8)
+    assert len(longer.input_ids) % 8 == 0
+    assert 0 < len(longer.input_ids) - length <= 8
+    assert longer.position_ids[length:].tolist() == list(range(len(longer.input_ids) - length))
+    assert longer.input_ids[:length].tolist() == rows.input_ids.tolist()
+    assert (longer.labels is rows.labels, longer.predicting is rows.predicting) == (True, True)
 
 
 def test_join_restarts_positions_and_predicts_only_targets() -> None:

@@ -280,6 +280,30 @@ def test_states_on_disk_need_a_folder_and_libaio(
         _Rank(make_job(encoded, tiny_dir, **on_disk, offload_folder=str(tmp_path)))
 
 
+def test_rows_that_a_line_has_no_room_for_are_all_named_in_a_file(tiny_dir: Path, tmp_path: Path) -> None:
+    many = encoded_rows(tiny_dir, tmp_path, 12)
+    job = make_job(many, tiny_dir, batch_size=12, epochs=10)
+    rank = _Rank(job)
+    rank.progress = replace(rank.progress, recent=(0.5,) * 8)
+    with pytest.raises(DivergedError, match=r"and 4 more \(all in .*checkpoints/diverged-step-1\.txt\)"):
+        list(rank.steps())
+    keys = (tmp_path / "checkpoints" / "diverged-step-1.txt").read_text().split("\n")
+    assert len(set(keys[:-1])) == 12
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_many_passes_in_bfloat16_add_up_in_fp32(encoded: Table, tiny_dir: Path, stage: int) -> None:
+    """Of eight rows in a pass each: a sum in bfloat16 would lose the last passes' share of it."""
+    settings = {"precision": "bf16", "zero_stage": stage, "batch_size": ROWS}
+    _, apart = trained(make_job(encoded, tiny_dir, micro_batch_tokens=1, **settings))
+    _, together = trained(make_job(encoded, tiny_dir, micro_batch_tokens=4096, **settings))
+    plain = make_job(encoded, tiny_dir, precision="fp32", zero_stage=0, batch_size=ROWS)
+    _, exact = trained(plain)
+    norms = [steps[0].gradient_norm for steps in (apart, together, exact)]
+    assert norms[0] == pytest.approx(norms[1], rel=3e-3)
+    assert norms[0] == pytest.approx(norms[2], rel=2e-2)
+
+
 @pytest.mark.parametrize("fraction", [1e-6, 0.999])
 def test_a_share_that_leaves_nothing_is_refused(encoded: Table, tiny_dir: Path, fraction: float) -> None:
     with pytest.raises(CgdError, match=r"training\.validation_fraction .* would be set aside"):
