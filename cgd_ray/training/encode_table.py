@@ -18,7 +18,7 @@ from cgd_ray.storage.runs import Document
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.encode import ChatEncoder, Encoded
-from cgd_ray.training.formats import Contexts, Example, Lacking, view, view_name
+from cgd_ray.training.formats import Contexts, Example, Lacking, longest_field, view, view_name
 from cgd_ray.training.shuffle import with_others
 
 _FORMAT = 2  # counts up when the ids of an unchanged input change
@@ -123,7 +123,7 @@ class Encoding:
             return conversation
         encoded = self.encoder.encode(conversation)
         if isinstance(encoded, Encoded) and len(encoded.input_ids) > self.training.max_length:
-            return Lacking("longer than training.max_length")
+            return Lacking(f"longer than training.max_length, most of it {longest_field(example, conversation)}")
         return encoded
 
     def _template_sources(self) -> dict[str, str]:

@@ -60,6 +60,8 @@ class Contexts:
         return (self.prompts.context(prompt, draft, critique),)
 
 
+_TEXTS = ("prompt", "draft", "critique", "other_critique", "refinement", "answer", "reference")
+
 View = Callable[[Example, Contexts], Conversation | Lacking]
 
 
@@ -118,6 +120,17 @@ learns in `cgd_ray.curation.filters`."""
 def view(example: Example, method: ViewName, contexts: Contexts) -> Conversation | Lacking:
     """What `method` trains on for this row, or why the row has nothing for it."""
     return VIEWS[method](example, contexts)
+
+
+def longest_field(example: Example, shown: Conversation) -> str:
+    """Which of the row's texts has most characters, of those that a view shows."""
+    texts = {name: getattr(example, name) for name in _TEXTS}
+    inside = {
+        name: text
+        for name, text in texts.items()
+        if text and any(text in turn for turn in (*shown.turns, shown.target))
+    }
+    return max(inside, key=lambda name: len(inside[name]))
 
 
 def require_contexts(prompts: PromptSet, training: TrainingSection) -> None:

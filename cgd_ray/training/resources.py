@@ -45,7 +45,7 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     if gpus is None:
         # A cluster that is scaled to zero has no GPU yet, but the recipe names its kind.
         gpus = 1.0 if cluster.get("GPU", 0) > 0 or wanted.accelerator_type else 0.0
-    cpus = wanted.cpus_per_worker or _default_cpus(training.workers, beside_gpu=gpus > 0)
+    cpus = wanted.cpus_per_worker or _default_cpus(training.workers, gpus)
     return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
 
 
@@ -65,12 +65,15 @@ def check_room(training: TrainingSection, resources: WorkerResources) -> None:
         )  # fmt: skip
 
 
-def _default_cpus(workers: int, *, beside_gpu: bool) -> int:
-    nodes = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
-    largest, total = int(max(nodes)), int(sum(nodes))
-    if beside_gpu:
-        return max(1, min(_CPUS_BESIDE_A_GPU, total // workers))
-    return max(1, min(largest, total // workers))
+def _default_cpus(workers: int, gpus: float) -> int:
+    """The most with which all workers have room on the nodes that there are; 1 where they have none."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in found if node.get("GPU", 0.0) >= gpus]
+    largest = int(max((cpus for cpus, _ in nodes), default=1))
+    for each in range(min(largest, _CPUS_BESIDE_A_GPU) if gpus else largest, 1, -1):
+        if sum(int(min(cpus // each, held // gpus if gpus else cpus)) for cpus, held in nodes) >= workers:
+            return each
+    return 1
 
 
 def pyarrow_filesystem(store: Store) -> pyarrow.fs.FileSystem:

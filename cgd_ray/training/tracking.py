@@ -107,6 +107,9 @@ class _Mlflow:
     """One MLflow run for one training, whatever its interruptions; figures go to it in the background."""
 
     def __init__(self, job: RankJob, tracking: TrackingSection) -> None:
+        # The other ranks are in the first step by now, and wait: a server that is not there costs a minute, not hours.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow.tracking import MlflowClient
 
         if tracking.mlflow_uri is None:

@@ -56,8 +56,8 @@ def test_a_row_that_one_compared_method_cannot_use_is_left_out_for_all(tmp_path:
     assert [made.counts.rows for made in alone] == [3, 3, 2]
     matched = [encode(examples, method=method, compared_with=methods, max_length=limit) for method in methods]
     assert [keys(made) for made in matched] == [[example(0).prompt_id, example(2).prompt_id]] * 3
-    assert matched[0].counts.dropped == {"longer than training.max_length (as cgd)": 1}
-    assert matched[2].counts.dropped == {"longer than training.max_length": 1}
+    assert matched[0].counts.dropped == {"longer than training.max_length, most of it critique (as cgd)": 1}
+    assert matched[2].counts.dropped == {"longer than training.max_length, most of it critique": 1}
 
 
 def test_compared_methods_are_encoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
