@@ -43,7 +43,7 @@ class Lock:
         return FOLDER / f"{self.name}.txt"
 
 
-WITH_BOTH = ("build", "dev", "mlflow", "qlora")
+WITH_BOTH = ("build", "dev", "mlflow", "qlora", "liger")
 LOCKS = (
     Lock("cpu", ("cpu", *WITH_BOTH), "overrides-cpu.txt"),
     Lock("gpu", ("gpu", *WITH_BOTH), "overrides-gpu.txt"),

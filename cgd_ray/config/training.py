@@ -84,6 +84,9 @@ class TrainingSection(Section):
     attention; on CPU a fused kernel for each row. Only `sdpa` and `eager` make a mask of all pairs of tokens in a pass;
     sdpa stands in for `by_row` where rows may be longer than the architecture's sliding window, or where its own
     attention gives other logits row by row."""
+    liger: bool = False
+    """Liger's fused kernels (the package liger-kernel, GPUs): faster layers, and logits that are never held whole (but
+    in ZeRO-3)."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""

@@ -16,6 +16,7 @@ from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.attention import load_student
 from cgd_ray.training.job import RefusedError
+from cgd_ray.training.kernels import with_liger
 from cgd_ray.training.memory import SWAPPED_AT_ONCE, reduce_bucket
 
 
@@ -67,8 +68,10 @@ def _in_bfloat16(training: TrainingSection) -> bool:
 
 def start_engine(
     training: TrainingSection, model_path: Path, device: torch.device, seed: int, swap: Path | None = None
-) -> Any:
-    """Load the student and wrap it. The default process group must exist.
+) -> tuple[Any, bool]:
+    """Load the student and wrap it; also whether its loss is fused with the output layer.
+
+    The default process group must exist.
 
     Master weights and optimiser states are fp32; with `bf16` the weights of the forward pass are their rounded copy.
 
@@ -94,6 +97,7 @@ def start_engine(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:
         model = with_adapter(model, training.lora, seed)
+    fuses_loss = training.liger and with_liger(model, training, device)
     # A parameter sharded by ZeRO-3 is empty, and has its size in `ds_numel`.
     sizes = (getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters() if weight.requires_grad)
     config["zero_optimization"]["reduce_bucket_size"] = reduce_bucket(sum(sizes), on_gpu=device.type != "cpu")
@@ -105,7 +109,7 @@ def start_engine(
     )
     del sharding
     engine.train()
-    return engine
+    return engine, fuses_loss
 
 
 def require_asynchronous_io() -> None:

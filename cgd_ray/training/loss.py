@@ -17,19 +17,34 @@ def packed_logits(model: Any, rows: PackedRows, device: torch.device) -> torch.T
     `use_cache` at its default the rows of a pack see each other. Other positions' logits are never computed: with a
     vocabulary of 150k and a third of the tokens supervised they are most of the memory of a pass.
     """
-    output = model(
-        input_ids=torch.from_numpy(rows.input_ids).to(device).unsqueeze(0),
-        position_ids=torch.from_numpy(rows.position_ids).to(device).unsqueeze(0),
-        logits_to_keep=torch.from_numpy(rows.predicting).to(device),
-        use_cache=False,
-    )
-    logits: torch.Tensor = output.logits.squeeze(0)
+    logits: torch.Tensor = model(**_inputs(rows, device)).logits.squeeze(0)
     return logits
 
 
-def summed_loss(model: Any, rows: PackedRows, device: torch.device) -> torch.Tensor:
-    """Sum of the negative log-likelihoods of the supervised tokens, in fp32."""
+def _inputs(rows: PackedRows, device: torch.device) -> dict[str, torch.Tensor | bool]:
+    return {
+        "input_ids": torch.from_numpy(rows.input_ids).to(device).unsqueeze(0),
+        "position_ids": torch.from_numpy(rows.position_ids).to(device).unsqueeze(0),
+        "logits_to_keep": torch.from_numpy(rows.predicting).to(device),
+        "use_cache": False,
+    }
+
+
+def summed_loss(model: Any, rows: PackedRows, device: torch.device, *, fused: bool = False) -> torch.Tensor:
+    """Sum of the negative log-likelihoods of the supervised tokens, in fp32.
+
+    Args:
+        model: as DeepSpeed wraps it, or bare.
+        rows: one pass.
+        device: of the model.
+        fused: whether Liger's kernel makes it from the last hidden states, some of them at a time.
+    """
     labels = torch.from_numpy(rows.labels).to(device)
+    if fused:
+        # Liger takes the sum where it is told a number of items to divide it by.
+        wanted = {"shift_labels": labels.unsqueeze(0), "num_items_in_batch": 1, "skip_logits": True}
+        loss: torch.Tensor = model(**_inputs(rows, device), **wanted, accum_dtype=torch.float32).loss
+        return loss
     return functional.cross_entropy(packed_logits(model, rows, device).float(), labels, reduction="sum")
 
 

@@ -31,6 +31,7 @@ from cgd_ray.training.engine import apply_step, require_asynchronous_io, start_e
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
+from cgd_ray.training.kernels import require_same_loss
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
 from cgd_ray.training.patience import patient_group
@@ -139,13 +140,15 @@ class _Rank:
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
         self._swap = _swap_folder(job, self.number, self._patient)
-        self.engine = start_engine(job.training, self.source, self.device, job.seed, self._swap)
+        self.engine, self._fused = start_engine(job.training, self.source, self.device, job.seed, self._swap)
         self.yardstick = Yardstick(self.engine.module, self.device)
         config = self.engine.module.config.get_text_config()
         require_rows_fit(config, int(self.rows.lengths.max(initial=0)))
         settle_attention(self.engine, job.training, self.device)
         self._multiple = pass_multiple(self.engine)
         require_isolation(self.engine, config.vocab_size, self.device)
+        if self._fused:
+            require_same_loss(self.engine, config.vocab_size, self.device)
 
     @property
     def is_over(self) -> bool:
@@ -190,7 +193,7 @@ class _Rank:
         self.engine.eval()
         for start in range(0, len(self.validated), _VALIDATED_AT_ONCE):
             for one in self.passes_of(self.validated[start : start + _VALIDATED_AT_ONCE].tolist()):
-                summed += one.weight * summed_loss(self.engine, one.rows, self.device)
+                summed += one.weight * summed_loss(self.engine, one.rows, self.device, fused=self._fused)
         self.engine.train()
         dist.all_reduce(summed)
         loss = summed.item() / int(self.rows.supervised[self.validated].sum())
@@ -211,7 +214,7 @@ class _Rank:
         losses = []
         for place, one in enumerate(passes):
             self.engine.set_gradient_accumulation_boundary(place == len(passes) - 1)
-            loss = summed_loss(self.engine, one.rows, self.device)
+            loss = summed_loss(self.engine, one.rows, self.device, fused=self._fused)
             # DeepSpeed averages gradients over the ranks; the mean is over the whole batch's tokens.
             self.engine.backward(loss * (one.weight * self.world / tokens), scale_wrt_gas=False)
             losses.append(loss.detach() * one.weight)

@@ -73,7 +73,7 @@ def test_a_row_that_breaks_the_loss_is_named(encoded: Table, tiny_dir: Path, mon
     broken = next(batches(ROWS, 2, 1, seed=0))[0]
     bad = rank.rows.row(int(broken))[0]
 
-    def loss(model: Any, rows: Any, _: torch.device) -> torch.Tensor:
+    def loss(model: Any, rows: Any, _: torch.device, **__: bool) -> torch.Tensor:
         value = model(input_ids=torch.from_numpy(rows.input_ids)[None], use_cache=False).logits.mean()
         return value * float("nan") if rows.input_ids.tolist() == bad.tolist() else value
 
@@ -302,6 +302,17 @@ def test_many_passes_in_bfloat16_add_up_in_fp32(encoded: Table, tiny_dir: Path, 
     norms = [steps[0].gradient_norm for steps in (apart, together, exact)]
     assert norms[0] == pytest.approx(norms[1], rel=3e-3)
     assert norms[0] == pytest.approx(norms[2], rel=2e-2)
+
+
+def test_kernels_for_gpus_are_refused_without_one(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RefusedError, match=r"^training\.liger: its kernels are for GPUs"):
+        _Rank(make_job(encoded, tiny_dir, liger=True))
+    monkeypatch.setattr("cgd_ray.training.kernels.find_spec", lambda _: None)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(RefusedError, match=r"^training\.liger: install the package liger-kernel"):
+        _Rank(make_job(encoded, tiny_dir, liger=True))
 
 
 @pytest.mark.parametrize("fraction", [1e-6, 0.999])

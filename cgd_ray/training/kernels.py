@@ -1,0 +1,65 @@
+"""Liger's fused Triton kernels (arXiv 2410.10989): a layer's norms, positions and gates, and the loss.
+
+The loss comes with the output layer, whose logits are then never held whole. For GPUs; Triton's interpreter runs
+them on CPU, for tests.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import PreTrainedModel
+from transformers.integrations.liger import apply_liger_kernel
+
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.job import RefusedError
+from cgd_ray.training.loss import summed_loss
+from cgd_ray.training.packing import join
+
+LAYERS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
+"""Kernels in the place of a layer's own; an architecture takes those that it has a use for."""
+
+_TOLERANCE = 2e-2  # of the loss: kernels round elsewhere, in bfloat16
+
+
+def with_liger(model: PreTrainedModel, training: TrainingSection, device: torch.device) -> bool:
+    """Put the kernels in the place of the model's own functions; returns whether the loss is among them.
+
+    Under ZeRO-3 it is not, whose weights are gathered for their own layer's forward pass only, nor with an adapter of
+    the output layer, of which the kernel would see the frozen weights only.
+
+    Raises:
+        RefusedError: the package is missing, or has no kernels for this device or architecture.
+    """
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise RefusedError("training.liger: its kernels are for GPUs; leave it out on CPU")
+    if find_spec("liger_kernel") is None:
+        raise RefusedError("training.liger: install the package liger-kernel (cgd-ray[liger]) where training runs")
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    kind = model.config.model_type
+    if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise RefusedError(f"training.liger: Liger has no kernels for {kind}; leave it out")
+    fuses_loss = training.zero_stage < 3 and not isinstance(model.get_output_embeddings(), BaseTunerLayer)
+    apply_liger_kernel(model, LAYERS | {"cross_entropy": False, "fused_linear_cross_entropy": fuses_loss})
+    return fuses_loss
+
+
+@torch.no_grad()
+def require_same_loss(engine: torch.nn.Module, vocabulary: int, device: torch.device) -> None:
+    """Check on the very model that the fused loss is the one that its logits have.
+
+    Raises:
+        RefusedError: an architecture does something between its last layer and its logits that the kernel leaves out.
+    """
+    ids = torch.randint(vocabulary, (48,), generator=torch.Generator().manual_seed(0)).numpy()
+    rows = join([(ids[:20], 4), (ids[20:], 9)])
+    engine.eval()
+    fused, plain = (summed_loss(engine, rows, device, fused=fused).item() for fused in (True, False))
+    engine.train()
+    if abs(fused - plain) > _TOLERANCE * abs(plain):
+        raise RefusedError(
+            f"training.liger: the fused loss of this student is another one ({fused:.4g}, {plain:.4g} without it); "
+            "leave it out"
+        )
