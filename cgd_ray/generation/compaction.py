@@ -36,6 +36,7 @@ EVERY_SECONDS = 600.0
 """While a run goes on."""
 
 _PER_SHARD = 8
+_LAST_SECONDS = 5.0
 _MERGED = "merged"  # in a part's name: rows that are merged once are not written again
 _GROUP_BYTES = 4 * SMALL_BYTES
 
@@ -80,7 +81,7 @@ def merging(join: Join, tables: Sequence[Table]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(_LAST_SECONDS)  # what it leaves half done, the next command ends
 
 
 def _merge_if_many(table: Table, few: int, ended: threading.Event) -> None:

@@ -8,14 +8,12 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.attention import load_student
-from cgd_ray.training.job import RefusedError
 from cgd_ray.training.kernels import with_liger
 from cgd_ray.training.memory import SWAPPED_AT_ONCE, reduce_bucket
 
@@ -110,19 +108,6 @@ def start_engine(
     del sharding
     engine.train()
     return engine, fuses_loss
-
-
-def require_asynchronous_io() -> None:
-    """Refuse to keep states on disk where DeepSpeed cannot.
-
-    Raises:
-        RefusedError: see above.
-    """
-    if not AsyncIOBuilder().is_compatible(verbose=False):
-        raise RefusedError(
-            "training.offload: nvme needs libaio's headers on every machine that trains (Debian: apt-get install "
-            "libaio-dev), which DeepSpeed compiles against; install them, or take offload: cpu"
-        )
 
 
 def apply_step(engine: Any, rate: float) -> float:

@@ -27,7 +27,8 @@ from cgd_ray.storage.models import local_model
 from cgd_ray.training.adapters import merge
 from cgd_ray.training.attention import pass_multiple, require_rows_fit, settle_attention
 from cgd_ray.training.checkpoints import Checkpoints
-from cgd_ray.training.engine import apply_step, require_asynchronous_io, start_engine
+from cgd_ray.training.disk import swap_folder
+from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
@@ -139,7 +140,7 @@ class _Rank:
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
-        self._swap = _swap_folder(job, self.number, self._patient)
+        self._swap = swap_folder(job.training.offload_folder, f"cgd-{job.identity}-{self.number}", self._patient)
         self.engine, self._fused = start_engine(job.training, self.source, self.device, job.seed, self._swap)
         self.yardstick = Yardstick(self.engine.module, self.device)
         config = self.engine.module.config.get_text_config()
@@ -295,32 +296,6 @@ class _Rank:
         else:
             merged = merge(self.source, self.job.model, lora, weights, folder / "adapter")
             write_student(merged, None, self.source, folder, self.job.about)
-
-
-def _swap_folder(job: RankJob, rank: int, group: dist.ProcessGroup) -> Path | None:
-    """Of this rank alone, and empty: the files of one that was killed are worth nothing.
-
-    Raises:
-        RefusedError: one of the ranks cannot make it, or its machine cannot work with it.
-    """
-    if job.training.offload_folder is None:
-        return None
-    folder = Path(job.training.offload_folder, f"cgd-{job.identity}-{rank}")
-    shutil.rmtree(folder, ignore_errors=True)
-    refusal = None
-    try:
-        folder.mkdir(parents=True)
-        require_asynchronous_io()
-    except OSError as error:
-        refusal = f"training.offload_folder: {error}; name a folder that every machine can write"
-    except RefusedError as error:
-        refusal = str(error)
-    refusals: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(refusals, refusal, group=group)
-    for said in refusals:
-        if said is not None:
-            raise RefusedError(said)
-    return folder
 
 
 def _device(job: RankJob) -> torch.device:
