@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import structlog
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
@@ -28,6 +30,11 @@ from cgd_ray.storage.models import local_model
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
+
+
+log = structlog.get_logger(__name__)
+_ENDED_CORES = re.compile(r"Engine core initialization failed\..* Failed core proc\(s\): \{(?P<codes>.*)\}")
+_ERROR_CODE = re.compile(r": [1-9]")  # a signal's is below zero, and not always there in time
 
 
 class VllmEngine:
@@ -68,7 +75,7 @@ class VllmEngine:
         before = processes.children()
         try:
             async with asyncio.timeout(self._options.start_timeout_s):
-                await asyncio.to_thread(self._load, path)
+                await asyncio.to_thread(self._load_again_if_killed, path)
         except TimeoutError as error:
             raise CgdError(f"vLLM did not load {self._model} within {self._options.start_timeout_s} s") from error
         except (RuntimeError, ValueError, OSError) as error:
@@ -76,6 +83,16 @@ class VllmEngine:
             raise CgdError(f"vLLM cannot load {self._model}: {_one_line(error)}\n{tail}".rstrip()) from error
         finally:
             self._children = [processes.record(pid, "vllm") for pid in processes.children() - before]
+
+    def _load_again_if_killed(self, path: Path) -> None:
+        """A core that somebody killed says nothing of the model; one that failed would fail again, after minutes."""
+        try:
+            self._load(path)
+        except RuntimeError as error:
+            if not was_killed(error):
+                raise
+            log.warning("vLLM's core was killed while it loaded, and is started again", model=self._model)
+            self._load(path)
 
     def _load(self, path: Path) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -187,6 +204,12 @@ class VllmEngine:
         await asyncio.to_thread(processes.end, self._children)
         if self._lease is not None:
             self._lease.release()
+
+
+def was_killed(error: RuntimeError) -> bool:
+    """Whether vLLM says that a core ended while it loaded, and none with an error's exit code."""
+    found = _ENDED_CORES.search(str(error))
+    return found is not None and not _ERROR_CODE.search(found["codes"])
 
 
 def _one_line(error: BaseException) -> str:
