@@ -126,7 +126,8 @@ def test_prompts_are_encoded_as_in_training(endpoint: Endpoint, encoder: ChatEnc
 
 
 def test_an_answer_ends_where_training_ends_it(endpoint: Endpoint, encoder: ChatEncoder) -> None:
-    answer = endpoint.chat(QUESTIONS[0], extra_body={"return_token_ids": True})
+    # Each token of this answer leads by a logit or more: what leads by a tenth depends on how the processor rounds.
+    answer = endpoint.chat("Name the capital of France.", extra_body={"return_token_ids": True})
     (choice,) = answer.choices
     assert choice.finish_reason == "stop"
     assert "Paris" in choice.message.content
