@@ -28,11 +28,14 @@ from cgd_ray.errors import CgdError
 from cgd_ray.runtime import processes
 from cgd_ray.storage.filesystem import store_errors
 
-# Blocks that an engine is given at a time. A block is one task and leaves the operator when its slowest row is done: in
-# a dozen blocks of 64 rows, of which the longest takes ten times as long as most, two thirds of an engine's places for
-# rows were empty. Each costs the driver about a millisecond, so small engines' blocks hold two rows.
-_BLOCKS = 192
+# Rows of a block. A block is one task and leaves the operator when its slowest row is done: in a dozen blocks, of which
+# some rows take ten times as long as most, three quarters of an engine's places for rows were empty. So an engine of 64
+# rows gets blocks of two. Each block costs some milliseconds in the driver and the ledger (measured: 25 ms of two cores
+# for two pools, all processes together), so many engines together, and very wide ones, get larger ones.
 _LEAST_ROWS = 2
+_ROWS_A_PART = 64  # of those in flight, in a block
+_WIDE, _WIDER = 512, 256
+_ENGINES = 16
 _MOST_BLOCKS = 512  # where another chain of the run needs smaller ones
 _QUEUED_BLOCKS = 4  # more that wait at the engine, since the next ones come only as often as Ray Data looks
 _SPARE = 3  # times the rows that generate
@@ -75,7 +78,10 @@ class Chain:
     @property
     def block_rows(self) -> int:
         """Rows that this chain would have in a block of work."""
-        return max(_LEAST_ROWS, self.admitted_rows // _BLOCKS)
+        rows = max(_LEAST_ROWS, self.max_in_flight // _ROWS_A_PART)
+        if self.max_in_flight > _WIDE:  # no model's: its rows take no time
+            rows *= self.max_in_flight // _WIDER
+        return min(rows * (1 + self.replicas // _ENGINES), self.admitted_rows)
 
 
 class ChainActor:
