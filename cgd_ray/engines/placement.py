@@ -121,7 +121,11 @@ def _end_orphans() -> None:
 
     The core of a vLLM engine looks for its parent only where it has several workers.
     """
-    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+    here = ray.get_runtime_context().get_node_id()
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]
+    _say_ended(processes.end_orphans())
+    if not nodes:
+        return
     look = ray.remote(num_cpus=0, max_retries=0)(processes.end_orphans)
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     looks = [look.options(scheduling_strategy=place).remote() for place in places]
@@ -129,11 +133,15 @@ def _end_orphans() -> None:
     seen = 0
     for one in ready:
         with contextlib.suppress(ray.exceptions.RayError):
-            ended, seen = ray.get(one), seen + 1
-            if ended:
-                log.warning("ended processes of engines that are gone", count=ended)
+            _say_ended(ray.get(one))
+            seen += 1
     if seen < len(nodes):
         log.warning("nodes on which nobody looked for processes of engines that are gone", nodes=len(nodes) - seen)
+
+
+def _say_ended(count: int) -> None:
+    if count:
+        log.warning("ended processes of engines that are gone", count=count)
 
 
 def fits(options: list[EngineOptions], cluster: Cluster) -> bool:

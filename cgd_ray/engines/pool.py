@@ -33,8 +33,8 @@ from cgd_ray.storage.filesystem import store_errors
 # rows gets blocks of two. Each block costs some milliseconds in the driver and the ledger (measured: 25 ms of two cores
 # for two pools, all processes together), so many engines together, and very wide ones, get larger ones.
 _LEAST_ROWS = 2
-_ROWS_A_PART = 64  # of those in flight, in a block
-_WIDE, _WIDER = 512, 256
+_SHARES = 64  # of the rows in flight, one of them a block
+_WIDE, _STEP = 1024, 256  # rows in flight; only engines whose rows take no time are wider
 _ENGINES = 16
 _MOST_BLOCKS = 512  # where another chain of the run needs smaller ones
 _QUEUED_BLOCKS = 4  # more that wait at the engine, since the next ones come only as often as Ray Data looks
@@ -78,9 +78,9 @@ class Chain:
     @property
     def block_rows(self) -> int:
         """Rows that this chain would have in a block of work."""
-        rows = max(_LEAST_ROWS, self.max_in_flight // _ROWS_A_PART)
-        if self.max_in_flight > _WIDE:  # no model's: its rows take no time
-            rows *= self.max_in_flight // _WIDER
+        rows = max(_LEAST_ROWS, self.max_in_flight // _SHARES)
+        if self.max_in_flight > _WIDE:
+            rows *= self.max_in_flight // _STEP
         return min(rows * (1 + self.replicas // _ENGINES), self.admitted_rows)
 
 
