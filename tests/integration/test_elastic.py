@@ -47,11 +47,11 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
         while len(names()) < 2:
             time.sleep(0.05)
         workers.extend(names())
-        before = place.checkpoints("elastic")
-        while place.checkpoints("elastic")[-1:] == before[-1:]:
+        before = complete(place, "elastic")
+        while complete(place, "elastic")[-1:] == before[-1:]:
             time.sleep(0.05)
+        struck.extend(complete(place, "elastic"))
         cluster.remove_node(node, allow_graceful=False)
-        struck.extend(place.checkpoints("elastic"))
 
     striker = threading.Thread(target=strike, daemon=True)
     striker.start()
@@ -84,7 +84,7 @@ def test_a_node_that_will_be_taken_away_is_a_reason_for_a_checkpoint(
         subprocess.run([Path(sys.executable).with_name("ray"), *drain, *reason], check=True, capture_output=True)
         while not written:
             time.sleep(0.1)
-            written.extend(name for name in place.checkpoints("warned") if place.store.exists(f"{name}/progress.json"))
+            written.extend(complete(place, "warned"))
         cluster.remove_node(node, allow_graceful=False)
 
     striker = threading.Thread(target=strike, daemon=True)
@@ -96,6 +96,11 @@ def test_a_node_that_will_be_taken_away_is_a_reason_for_a_checkpoint(
     striker.join(1)
     assert not striker.is_alive()
     assert result.resumed_from_step == int(written[0][-8:]) > 0
+
+
+def complete(place: Place, name: str) -> list[str]:
+    """The checkpoints that a resumed training can start from: their folder comes first, what says so last."""
+    return [step for step in place.checkpoints(name) if place.store.exists(f"{step}/progress.json")]
 
 
 def fp32_weights(place: Place, name: str, folder: Path) -> dict[str, torch.Tensor]:
