@@ -16,6 +16,12 @@ from tests.integration.test_training import WORKER, Place
 from tests.unit.training.tiny import write_tiny_model
 
 
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training that starts before Ray has counted a new node, or its loss, learns of it in seconds."""
+    monkeypatch.setattr("cgd_ray.training.resources._RESIZE_SECONDS", 5.0)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
+
+
 def names() -> list[str]:
     """Of the workers' processes."""
     found = (process.info["name"] for process in psutil.process_iter(["name"]))
@@ -25,8 +31,7 @@ def names() -> list[str]:
 def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It may start before Ray has counted the new node, and take it in when Ray looks again.
-    monkeypatch.setattr("cgd_ray.training.resources._RESIZE_SECONDS", 5.0)
+    patience(monkeypatch)
     model = tmp_path / "model"
     write_tiny_model(model)
     place = Place(str(tmp_path / "root"), model)
@@ -68,7 +73,7 @@ def test_a_node_that_will_be_taken_away_is_a_reason_for_a_checkpoint(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a spot machine's notice reaches Ray: the node is drained, and gone some time later."""
-    monkeypatch.setattr("cgd_ray.training.resources._RESIZE_SECONDS", 5.0)
+    patience(monkeypatch)
     monkeypatch.setenv("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "0.5")
     write_tiny_model(tmp_path / "model")
     place = Place(str(tmp_path / "root"), tmp_path / "model")
