@@ -1,13 +1,14 @@
 """Chains as Ray Data operators: a pool of actors, each with one engine on a thread of its own."""
 
 import asyncio
+import gc
 import math
 import threading
 import time
 import warnings
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -28,21 +29,24 @@ from cgd_ray.errors import CgdError
 from cgd_ray.runtime import processes
 from cgd_ray.storage.filesystem import store_errors
 
-# Rows of a block. A block is one task and leaves the operator when its slowest row is done: in a dozen blocks, of which
-# some rows take ten times as long as most, three quarters of an engine's places for rows were empty. So an engine of 64
-# rows gets blocks of two. Each block costs some milliseconds in the driver and the ledger (measured: 25 ms of two cores
-# for two pools, all processes together), so many engines together, and very wide ones, get larger ones.
-_LEAST_ROWS = 2
-_SHARES = 64  # of the rows in flight, one of them a block
-_WIDE, _STEP = 1024, 256  # rows in flight; only engines whose rows take no time are wider
-_ENGINES = 16
+# A block is one task and leaves its actor when its slowest row is done: where one row in a hundred takes ten times as
+# long as most, a dozen blocks leave three quarters of an engine's places for rows empty. An engine is full with blocks of an
+# eighth of its places, if it is given eight times the rows that generate (simulated for 8 to 1,024 places), or with
+# blocks of two and four times the rows. Each block takes 25 ms of a core for two pools, all processes together, most of
+# it in Ray's calls of actors: small ones slow down quick engines, and many engines together.
+_ROWS, _LEAST_ROWS = 8, 2
+_SHARES = 8  # of the rows in flight, one of them a block
+_ENGINES = 32
 _MOST_BLOCKS = 512  # where another chain of the run needs smaller ones
 _QUEUED_BLOCKS = 4  # more that wait at the engine, since the next ones come only as often as Ray Data looks
-_SPARE = 3  # times the rows that generate
+_SPARE = 7  # times the rows that generate
 _SPARE_ROWS = 64
 
 T = TypeVar("T")
 
+# Thousands of rows are thousands of tasks and futures, all alive: looked through after every 700 new objects, as Python
+# does by itself, they took 40 % of an engine's process with the scripted engine.
+_COLLECT = (100_000, 20, 20)
 _REPORT_SECONDS = 1.0
 _CLOSE_SECONDS = 30.0  # also how long the driver has to hear of a failure and to end the run
 
@@ -67,27 +71,32 @@ class Chain:
     @property
     def spare_rows(self) -> int:
         """Rows that an engine is given beyond those that generate: some wait for their commit, or for their block."""
-        return max(_SPARE * self.max_in_flight, _SPARE_ROWS)
+        return max(self.admitted_rows - self.max_in_flight, self.max_in_flight)
 
     @property
     def admitted_rows(self) -> int:
-        """Rows that an engine is given at a time."""
-        most = self.max_in_flight + self.spare_rows
-        return most if self.rows is None else min(most, max(self.max_in_flight, math.ceil(self.rows / self.replicas)))
+        """Rows that an engine is given at a time: of few, half its share, the rest goes to who is done first."""
+        if self.rows is None:
+            return self._most_rows
+        share = math.ceil(self.rows / (2 * self.replicas)) if self.replicas > 1 else self.rows
+        return min(self._most_rows, max(self.max_in_flight, share))
 
     @property
     def block_rows(self) -> int:
         """Rows that this chain would have in a block of work."""
-        rows = max(_LEAST_ROWS, self.max_in_flight // _SHARES)
-        if self.max_in_flight > _WIDE:
-            rows *= self.max_in_flight // _STEP
-        return min(rows * (1 + self.replicas // _ENGINES), self.admitted_rows)
+        rows = max(_ROWS, self.max_in_flight // _SHARES) * (1 + self.replicas // _ENGINES)
+        return max(_LEAST_ROWS, min(rows * self.admitted_rows // self._most_rows, self.admitted_rows))
+
+    @property
+    def _most_rows(self) -> int:
+        return self.max_in_flight + max(_SPARE * self.max_in_flight, _SPARE_ROWS)
 
 
 class ChainActor:
     """One engine of the pool. Rows are coroutines on the engine's loop; Ray's own loop only waits for them."""
 
     def __init__(self, chain: Chain, ledger: ActorHandle, schema: pa.Schema) -> None:
+        gc.set_threshold(*_COLLECT)
         processes.end_orphans()  # a killed predecessor's engine core would hold this one's cores and memory
         self._chain = chain
         self._ledger = ledger
@@ -185,8 +194,10 @@ def _as_ours(error: Exception) -> CgdError:
 
 
 def block_rows(chains: list[Chain]) -> int:
-    """Rows of a block of work for these chains."""
-    return min(chain.block_rows for chain in chains)
+    """Rows of a block of work for these chains. A chain with a few rows left does not make many of another's small."""
+    known = [chain.rows for chain in chains if chain.rows is not None]
+    rows = max(known) if len(known) == len(chains) else None
+    return min(replace(chain, rows=rows).block_rows for chain in chains)
 
 
 def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
@@ -196,7 +207,9 @@ def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
 
 def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHandle) -> ray.data.Dataset:
     """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
-    DataContext.get_current().enable_progress_bars = False
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # a thread for each block, for a number that nobody asks for
     # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     for chain in chains:

@@ -1,5 +1,6 @@
 """The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from cgd_ray.engines.build import build_chain, engine_identity
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.placement import engine_demand, read_cluster
-from cgd_ray.engines.pool import work_of
+from cgd_ray.engines.pool import block_rows, work_of
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Row, Stage
 from cgd_ray.errors import CgdError
@@ -146,11 +147,12 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table, lease: L
         demand=engine_demand(recipe.student.engine, read_cluster(), sharing=1),
         storage=recipe.storage,
     )
+    chain = replace(chain, rows=len(work))
     with Progress({"evaluation": len(work)}) as progress:
 
         def watch(snapshot: Snapshot) -> None:
             lease.require()
             progress.update(snapshot.tallies)
 
-        run_chains([chain], partial(work_of, work, chain.block_rows), watch, recipe.generation.stall_timeout_s)
+        run_chains([chain], partial(work_of, work, block_rows([chain])), watch, recipe.generation.stall_timeout_s)
     return progress.summary()["evaluation"]

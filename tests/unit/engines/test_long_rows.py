@@ -13,7 +13,7 @@ from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.engines.base import Completion, Request
 from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.pool import Chain
+from cgd_ray.engines.pool import Chain, block_rows
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import TEXTS, Row
 from cgd_ray.generation.stages import build_stages
@@ -89,8 +89,16 @@ def row(number: int) -> Row:
 def test_several_engines_share_few_rows(tmp_path: Path) -> None:
     chain = replace(chain_of(tmp_path, 64), replicas=8, rows=400)
     assert chain.admitted_rows == 64
-    assert replace(chain, rows=1600).admitted_rows == 200
-    assert replace(chain, rows=10**6).admitted_rows == 256 == replace(chain, rows=None).admitted_rows
+    assert replace(chain, rows=1600).admitted_rows == 100
+    assert replace(chain, rows=10**6).admitted_rows == 512 == replace(chain, rows=None).admitted_rows
+
+
+def test_few_rows_come_in_small_blocks_unless_another_engine_has_many(tmp_path: Path) -> None:
+    few = replace(chain_of(tmp_path, 64), rows=64)
+    assert block_rows([few]) == 2
+    assert block_rows([few, replace(few, rows=10**6)]) == 8
+    assert block_rows([replace(few, rows=10**6, replicas=64)]) == 24
+    assert block_rows([replace(few, rows=None)]) == 8
 
 
 @pytest.mark.parametrize("in_flight", [8, 64, 256, 512])
