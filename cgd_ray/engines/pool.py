@@ -30,10 +30,10 @@ from cgd_ray.runtime import processes
 from cgd_ray.storage.filesystem import store_errors
 
 # A block is one task and leaves its actor when its slowest row is done: where one row in a hundred takes ten times as
-# long as most, a dozen blocks leave three quarters of an engine's places for rows empty. An engine is full with blocks of an
-# eighth of its places, if it is given eight times the rows that generate (simulated for 8 to 1,024 places), or with
-# blocks of two and four times the rows. Each block takes 25 ms of a core for two pools, all processes together, most of
-# it in Ray's calls of actors: small ones slow down quick engines, and many engines together.
+# long as most, a dozen blocks leave three quarters of an engine's places for rows empty. An engine is full with blocks
+# of an eighth of its places, if it is given eight times the rows that generate (simulated for 8 to 1,024 places), or
+# with blocks of two and four times the rows. Each block takes 25 ms of a core for two pools, all processes together,
+# most of it in Ray's calls of actors: small ones slow down quick engines, and many engines together.
 _ROWS, _LEAST_ROWS = 8, 2
 _SHARES = 8  # of the rows in flight, one of them a block
 _ENGINES = 32
