@@ -31,9 +31,9 @@ from cgd_ray.storage.filesystem import store_errors
 
 # A block is one task and leaves its actor when its slowest row is done: where one row in a hundred takes ten times as
 # long as most, a dozen blocks leave three quarters of an engine's places for rows empty. An engine is full with blocks
-# of an eighth of its places, if it is given eight times the rows that generate (simulated for 8 to 1,024 places), or
-# with blocks of two and four times the rows. Each block takes 25 ms of a core for two pools, all processes together,
-# most of it in Ray's calls of actors: small ones slow down quick engines, and many engines together.
+# of an eighth of its places, if it is given eight times the rows that generate, or with blocks of two and four times
+# the rows (tests/unit/engines/test_long_rows.py). Each block takes some 25 ms of a core for two pools, all processes
+# together, most of it in Ray's calls of actors: small ones slow down quick engines, and many engines together.
 _ROWS, _LEAST_ROWS = 8, 2
 _SHARES = 8  # of the rows in flight, one of them a block
 _ENGINES = 32
@@ -70,7 +70,7 @@ class Chain:
 
     @property
     def spare_rows(self) -> int:
-        """Rows that an engine is given beyond those that generate: some wait for their commit, or for their block."""
+        """Rows that may wait for their commit, or for their block, while others generate."""
         return max(self.admitted_rows - self.max_in_flight, self.max_in_flight)
 
     @property
@@ -195,8 +195,7 @@ def _as_ours(error: Exception) -> CgdError:
 
 def block_rows(chains: list[Chain]) -> int:
     """Rows of a block of work for these chains. A chain with a few rows left does not make many of another's small."""
-    known = [chain.rows for chain in chains if chain.rows is not None]
-    rows = max(known) if len(known) == len(chains) else None
+    rows = max(chain.rows or 0 for chain in chains) or None
     return min(replace(chain, rows=rows).block_rows for chain in chains)
 
 
