@@ -4,6 +4,8 @@ One Ray actor beside the driver. It outlives every engine, so it knows which row
 """
 
 import contextlib
+import hashlib
+import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -69,8 +71,10 @@ class Seen:
     def add(self, thing: tuple[str, ...]) -> bool:
         """Take it in; whether it is new."""
         new = False
-        for place in range(self._PLACES):
-            byte, bit = divmod(hash((place, thing)) % self._BITS, 8)
+        # Not hash(): of tuples that begin differently it gives the same low bits together, so four places were one.
+        digest = hashlib.blake2b("\0".join(thing).encode(), digest_size=4 * self._PLACES).digest()
+        for place in struct.unpack(f"{self._PLACES}I", digest):
+            byte, bit = divmod(place % self._BITS, 8)
             new |= not self._bits[byte] >> bit & 1
             self._bits[byte] |= 1 << bit
         return new
