@@ -12,7 +12,7 @@ from ray.actor import ActorHandle
 
 from cgd_ray.engines.ledger import Snapshot, on_this_node, open_ledger
 from cgd_ray.engines.placement import held_room, require_returned
-from cgd_ray.engines.pool import Chain, require_chains_fit, through_pools
+from cgd_ray.engines.pool import Chain, require_chains_fit, set_context, stream_rows, through_pools
 from cgd_ray.errors import CgdError, ConfigError, StoppedError
 
 _LOOK_SECONDS = 0.5
@@ -21,7 +21,7 @@ _STOP_SECONDS = 20.0
 
 def run_chains(
     chains: list[Chain],
-    work: Callable[[], ray.data.Dataset],
+    work: Callable[[ActorHandle], ray.data.Dataset],
     watch: Callable[[Snapshot], object],
     stall_seconds: float,
 ) -> None:
@@ -32,7 +32,7 @@ def run_chains(
 
     Args:
         chains: one pool each; rows walk them in this order.
-        work: makes the rows, in small blocks.
+        work: makes the rows, in small blocks; given the ledger, which tells how far it may be ahead of the engines.
         watch: called about twice a second and at the end; what it raises ends the run.
         stall_seconds: the longest time without any progress.
 
@@ -44,7 +44,7 @@ def run_chains(
     require_chains_fit(chains)
     before = held_room()
     wanted = sum(chain.replicas for chain in chains)
-    with open_ledger() as ledger:
+    with open_ledger(chains[-1].role, stream_rows(chains)) as ledger:
         stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)
         try:
             while not _ended_within(stream, _LOOK_SECONDS):
@@ -60,8 +60,9 @@ def run_chains(
     require_returned(before)
 
 
-def _stream(chains: list[Chain], work: Callable[[], ray.data.Dataset], ledger: ActorHandle) -> None:
-    for _ in through_pools(chains, work(), ledger).iter_batches(
+def _stream(chains: list[Chain], work: Callable[[ActorHandle], ray.data.Dataset], ledger: ActorHandle) -> None:
+    set_context()
+    for _ in through_pools(chains, work(ledger), ledger).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     ):
         pass  # results are on storage, and the ledger counts them

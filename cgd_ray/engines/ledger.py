@@ -14,9 +14,12 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cgd_ray.engines.pace import Pace
 from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 from cgd_ray.errors import CgdError
+
+_ROOM_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,10 @@ class Seen:
 
 
 class _Ledger:
-    def __init__(self) -> None:
+    def __init__(self, last_role: str, room: int) -> None:
         self._engines: dict[str, _Engine] = {}
+        self._last_role = last_role
+        self._pace = Pace(room)
         self._strikes = Strikes()
         self._tallies: Tallies = {}
         self._ceiling: str | None = None
@@ -93,6 +98,10 @@ class _Ledger:
         self._begun = Seen()
         self._deaths = 1  # of engines' processes; 0 would say that nothing is to be looked up
         self._progress = time.monotonic()
+
+    def may_read(self, shard: int, rows: int) -> bool:
+        """See `Pace.may_read`."""
+        return self._pace.may_read(shard, rows)
 
     def arrive(self, engine: str) -> None:
         """An engine's process is there; the second time it has died in between."""
@@ -131,8 +140,10 @@ class _Ledger:
         """Only these rows are on the engine, until it says that there are no suspects left (None)."""
         self._engines[engine].suspects = None if suspects is None else set(suspects)
 
-    def end(self, engine: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
+    def end(self, engine: str, role: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
         """An engine is done with these rows: what was made of them is on storage."""
+        if role == self._last_role:
+            self._pace.leave(len(rows))
         self._engines[engine].rows.difference_update(rows)
         for row in rows:
             self._strikes.clear(row)
@@ -171,13 +182,24 @@ class _Ledger:
 
 
 @contextlib.contextmanager
-def open_ledger() -> Iterator[ActorHandle]:
-    """A ledger on the driver's own node: it is gone only where the driver is gone, too."""
-    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote()
+def open_ledger(last_role: str, room: int) -> Iterator[ActorHandle]:
+    """A ledger on the driver's own node: it is gone only where the driver is gone, too.
+
+    Args:
+        last_role: rows leave the stream when an engine of this role is done with them.
+        room: rows that may be in the stream.
+    """
+    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote(last_role, room)
     try:
         yield ledger
     finally:
         ray.kill(ledger)
+
+
+def wait_for_room(ledger: ActorHandle, shard: int, rows: int) -> None:
+    """Wait until so many rows of a shard, counted from its beginning, may have been read."""
+    while not ray.get(ledger.may_read.remote(shard, rows)):
+        time.sleep(_ROOM_SECONDS)
 
 
 def on_this_node() -> dict[str, NodeAffinitySchedulingStrategy]:

@@ -164,7 +164,9 @@ class ChainActor:
             rows = await asyncio.to_thread(self._caught_up, rows, admission.look_again)
         suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
-        await self._ledger.end.remote(self._name, names, self._runner.take_tallies(), self._runner.ceiling)
+        await self._ledger.end.remote(
+            self._name, self._chain.role, names, self._runner.take_tallies(), self._runner.ceiling
+        )
         return rows
 
     async def _report(self) -> None:
@@ -199,6 +201,18 @@ def block_rows(chains: list[Chain]) -> int:
     return min(replace(chain, rows=rows).block_rows for chain in chains)
 
 
+def stream_rows(chains: list[Chain]) -> int:
+    """Rows that may be read and not through the last chain: twice those that the engines are given at a time."""
+    return 2 * sum(chain.replicas * chain.admitted_rows for chain in chains)
+
+
+def set_context() -> None:
+    """How this process runs datasets that are made from now on: each keeps the context that it was made in."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.memory_usage_poll_interval_s = None  # a thread for each block, for a number that nobody asks for
+
+
 def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
     """A table of the WORK schema as blocks of so many rows."""
     return ray.data.from_arrow([table.slice(start, rows) for start in range(0, len(table), rows)])
@@ -206,9 +220,6 @@ def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
 
 def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHandle) -> ray.data.Dataset:
     """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.memory_usage_poll_interval_s = None  # a thread for each block, for a number that nobody asks for
     # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
     for chain in chains:

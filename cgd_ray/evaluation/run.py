@@ -1,7 +1,6 @@
 """The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -154,5 +153,6 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table, lease: L
             lease.require()
             progress.update(snapshot.tallies)
 
-        run_chains([chain], partial(work_of, work, block_rows([chain])), watch, recipe.generation.stall_timeout_s)
+        rows = block_rows([chain])
+        run_chains([chain], lambda _: work_of(work, rows), watch, recipe.generation.stall_timeout_s)
     return progress.summary()["evaluation"]

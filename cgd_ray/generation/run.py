@@ -9,12 +9,14 @@ from typing import Any
 import pyarrow as pa
 import ray.data
 import structlog
+from ray.actor import ActorHandle
 from ray.data import TaskPoolStrategy
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join, Shard
+from cgd_ray.engines.ledger import wait_for_room
 from cgd_ray.engines.placement import EngineOptions, engine_demand, fits, read_cluster
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
@@ -141,11 +143,13 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
     return [stage for stage in (among or stages.all) if current.todo[stage.name]]
 
 
-def _work(join: Join, shards: list[Shard], needed: list[Stage], block_rows: int) -> ray.data.Dataset:
+def _work(
+    join: Join, shards: list[Shard], needed: list[Stage], block_rows: int, ledger: ActorHandle
+) -> ray.data.Dataset:
     """The rows that lack one of these stages, read where there is a core to spare while the engines already work."""
     numbers = ray.data.from_arrow([pa.table({"number": [number]}) for number in range(len(shards))])
     blocks = numbers.map_batches(
-        _Blocks(join, shards, frozenset(stage.name for stage in needed)),
+        _Blocks(join, shards, frozenset(stage.name for stage in needed), ledger),
         batch_size=1,
         batch_format="numpy",
         concurrency=_READERS,
@@ -165,10 +169,15 @@ class _Blocks:
     join: Join
     shards: list[Shard]
     stages: frozenset[str]
+    ledger: ActorHandle
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         for number in batch["number"]:
-            yield from work(self.join, self.shards[number], self.stages)
+            rows = 0
+            for block in work(self.join, self.shards[number], self.stages):
+                rows += len(block)
+                wait_for_room(self.ledger, int(number), rows)
+                yield block
 
 
 def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:

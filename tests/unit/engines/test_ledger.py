@@ -21,12 +21,12 @@ def progress(ledger: _Ledger, engine: str) -> None:
 
 @pytest.mark.usefixtures("nodes")
 def test_a_block_that_is_begun_again_is_looked_up_and_no_other() -> None:
-    ledger = _Ledger()
+    ledger = _Ledger("teacher", 100)
     for engine in ("one", "other"):
         ledger.arrive(engine)
     assert ledger.begin("one", "student", ["a", "b"]).look_again == 0
     assert ledger.begin("one", "student", ["c", "d"]).look_again == 0
-    ledger.end("one", ["a", "b"], {}, None)  # but Ray may never get what the engine returns
+    ledger.end("one", "student", ["a", "b"], {}, None)  # but Ray may never get what the engine returns
     ledger.arrive("one")
     assert ledger.begin("other", "student", ["e"]).look_again == 0
     assert ledger.begin("other", "teacher", ["a", "b"]).look_again == 0
@@ -37,7 +37,7 @@ def test_a_block_that_is_begun_again_is_looked_up_and_no_other() -> None:
 
 
 def test_a_listing_from_before_a_nodes_death_is_too_old(nodes: list[bool]) -> None:
-    ledger = _Ledger()
+    ledger = _Ledger("teacher", 100)
     ledger.arrive("one")
     ledger.begin("one", "student", ["a"])
     before = ledger.begin("one", "student", ["a"]).look_again
@@ -48,7 +48,7 @@ def test_a_listing_from_before_a_nodes_death_is_too_old(nodes: list[bool]) -> No
 
 
 def test_an_engine_that_only_ever_dies_ends_the_run() -> None:
-    ledger = _Ledger()
+    ledger = _Ledger("teacher", 100)
     for _ in range(MOST_DEATHS + 1):
         ledger.arrive("one")
     assert ledger.snapshot().broken is None
@@ -57,7 +57,7 @@ def test_an_engine_that_only_ever_dies_ends_the_run() -> None:
 
 
 def test_deaths_with_work_in_between_do_not_add_up() -> None:
-    ledger = _Ledger()
+    ledger = _Ledger("teacher", 100)
     for _ in range(3 * MOST_DEATHS):
         ledger.arrive("one")
         progress(ledger, "one")
@@ -65,7 +65,7 @@ def test_deaths_with_work_in_between_do_not_add_up() -> None:
 
 
 def test_loading_again_and_again_is_no_progress() -> None:
-    ledger = _Ledger()
+    ledger = _Ledger("teacher", 100)
     ledger.arrive("one")
     ledger.up("one")
     since = ledger._progress

@@ -1,0 +1,38 @@
+"""Readers that wait for the engines, and never for ever."""
+
+from cgd_ray.engines.ledger import _Ledger
+from cgd_ray.engines.pace import Pace
+
+
+def test_reading_stops_where_the_stream_is_full_and_goes_on_where_rows_have_left() -> None:
+    pace = Pace(500)
+    assert pace.may_read(0, 256)
+    assert pace.may_read(1, 256)
+    assert not pace.may_read(0, 512)
+    pace.leave(12)
+    assert not pace.may_read(0, 512)
+    pace.leave(1)
+    assert pace.may_read(0, 512)
+    assert not pace.may_read(1, 257)
+
+
+def test_what_was_granted_is_read_again_at_once() -> None:
+    pace = Pace(100)
+    assert pace.may_read(0, 256)
+    assert not pace.may_read(0, 512)
+    assert pace.may_read(0, 256)
+    assert pace.may_read(0, 100)
+    pace.leave(256)
+    assert pace.may_read(0, 512)  # what was read again did not count again
+
+
+def test_rows_leave_the_stream_with_the_last_engine() -> None:
+    ledger = _Ledger("teacher", 1)
+    assert ledger.may_read(0, 2)
+    for engine in ("student", "teacher"):
+        ledger.arrive(engine)
+        ledger.begin(engine, engine, ["a", "b"])
+    ledger.end("student", "student", ["a", "b"], {}, None)
+    assert not ledger.may_read(0, 3)
+    ledger.end("teacher", "teacher", ["a", "b"], {}, None)
+    assert ledger.may_read(0, 3)
