@@ -32,13 +32,16 @@ def ray_session() -> Iterator[None]:
         log.warning("ended processes that an earlier run had left behind", count=ended)
     before = processes.children()
     _connect()
-    _record_cluster(before)  # for the next start: most of Ray's processes end with a killed driver, its agents do not
+    # For the next start: most of Ray's processes end with a killed driver, its agents do not.
+    cluster = _record_cluster(before)
     try:
         # Only now: connecting puts a handler of Ray's own in place, which aborts.
         with _signals_end_the_run():
             yield
     finally:
-        cluster = _record_cluster(before)  # again: workers came, and one may not notice that its cluster ended
+        # Again: workers came, and one may not notice that its cluster ended. Where Ray's raylet was killed, its agents
+        # are no longer children of ours, and the first record has them.
+        cluster += _record_cluster(before)
         ray.shutdown()
         processes.end(cluster)
         processes.end_orphans()
