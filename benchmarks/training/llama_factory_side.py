@@ -1,9 +1,11 @@
 """LLaMA-Factory's supervised fine-tuning on the same ids and masks, which it reads as a tokenised dataset.
 
 Settings: `defaults` (what it does for `stage: sft`, but for batch and learning rate); `packed-N`: its `neat_packing`
-into packs of N tokens, without gradient checkpointing, which a model that fits needs not.
+into packs of N tokens, without gradient checkpointing, which a model that fits needs not, as many of them in a step as
+make equal steps.
 """
 
+import math
 import os
 import tempfile
 from itertools import chain
@@ -43,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dataset = Dataset.from_list(rows if length is None else _packs(rows, length))
         DatasetDict({"train": dataset}).save_to_disk(f"{folder}/rows")
-        run_exp(_config(task, folder, length), callbacks=[clock, losses])
+        run_exp(_config(task, folder, length, len(dataset)), callbacks=[clock, losses])
     Outcome(clock.seconds, clock.steps, losses.seen).write(made)
 
 
@@ -67,7 +69,7 @@ def _packs(rows: list[Row], length: int) -> list[Row]:
     return packs
 
 
-def _config(task: Task, folder: str, length: int | None) -> dict[str, Any]:
+def _config(task: Task, folder: str, length: int | None, packs: int) -> dict[str, Any]:
     common: dict[str, Any] = {
         "stage": "sft",
         "do_train": True,
@@ -88,8 +90,6 @@ def _config(task: Task, folder: str, length: int | None) -> dict[str, Any]:
     }
     if length is None:
         return common | {"per_device_train_batch_size": 8, "gradient_accumulation_steps": task.batch_size // 8}
-    tokens = sum(len(ids) for ids, _ in task.rows)
-    packs_of_a_batch = max(1, round(tokens / len(task.rows) * task.batch_size / length))
     return common | {
         "packing": True,
         "neat_packing": True,
@@ -97,7 +97,7 @@ def _config(task: Task, folder: str, length: int | None) -> dict[str, Any]:
         "flash_attn": "sdpa",
         "disable_gradient_checkpointing": True,
         "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": packs_of_a_batch,
+        "gradient_accumulation_steps": math.ceil(packs / task.steps),
     }
 
 

@@ -1,9 +1,10 @@
 """TRL's SFTTrainer on the same ids and masks.
 
 Settings: `defaults` (what SFTConfig has, but for batch and learning rate); `packed-N`: packs of N tokens, best fit,
-without gradient checkpointing, which a model that fits needs not.
+without gradient checkpointing, which a model that fits needs not, as many of them in a step as make equal steps.
 """
 
+import math
 import os
 import tempfile
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import pack_dataset
 
 from benchmarks.training.clock import Clock
 from benchmarks.training.work import Outcome, Task, arguments
@@ -22,12 +24,14 @@ def main() -> None:
     task, made = arguments()
     torch.set_num_threads(task.threads)
     clock = Clock()
-    rows = [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in task.rows]
+    rows = Dataset.from_list(
+        [{"input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)} for ids, start in task.rows]
+    )
     with tempfile.TemporaryDirectory() as folder:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(task.model, dtype=torch.float32),
-            args=_config(task, folder),
-            train_dataset=Dataset.from_list(rows),
+            args=_config(task, rows, folder),
+            train_dataset=rows,
             processing_class=AutoTokenizer.from_pretrained(task.model),
             callbacks=[clock],
         )
@@ -36,7 +40,7 @@ def main() -> None:
     Outcome(clock.seconds, clock.steps, losses).write(made)
 
 
-def _config(task: Task, folder: str) -> SFTConfig:
+def _config(task: Task, rows: Dataset, folder: str) -> SFTConfig:
     common: dict[str, Any] = {
         "output_dir": folder,
         "use_cpu": True,
@@ -52,14 +56,12 @@ def _config(task: Task, folder: str) -> SFTConfig:
     if task.setting == "defaults":
         return SFTConfig(**common, gradient_accumulation_steps=task.batch_size // 8)
     length = int(task.setting.removeprefix("packed-"))
-    tokens = sum(len(ids) for ids, _ in task.rows)
-    packs_of_a_batch = max(1, round(tokens / len(task.rows) * task.batch_size / length))
     return SFTConfig(
         **common,
         packing=True,
         max_length=length,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=packs_of_a_batch,
+        gradient_accumulation_steps=math.ceil(len(pack_dataset(rows, length)) / task.steps),
         gradient_checkpointing=False,
     )
 

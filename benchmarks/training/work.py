@@ -1,6 +1,7 @@
 """What all sides are given, and what they give back. Imports nothing that TRL's environment lacks."""
 
 import json
+import math
 import resource
 import sys
 from dataclasses import asdict, dataclass, field
@@ -28,6 +29,11 @@ class Task:
     def supervised(self) -> int:
         """Supervised tokens of an epoch."""
         return sum(len(ids) - start for ids, start in self.rows)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
 
 
 @dataclass
