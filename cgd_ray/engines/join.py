@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow.compute as pc
 
@@ -46,6 +46,11 @@ class Join:
     samples: int
     stages: list[Stage]
 
+    def before(self, making: list[Stage]) -> "Join":
+        """The same, but as if nothing had been made by the attempts of these stages, or later."""
+        numbered = {stage.name: stage for stage in making}
+        return replace(self, stages=[numbered.get(stage.name, stage) for stage in self.stages])
+
     def shards(self) -> list[Shard]:
         """All shards, in the order of the prompts' ids; lists every table once."""
         prompts = self.prompts.parts()
@@ -62,7 +67,7 @@ class Join:
         prompts = self.prompts.read([shard.prompts], _PROMPT)
         prompts = prompts.filter(pc.equal(prompts["split"], "train"))
         columns = None if texts else _STATES
-        results = {stage.name: _by_key(stage.results, shard.results[stage.name], columns) for stage in self.stages}
+        results = {stage.name: self._earlier(stage, shard.results[stage.name], columns) for stage in self.stages}
         for prompt in prompts.to_pylist():
             for sample in range(self.samples):
                 yield self._row(prompt, sample, results)
@@ -70,6 +75,11 @@ class Join:
     def __iter__(self) -> Iterator[JoinedRow]:
         for shard in self.shards():
             yield from self.rows(shard)
+
+    def _earlier(self, stage: Stage, parts: list[str], columns: list[str] | None) -> "_Results":
+        """A stage's results, of earlier attempts than its own where it has one."""
+        results = _by_key(stage.results, parts, columns)
+        return {key: row for key, row in results.items() if not stage.attempt or row["attempt"] < stage.attempt}
 
     def _row(self, prompt: Row, sample: int, results: "dict[str, _Results]") -> JoinedRow:
         digests = {"prompt": text_digest(prompt["prompt"]), "reference": text_digest(prompt["reference"] or "")}

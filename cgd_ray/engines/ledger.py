@@ -19,6 +19,7 @@ from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 from cgd_ray.errors import CgdError
 
+CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
 _ROOM_SECONDS = 0.2
 
 
@@ -197,9 +198,23 @@ def open_ledger(last_role: str, room: int) -> Iterator[ActorHandle]:
 
 
 def wait_for_room(ledger: ActorHandle, shard: int, rows: int) -> None:
-    """Wait until so many rows of a shard, counted from its beginning, may have been read."""
+    """Wait until a shard's rows, so many of them, may come into the stream."""
     while not ray.get(ledger.may_read.remote(shard, rows)):
         time.sleep(_ROOM_SECONDS)
+
+
+def give_up(ledger: ActorHandle, error: Exception) -> None:
+    """Say that the run cannot go on, and why, and wait for its end: engines write what they have before it.
+
+    Raised at once, it would end them all together with what they had not written yet.
+    """
+    ray.get(ledger.fail.remote(as_ours(error)))
+    time.sleep(CLOSE_SECONDS)
+
+
+def as_ours(error: Exception) -> CgdError:
+    """An error of ours as it is, one of the storage as one of ours."""
+    return error if isinstance(error, CgdError) else CgdError(f"generation stopped: {type(error).__name__}: {error}")
 
 
 def on_this_node() -> dict[str, NodeAffinitySchedulingStrategy]:

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import math
 import threading
-import time
 import warnings
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -21,7 +20,7 @@ from ray.util.annotations import RayDeprecationWarning
 from cgd_ray.engines.base import Engine
 from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.join import caught_up
-from cgd_ray.engines.ledger import Admission
+from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours, give_up
 from cgd_ray.engines.placement import Demand, require_room
 from cgd_ray.engines.stage import DONE, WORK, Row, Stage, row_name
 from cgd_ray.engines.ward import RevivedEngine
@@ -48,7 +47,6 @@ T = TypeVar("T")
 # does by itself, they took 40 % of an engine's process with the scripted engine.
 _COLLECT = (100_000, 20, 20)
 _REPORT_SECONDS = 1.0
-_CLOSE_SECONDS = 30.0  # also how long the driver has to hear of a failure and to end the run
 
 
 @dataclass(frozen=True)
@@ -130,14 +128,13 @@ class ChainActor:
 
     def __del__(self) -> None:
         self._reporting.cancel()
-        self._soon(self._runner.close()).result(timeout=_CLOSE_SECONDS)
+        self._soon(self._runner.close()).result(timeout=CLOSE_SECONDS)
 
     def _start(self) -> None:
         try:
             self._soon(self._engine.start()).result()
         except self._ending as error:
-            ray.get(self._ledger.fail.remote(_as_ours(error)))
-            time.sleep(_CLOSE_SECONDS)  # others write what they have; then the run ends, and this process with it
+            give_up(self._ledger, error)
             raise
 
     def _soon(self, work: "Coroutine[object, object, T]") -> "Future[T]":
@@ -152,7 +149,7 @@ class ChainActor:
         try:
             return await self._go_on(rows)
         except self._ending as error:
-            await self._ledger.fail.remote(_as_ours(error))
+            await self._ledger.fail.remote(as_ours(error))
             return rows
 
     async def _go_on(self, rows: list[Row]) -> list[Row]:
@@ -189,10 +186,6 @@ class ChainActor:
 
     async def _report_suspects(self, suspects: set[str] | None) -> None:
         await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))
-
-
-def _as_ours(error: Exception) -> CgdError:
-    return error if isinstance(error, CgdError) else CgdError(f"generation stopped: {type(error).__name__}: {error}")
 
 
 def block_rows(chains: list[Chain]) -> int:

@@ -16,17 +16,18 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join, Shard
-from cgd_ray.engines.ledger import wait_for_room
+from cgd_ray.engines.ledger import give_up, wait_for_room
 from cgd_ray.engines.placement import EngineOptions, engine_demand, fits, read_cluster
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
+from cgd_ray.errors import CgdError
 from cgd_ray.generation.compaction import compact, merging
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
-from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.filesystem import Store, store_errors
 from cgd_ray.storage.lease import Lease, held
 from cgd_ray.storage.tables import Table
 
@@ -106,6 +107,8 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
                 _run(recipe, guard, join, current, _needed(current, stages, part))
                 current = plan(join)  # with what this part made
     guard.require_some(current)
+    if current.untried:
+        raise CgdError(f"{current.untried} rows were passed by, which is an error of ours; the same command makes them")
     return GenerationResult(stages, _counts(current), guard.progress.summary(), execution)
 
 
@@ -146,7 +149,11 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
 def _work(
     join: Join, shards: list[Shard], needed: list[Stage], block_rows: int, ledger: ActorHandle
 ) -> ray.data.Dataset:
-    """The rows that lack one of these stages, read where there is a core to spare while the engines already work."""
+    """The rows that lack one of these stages, read where there is a core to spare while the engines already work.
+
+    Whatever engines have made since, the rows of a shard are the same ones in the same order each time that they are
+    read: a reader that dies is run again by Ray, which leaves out as many of its blocks as it has already.
+    """
     numbers = ray.data.from_arrow([pa.table({"number": [number]}) for number in range(len(shards))])
     blocks = numbers.map_batches(
         _Blocks(join, shards, frozenset(stage.name for stage in needed), ledger),
@@ -172,24 +179,28 @@ class _Blocks:
     ledger: ActorHandle
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
+        ending: tuple[type[Exception], ...] = (CgdError, *store_errors())
         for number in batch["number"]:
-            rows = 0
-            for block in work(self.join, self.shards[number], self.stages):
-                rows += len(block)
-                wait_for_room(self.ledger, int(number), rows)
-                yield block
+            try:
+                blocks = list(work(self.join, self.shards[number], self.stages))
+            except ending as error:
+                give_up(self.ledger, error)
+                raise
+            wait_for_room(self.ledger, int(number), sum(map(len, blocks)))
+            yield from blocks
 
 
 def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:
+    making = with_attempts(needed)
     chains = [
         replace(chain, rows=max(current.todo[stage.name] for stage in chain.stages))
-        for chain in _chains(recipe, with_attempts(needed), guard.paid_before)
+        for chain in _chains(recipe, making, guard.paid_before)
     ]
     for chain in chains:
         names = ", ".join(stage.name for stage in chain.stages)
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
     guard.progress.next_engines()
-    rows = partial(_work, join, current.shards, needed, block_rows(chains))
+    rows = partial(_work, join.before(making), current.shards, needed, block_rows(chains))
     run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
 
 

@@ -13,7 +13,7 @@ from ray.cluster_utils import Cluster
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.engines.drive import run_chains
-from cgd_ray.engines.pool import Chain
+from cgd_ray.engines.pool import Chain, stream_rows
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
@@ -79,6 +79,32 @@ def test_many_shards_are_planned_on_the_cluster_and_give_the_same_tables(
     for one, other in zip(columns(whole), columns(sharded), strict=True):
         assert one.equals(other)
     assert generate(recipe(tmp_path / "sharded")).reused
+
+
+@pytest.mark.parametrize("execution", ["staged", "streaming"])
+def test_shards_of_more_rows_than_the_engines_are_given_are_read_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, execution: str
+) -> None:
+    monkeypatch.setattr("cgd_ray.data.prepare.PART_ROWS", 700)
+    engine = {"type": "scripted", "max_in_flight": 2}
+    made = recipe(
+        tmp_path,
+        data={"limit": 2000},
+        student={"engine": engine},
+        teacher={"engine": {**engine, "model": "t"}},
+        generation={"execution": execution, "stall_timeout_s": 60},
+    )
+    rooms: list[int] = []
+
+    def recorded(chains: list[Chain], *rest: Any) -> None:
+        rooms.append(stream_rows(chains))
+        run_chains(chains, *rest)
+
+    monkeypatch.setattr(run, "run_chains", recorded)
+    result = generate(made)
+    assert max(rooms) < 700
+    assert len(list(tmp_path.glob("tables/prompts/*/*.parquet"))) >= 3
+    assert result.counts["refine"]["ok"] == 2000
 
 
 def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:

@@ -6,24 +6,23 @@ from cgd_ray.engines.pace import Pace
 
 def test_reading_stops_where_the_stream_is_full_and_goes_on_where_rows_have_left() -> None:
     pace = Pace(500)
-    assert pace.may_read(0, 256)
-    assert pace.may_read(1, 256)
-    assert not pace.may_read(0, 512)
-    pace.leave(12)
-    assert not pace.may_read(0, 512)
+    assert pace.may_read(0, 499)
+    assert pace.may_read(1, 8192)  # however many they are: none leaves its reader before all are read
+    assert not pace.may_read(2, 1)
+    pace.leave(8191)
+    assert not pace.may_read(2, 1)
     pace.leave(1)
-    assert pace.may_read(0, 512)
-    assert not pace.may_read(1, 257)
+    assert pace.may_read(2, 1)
+    assert not pace.may_read(3, 1)
 
 
-def test_what_was_granted_is_read_again_at_once() -> None:
+def test_what_was_granted_is_read_again_at_once_and_counts_once() -> None:
     pace = Pace(100)
     assert pace.may_read(0, 256)
-    assert not pace.may_read(0, 512)
+    assert not pace.may_read(1, 1)
     assert pace.may_read(0, 256)
-    assert pace.may_read(0, 100)
     pace.leave(256)
-    assert pace.may_read(0, 512)  # what was read again did not count again
+    assert pace.may_read(1, 1)
 
 
 def test_rows_leave_the_stream_with_the_last_engine() -> None:
@@ -33,6 +32,6 @@ def test_rows_leave_the_stream_with_the_last_engine() -> None:
         ledger.arrive(engine)
         ledger.begin(engine, engine, ["a", "b"])
     ledger.end("student", "student", ["a", "b"], {}, None)
-    assert not ledger.may_read(0, 3)
+    assert not ledger.may_read(1, 1)
     ledger.end("teacher", "teacher", ["a", "b"], {}, None)
-    assert ledger.may_read(0, 3)
+    assert ledger.may_read(1, 1)

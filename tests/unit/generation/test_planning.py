@@ -179,6 +179,25 @@ def test_a_failed_row_is_kept_with_its_reason_and_tried_again(tmp_path: Path) ->
     assert plan(joined(stages, prompts(3))).is_done
 
 
+def test_work_is_the_same_each_time_that_it_is_read_though_rows_are_done_and_merged_meanwhile(tmp_path: Path) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    join, names = joined(stages, prompts(12)), {stage.name for stage in stages.all}
+    walk(stages, lacking(join), engine(fail_fraction=0.4))
+    [shard] = join.shards()
+    earlier = join.before(with_attempts(stages.all))
+    first = pa.concat_tables(work(earlier, shard, names))
+    assert 3 < len(first) < 12
+    walk(stages, first.slice(1, 2), engine())
+    for stage in stages.all:
+        table = stage.results
+        merged, parts = table.read(), table.parts()
+        table.write_part("part-0002-merged-000000", merged)
+        for part in parts:
+            table.store.remove(f"{table.folder}/{part}")
+    assert pa.concat_tables(work(earlier, shard, names)) == first
+    assert len(lacking(join)) == len(first) - 2
+
+
 def test_nothing_is_paid_for_after_a_truncated_draft(tmp_path: Path) -> None:
     stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
     asked = engine(truncate_fraction=1.0)
