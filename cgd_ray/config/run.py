@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cgd_ray.config.base import Section
 
@@ -18,6 +18,13 @@ class RunSection(Section):
 
     seed: int = 0
     """Every other seed (sampling, shuffling, training) is derived from this one."""
+
+    @field_validator("root")
+    @classmethod
+    def _is_reachable(cls, root: str) -> str:
+        if "://" in root and not root.startswith("s3://"):
+            raise ValueError(f"{root}: only local paths and s3:// are supported")
+        return root
 
 
 class StorageSection(Section):

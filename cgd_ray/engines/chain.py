@@ -78,10 +78,12 @@ class ChainRunner:
     async def run(self, rows: list[Row], without_slots: Collection[str] = ()) -> list[Row]:
         """Take rows through the stages that they lack; return them when all their results are on storage.
 
-        Suspects of an engine's death need no slot: others wait for them, and may hold all slots while they do.
+        Suspects of an engine's death need no slot: others wait for them, and may hold all slots while they do. Nor do
+        rows that lack nothing here: they would wait for those that generate, and the next engine for them.
         """
-        free = contextlib.nullcontext()
-        slots = [free if row_name(row) in without_slots else self._slots for row in rows]
+        free, names = contextlib.nullcontext(), {stage.name for stage in self._stages}
+        passing = [row_name(row) in without_slots or names.isdisjoint(row["todo"]) for row in rows]
+        slots = [free if passes else self._slots for passes in passing]
         return await asyncio.gather(*(self._run_row(dict(row), slot) for row, slot in zip(rows, slots, strict=True)))
 
     async def stop(self) -> None:

@@ -109,8 +109,7 @@ def merge_parts(table: Table, parts: dict[str, int]) -> None:
 
 
 def _small_parts(table: Table) -> dict[str, int]:
-    sizes = table.store.sizes(table.folder, suffix=".parquet")
-    return {part: size for part, size in sizes.items() if size < SMALL_BYTES and f"-{_MERGED}" not in part}
+    return {part: size for part, size in table.sizes().items() if size < SMALL_BYTES and f"-{_MERGED}" not in part}
 
 
 def _groups(parts: dict[str, int]) -> Iterator[list[str]]:

@@ -1,6 +1,6 @@
 """Why a stage is generated anew: its table's description beside the nearest one that the root holds."""
 
-import json
+from dataclasses import replace
 from itertools import zip_longest
 
 from cgd_ray.config.recipe import Recipe
@@ -43,10 +43,9 @@ def _explain(table: Table, description: Document, there: str) -> str:
 
 def _described(table: Table) -> dict[str, Document]:
     folder = f"tables/{table.stage}"
-    files = {name: f"{folder}/{name}/table.json" for name in table.store.folders(folder)}
-    found = {name: json.loads(table.store.read(file)) for name, file in files.items() if table.store.exists(file)}
+    found = {name: replace(table, fingerprint=name).description() for name in table.store.folders(folder)}
     # That of prompts has counts beside what it was made of.
-    return {name: description.get("content", description) for name, description in found.items()}
+    return {name: description.get("content", description) for name, description in found.items() if description}
 
 
 def _differences(before: Document, now: Document) -> list[str]:

@@ -174,7 +174,7 @@ class Lease:
     def _read(self, file: str) -> Claim | None:
         try:
             return Claim(**json.loads(self._store.read(f"{self.folder}/.lease/{file}")))
-        except (FileNotFoundError, TypeError):  # given back since it was listed, or another version's
+        except (FileNotFoundError, TypeError, ValueError):  # given back since it was listed, or another version's
             return None
 
     def _is_dead(self, claim: Claim) -> bool:

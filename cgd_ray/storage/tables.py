@@ -7,6 +7,7 @@ what a listing says is the index, and rows of some prompts are found without ope
 import functools
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 
+_PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
 _LOOKS = 4  # at a listing before a reader gives up
 _DIGITS = 4  # of an id, in a part's name: 65,536 ranges
 # Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
@@ -45,11 +47,18 @@ class Table:
             self.store.write(name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode())
 
     def description(self) -> dict[str, Any] | None:
-        """What `describe` wrote, or None for a table that nobody has written to."""
+        """What `describe` wrote, or None for a table that nobody has written to.
+
+        Raises:
+            CgdError: it is damaged.
+        """
         name = f"{self.folder}/table.json"
         if not self.store.exists(name):
             return None
-        content: dict[str, Any] = json.loads(self.store.read(name))
+        try:
+            content: dict[str, Any] = json.loads(self.store.read(name))
+        except ValueError as error:
+            raise CgdError(f"{self.store.url(name)}: damaged ({error}); delete it and it is written again") from error
         return content
 
     def write_part(self, part: str, rows: list[dict[str, Any]] | pa.Table) -> None:
@@ -65,8 +74,11 @@ class Table:
         A listing of many parts comes in pages: a merged part may be written to a page that was read before its sources
         are deleted from one that was not. It was written first, so a second listing has it.
         """
-        listings = [self.store.names(self.folder, suffix=".parquet") for _ in range(2)]
-        return sorted(set().union(*listings))
+        return sorted(self.sizes() | self.sizes())
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the parts, by their names; what else lies beside them is nobody's."""
+        return {name: size for name, size in self.store.sizes(self.folder).items() if _PART.fullmatch(name)}
 
     def batches(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """Parts one by one, as they were written, with a column `part` added; all of them where none are named.

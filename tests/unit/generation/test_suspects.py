@@ -10,7 +10,7 @@ from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import TEXTS, Row, row_name
 from cgd_ray.engines.ward import RevivedEngine, Strike
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import Store
 
 
@@ -26,17 +26,21 @@ def row(name: str, *todo: str) -> Row:
     }
 
 
-def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(tmp_path: Path) -> None:
+def stages_of(root: Path) -> Stages:
     recipe = parse_recipe(
         {
-            "run": {"name": "r", "root": str(tmp_path)},
+            "run": {"name": "r", "root": str(root)},
             "data": {"type": "demo"},
             "student": {"model": "s", "engine": {"type": "scripted"}},
             "teacher": {"engine": {"type": "scripted", "model": "t"}},
         },
         "test",
     )
-    stages = build_stages(recipe, Store(str(tmp_path)))
+    return build_stages(recipe, Store(str(root)))
+
+
+def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path)
     finished, lacking = row("00aa"), row("00bb", "critique", "refine")
 
     async def report(_inside: set[str] | None) -> None: ...
@@ -60,3 +64,18 @@ def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(
 
     asyncio.run(scenario())
     assert len(stages.refine.results.read()) == 1
+
+
+def test_a_row_that_only_passes_by_does_not_wait_for_those_that_generate(tmp_path: Path) -> None:
+    stages = stages_of(tmp_path)
+
+    async def scenario() -> None:
+        engine = ScriptedEngine(ScriptedOptions(type="scripted", latency_ms=60_000))
+        runner = ChainRunner(engine, [stages.draft], max_in_flight=1, flush_rows=1, flush_seconds=1)
+        slow = asyncio.create_task(runner.run([row("00aa", "draft")]))
+        await asyncio.sleep(0)
+        await asyncio.wait_for(runner.run([row("00bb", "critique")]), timeout=10)
+        assert not slow.done()
+        slow.cancel()
+
+    asyncio.run(scenario())

@@ -68,6 +68,20 @@ def test_unfinished_writes_are_not_parts(table: Table, tmp_path: Path) -> None:
     assert len(table.read()) == 1
 
 
+@pytest.mark.parametrize("name", ["backup.parquet", "copy-of-part-0001-a-000000-a-a.parquet", "part-1.parquet"])
+def test_files_that_somebody_left_beside_the_parts_are_no_parts(table: Table, tmp_path: Path, name: str) -> None:
+    table.write_part("part-0001-a-000000", [result("a", "ok", 1, "x")])
+    (tmp_path / table.folder / name).write_bytes(b"not ours")
+    assert len(table.read()) == 1
+
+
+def test_a_damaged_description_is_named(table: Table, tmp_path: Path) -> None:
+    table.describe({"model": "m"})
+    (tmp_path / table.folder / "table.json").write_bytes(b"")
+    with pytest.raises(CgdError, match=r"table.json: damaged .*; delete it"):
+        table.description()
+
+
 def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -80,8 +94,6 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_root_that_cannot_be_written_is_named() -> None:
-    from cgd_ray.errors import CgdError
-
     with pytest.raises(CgdError, match=r"run\.root /proc/nowhere: cannot be written") as caught:
         require_writable(Store("/proc/nowhere"))
     assert "\n" not in str(caught.value)
