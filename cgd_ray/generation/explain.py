@@ -11,6 +11,11 @@ from cgd_ray.storage.runs import Document
 from cgd_ray.storage.tables import Table
 
 _LONGEST = 60
+_REFERENCES = {
+    "None": "none",
+    "answer": "teacher",
+    "reference": "dataset",
+}  # of the critic: columns, and their settings
 
 
 def explain(store: Store, recipe: Recipe, stages: list[Stage]) -> list[str]:
@@ -30,7 +35,7 @@ def set_apart(table: Table, description: Document) -> str | None:
     others = _described(table) if table.description() is None else {}
     if not others:
         return None
-    differences = {name: _differences(other, description) for name, other in others.items()}
+    differences = {name: _differences(table.stage, other, description) for name, other in others.items()}
     nearest = min(differences, key=lambda name: (len(differences[name]), name))
     return f"a new table; what differs from {nearest}: " + "; ".join(differences[nearest])
 
@@ -48,20 +53,44 @@ def _described(table: Table) -> dict[str, Document]:
     return {name: description.get("content", description) for name, description in found.items() if description}
 
 
-def _differences(before: Document, now: Document) -> list[str]:
+def _differences(stage: str, before: Document, now: Document) -> list[str]:
     flat_before, flat_now = _flat(before), _flat(now)
     keys = [key for key in sorted(flat_before | flat_now) if flat_before.get(key) != flat_now.get(key)]
-    return [_difference(key, flat_before.get(key), flat_now.get(key)) for key in keys]
+    return [_difference(stage, key, flat_before.get(key), flat_now.get(key)) for key in keys]
 
 
-def _difference(key: str, before: object, now: object) -> str:
+def _difference(stage: str, key: str, before: object, now: object) -> str:
     if key.startswith("upstream."):
-        return f"its {key.removeprefix('upstream.')}s are others"
+        texts = f"{key.removeprefix('upstream.')}s"
+        return (
+            f"its {texts} are others" if before and now else f"it is given {texts if now else f'no {texts} any more'}"
+        )
+    if key == "reference":
+        before, now = (_REFERENCES.get(str(column), column) for column in (before, now))
+    key = _setting(stage, key)
     if isinstance(before, str) and isinstance(now, str) and max(len(before), len(now)) > _LONGEST:
         lines = zip_longest(before.splitlines(), now.splitlines())
         number = next((number for number, (old, new) in enumerate(lines, 1) if old != new), 1)
         return f"{key} (from line {number})"
     return f"{key} is {now!r}, was {before!r}"
+
+
+def _setting(stage: str, key: str) -> str:
+    """Where the recipe says what a description has under this key."""
+    role = "student" if stage == "draft" else "teacher"
+    group, _, rest = key.partition(".")
+    match group:
+        case "sampling":
+            return f"generation.{stage}.{rest}"
+        case "engine":
+            return f"{role}.engine.{rest}"
+        case "model":
+            return "student.model" if role == "student" else "teacher.engine.model"
+        case "reference":
+            return "generation.critique.reference"
+        case "template":
+            return f"generation.prompts, {stage}.jinja"
+    return key
 
 
 def _flat(tree: Document, prefix: str = "") -> Document:

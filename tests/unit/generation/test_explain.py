@@ -47,7 +47,7 @@ def test_a_setting_is_named_where_it_is_and_its_followers_say_so(tmp_path: Path)
     prompts, draft, critique, refine = explained(tmp_path, generation={"critique": {"max_tokens": 5}})
     assert prompts.endswith(" is there")
     assert draft.endswith("is there; only rows that lack a result are generated")
-    assert critique.endswith(": sampling.max_tokens is 5, was 1024")
+    assert critique.endswith(": generation.critique.max_tokens is 5, was 1024")
     assert refine.endswith(": its critiques are others")
 
 
@@ -61,7 +61,14 @@ def test_a_changed_template_is_shown_by_its_line(tmp_path: Path) -> None:
     with (folder / "refine.jinja").open("a") as file:
         file.write("\nBe brief.")
     *_, refine = explained(tmp_path, generation={"prompts": str(folder)})
-    assert "template (from line " in refine
+    assert "generation.prompts, refine.jinja (from line " in refine
+
+
+def test_a_critic_that_is_given_something_says_so(tmp_path: Path) -> None:
+    describe(tmp_path)
+    *_, critique, _ = explained(tmp_path, generation={"critique": {"reference": "teacher"}})
+    assert "generation.critique.reference is 'teacher', was 'none'" in critique
+    assert "it is given answers" in critique
 
 
 def test_other_prompts_are_said_to_be_others(tmp_path: Path) -> None:
