@@ -11,11 +11,7 @@ from cgd_ray.storage.runs import Document
 from cgd_ray.storage.tables import Table
 
 _LONGEST = 60
-_REFERENCES = {
-    "None": "none",
-    "answer": "teacher",
-    "reference": "dataset",
-}  # of the critic: columns, and their settings
+_REFERENCES = {"None": "none", "answer": "teacher", "reference": "dataset"}  # settings, by what the critic is shown
 
 
 def explain(store: Store, recipe: Recipe, stages: list[Stage]) -> list[str]:
@@ -62,9 +58,9 @@ def _differences(stage: str, before: Document, now: Document) -> list[str]:
 def _difference(stage: str, key: str, before: object, now: object) -> str:
     if key.startswith("upstream."):
         texts = f"{key.removeprefix('upstream.')}s"
-        return (
-            f"its {texts} are others" if before and now else f"it is given {texts if now else f'no {texts} any more'}"
-        )
+        if before and now:
+            return f"its {texts} are others"
+        return f"it is given {texts}" if now else f"it is given no {texts} any more"
     if key == "reference":
         before, now = (_REFERENCES.get(str(column), column) for column in (before, now))
     key = _setting(stage, key)
