@@ -25,6 +25,7 @@ from cgd_ray.storage.filesystem import Store, store_errors
 log = structlog.get_logger(__name__)
 
 _BEAT_SECONDS = 5.0  # between two signs of life of a holder
+_GIVE_SECONDS = 5.0
 _SAY_SECONDS = 60.0
 _LOOKS_A_BEAT = 5  # of who waits
 _DEAD_BEATS = 6  # without a sign of life, by the clock of who waits: the holder is gone
@@ -100,10 +101,12 @@ class Lease:
             raise StoppedError(f"another command works on {self._url}; the same command continues after it")
 
     def give_back(self) -> None:
-        """Let others have it."""
+        """Let others have it; where the storage is away, they find out that this process has ended."""
         self._ended.set()
-        self._heart.join()
-        with contextlib.suppress(*store_errors()):  # then others find out that this process has ended
+        self._heart.join(_GIVE_SECONDS)
+        if self._heart.is_alive():  # S3 is asked for minutes, and who is told to end has half a minute
+            return
+        with contextlib.suppress(*store_errors()):
             self._store.remove(self._file(self._mine.name))
 
     def _come_to_hold(self, *, wait: bool) -> bool:
