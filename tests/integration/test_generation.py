@@ -1,11 +1,13 @@
 """Generation through Ray Data on a real Ray cluster of two nodes, with the scripted engine: flow, resume, ceilings."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -18,6 +20,7 @@ from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import RESULTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +108,22 @@ def test_shards_of_more_rows_than_the_engines_are_given_are_read_in_turn(
     assert max(rooms) < 700
     assert len(list(tmp_path.glob("tables/prompts/*/*.parquet"))) >= 3
     assert result.counts["refine"]["ok"] == 2000
+
+
+def test_a_text_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:
+    """A plan reads no texts, so only a reader meets it, when the engines are at work."""
+    made = recipe(tmp_path, generation={"execution": "staged"})
+    stages = generate(made).stages
+    for part in stages.refine.results.parts():
+        stages.refine.results.store.remove(f"{stages.refine.results.folder}/{part}")
+    [part] = [tmp_path / stages.draft.results.folder / name for name in stages.draft.results.parts()][:1]
+    texts = pq.ParquetFile(part).metadata.row_group(0).column(RESULTS.get_field_index("text"))
+    content = bytearray(part.read_bytes())
+    content[texts.data_page_offset + texts.total_compressed_size // 2] ^= 0xFF
+    part.write_bytes(content)
+    with pytest.raises(CgdError) as caught:
+        generate(made)
+    assert re.fullmatch(rf"{part}: damaged .*; restore it, or delete it and its rows are made again", str(caught.value))
 
 
 def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:
