@@ -43,10 +43,9 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     run = Run(store, recipe.run.name)
     manifest = run.read_json("manifest.json")
     reported = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))
-    complete = reported and current.is_done
-    console.print(
-        f"{store.url(run.path('')).rstrip('/')}: {'complete' if complete else 'not complete'}", soft_wrap=True
-    )
+    generated = "complete" if reported else "all generated; what comes after it is not complete"
+    state = generated if current.is_done else "not complete"
+    console.print(f"{store.url(run.path('')).rstrip('/')}: {state}", soft_wrap=True)
 
 
 def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dropped: bool) -> None:

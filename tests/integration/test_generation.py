@@ -1,6 +1,7 @@
 """Generation through Ray Data on a real Ray cluster of two nodes, with the scripted engine: flow, resume, ceilings."""
 
 import contextlib
+import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
+from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
@@ -19,6 +21,7 @@ from cgd_ray.engines.pool import Chain, stream_rows
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.report.status import print_status
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
 
@@ -69,6 +72,25 @@ def test_staged_and_streaming_make_the_same_tables_and_a_second_run_makes_nothin
     again = generate(recipe(tmp_path / "staged", generation={"execution": "staged"}))
     assert again.reused
     assert again.counts["refine"]["ok"] == 60
+
+
+def test_status_tells_what_is_there_and_what_would_be_made(tmp_path: Path) -> None:
+    def status(made: Recipe) -> str:
+        text = io.StringIO()
+        print_status(made, Store(made.run.root), Console(file=text, width=200))
+        return text.getvalue()
+
+    generate(recipe(tmp_path, generation={"execution": "staged"}))
+    assert status(recipe(tmp_path)).endswith("/runs/r: all generated; what comes after it is not complete\n")
+    more = status(recipe(tmp_path, data={"limit": 70}, generation={"refine": {"max_tokens": 9}}))
+    states = [line.split() for line in more.splitlines() if line.startswith("│")]
+    assert [(row[1], row[5], row[-2]) for row in states] == [
+        ("draft", "60", "10"),
+        ("critique", "60", "10"),
+        ("refine", "0", "70"),
+    ]
+    assert "generation.refine.max_tokens is 9, was 1024" in more
+    assert more.endswith("/runs/r: not complete\n")
 
 
 def test_many_shards_are_planned_on_the_cluster_and_give_the_same_tables(
