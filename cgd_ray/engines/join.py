@@ -79,7 +79,9 @@ class Join:
     def _earlier(self, stage: Stage, parts: list[str], columns: list[str] | None) -> "_Results":
         """A stage's results, of earlier attempts than its own where it has one."""
         results = _by_key(stage.results, parts, columns)
-        return {key: row for key, row in results.items() if not stage.attempt or row["attempt"] < stage.attempt}
+        if not stage.attempt:
+            return results
+        return {key: row for key, row in results.items() if row["attempt"] < stage.attempt}
 
     def _row(self, prompt: Row, sample: int, results: "dict[str, _Results]") -> JoinedRow:
         digests = {"prompt": text_digest(prompt["prompt"]), "reference": text_digest(prompt["reference"] or "")}

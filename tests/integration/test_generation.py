@@ -148,6 +148,12 @@ def test_a_text_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None
     assert re.fullmatch(rf"{part}: damaged .*; restore it, or delete it and its rows are made again", str(caught.value))
 
 
+def test_a_run_that_passed_rows_by_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "run_chains", lambda *_: None)
+    with pytest.raises(CgdError, match="60 rows were passed by"):
+        generate(recipe(tmp_path))
+
+
 def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:
     teacher = {"engine": {"type": "scripted", "model": "t", "fail_fraction": 0.3}}
     made = recipe(tmp_path, teacher=teacher, generation={"max_failed_fraction": 1.0})

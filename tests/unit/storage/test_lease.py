@@ -124,6 +124,26 @@ def test_a_holder_that_could_not_write_looks_whether_somebody_took_it(
     mine.give_back()
 
 
+def test_it_is_given_back_at_once_where_the_storage_does_not_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered, asked = threading.Event(), threading.Event()
+
+    def away(*_: object) -> None:
+        asked.set()
+        answered.wait(60)
+
+    monkeypatch.setattr("cgd_ray.storage.lease._GIVE_SECONDS", BEAT)
+    mine = lease(store)
+    mine.take(wait=True)
+    monkeypatch.setattr(Store, "write", away)
+    assert asked.wait(10)
+    started = time.monotonic()
+    mine.give_back()
+    assert time.monotonic() - started < 10
+    answered.set()
+
+
 @pytest.mark.parametrize("name", ["0", "z"])
 def test_a_sign_of_life_that_was_long_under_way_does_not_take_the_folder_back(
     store: Store, tmp_path: Path, name: str
