@@ -87,6 +87,9 @@ class TrainingSection(Section):
     liger: bool = False
     """Liger's fused kernels (the package liger-kernel, GPUs): faster layers, and logits that are never held whole (but
     in ZeRO-3)."""
+    compile: bool = False
+    """Compile the student's layers with torch.compile: faster steps after a minute at the start (the machines need a
+    C++ compiler). Not in ZeRO-3, which gathers a layer's weights between its operations."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""
@@ -141,12 +144,20 @@ class TrainingSection(Section):
             raise ValueError("offload nvme needs zero_stage 3: DeepSpeed moves nothing to disk in the others")
         if (self.offload == "nvme") != (self.offload_folder is not None):
             raise ValueError("offload nvme and offload_folder need each other")
-        if self.lora and self.lora.quantization and self.zero_stage == 3:
-            raise ValueError("lora.quantization needs zero_stage 0, 1 or 2: 4-bit weights are not sharded")
         if self.export == "best" and not self.validation_fraction:
             raise ValueError("export best needs validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is larger than workers {self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _stage_3_can_do_it(self) -> Self:
+        if self.zero_stage < 3:
+            return self
+        if self.compile:
+            raise ValueError("compile needs zero_stage 0, 1 or 2: stage 3 gathers weights between a layer's operations")
+        if self.lora and self.lora.quantization:
+            raise ValueError("lora.quantization needs zero_stage 0, 1 or 2: 4-bit weights are not sharded")
         return self
 
 

@@ -32,7 +32,18 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
     except ValueError as error:
         raise RefusedError(f"training.lora.targets: {' '.join(str(error).split())}") from error
     _require_tied_untouched(adapted)
+    _keep_gradients_in_4_bits(adapted)
     return adapted
+
+
+def _keep_gradients_in_4_bits(model: PeftModel) -> None:
+    """The first pass without gradients on a CPU, as a validation is, packs 4-bit weights for products that have none.
+
+    For good: from then on bitsandbytes would pass no gradient on to the layers below.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _require_tied_untouched(model: PeftModel) -> None:

@@ -1,16 +1,18 @@
-"""Liger's fused Triton kernels (arXiv 2410.10989): a layer's norms, positions and gates, and the loss.
+"""Faster layers: Liger's fused Triton kernels, and torch.compile.
 
-The loss comes with the output layer, whose logits are then never held whole. For GPUs; Triton's interpreter runs
-them on CPU, for tests.
+Liger (arXiv 2410.10989) has kernels of a layer's norms, positions and gates, and of the loss, which comes with the
+output layer, whose logits are then never held whole. For GPUs; Triton's interpreter runs them on CPU, for tests.
 """
 
 import os
+import shutil
 from importlib.util import find_spec
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
 from transformers.integrations.liger import apply_liger_kernel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.job import RefusedError
@@ -44,6 +46,27 @@ def with_liger(model: PreTrainedModel, training: TrainingSection, device: torch.
     fuses_loss = training.zero_stage < 3 and not isinstance(model.get_output_embeddings(), BaseTunerLayer)
     apply_liger_kernel(model, LAYERS | {"cross_entropy": False, "fused_linear_cross_entropy": fuses_loss})
     return fuses_loss
+
+
+def compile_layers(model: torch.nn.Module) -> None:
+    """Have each layer compiled when it first runs, for passes of any length.
+
+    Layer by layer, as they are all alike: one of them is compiled, and the time does not grow with their number.
+
+    Raises:
+        RefusedError: there is no C++ compiler, or the architecture does not say what its layers are.
+    """
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        raise RefusedError(
+            f"training.compile: there is no C++ compiler {compiler!r} where training runs (Debian's g++; CXX names "
+            "another one); install it, or leave it out"
+        )
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        raise RefusedError("training.compile: this architecture does not say what its layers are; leave it out")
+    for layer in layers:
+        layer.compile(dynamic=True)
 
 
 @torch.no_grad()

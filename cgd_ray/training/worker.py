@@ -31,8 +31,9 @@ from cgd_ray.training.disk import swap_folder
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
+from cgd_ray.training.host import keep_freed_memory
 from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
-from cgd_ray.training.kernels import require_same_loss
+from cgd_ray.training.kernels import compile_layers, require_same_loss
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
 from cgd_ray.training.patience import patient_group
@@ -150,6 +151,8 @@ class _Rank:
         require_isolation(self.engine, config.vocab_size, self.device)
         if self._fused:
             require_same_loss(self.engine, config.vocab_size, self.device)
+        if job.training.compile:
+            compile_layers(self.engine.module)  # last: the checks before it try several kinds of attention
 
     @property
     def is_over(self) -> bool:
@@ -304,6 +307,7 @@ def _device(job: RankJob) -> torch.device:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
+        keep_freed_memory()
     # Beside a GPU for the optimiser's states on the host; torchrun would leave one thread for them.
     torch.set_num_threads(job.threads)
     return device

@@ -1,8 +1,17 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.unit.training.loop import alone
 from tests.unit.training.tiny import write_tiny_model
+
+
+@pytest.fixture(scope="package")
+def one_rank() -> Iterator[None]:
+    """This process as the only rank; once, for DeepSpeed keeps what it has made of the first process group."""
+    with alone():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import sdpa_mask
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.attention import load_student, require_rows_fit, settle_attention, wanted
 from cgd_ray.training.job import RefusedError
-from cgd_ray.training.loss import summed_loss
+from cgd_ray.training.loss import packed_logits, summed_loss
 from cgd_ray.training.packing import PackedRows, join, padded
 
 CPU = torch.device("cpu")
@@ -70,6 +71,37 @@ def test_rows_attend_as_under_a_mask(architecture: str) -> None:
     by_row, masked = model(architecture, BY_ROW), model(architecture, SDPA)
     assert (by_row.config._attn_implementation, masked.config._attn_implementation) == ("cgd_by_row", "sdpa")
     require_same(by_row, masked)
+
+
+def test_a_deep_student_in_bfloat16_does_too() -> None:
+    """Thirty layers carry what each rounds otherwise to a tenth of the logits' standard deviation and more."""
+    config = AutoConfig.for_model("llama", **SIZES | {"num_hidden_layers": 30})
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
+    masked = packed_logits(made, pack(), CPU).float()
+    settle_attention(Wrapped(made), BY_ROW, CPU)
+    assert made.config._attn_implementation == "cgd_by_row"
+    by_row = packed_logits(made, pack(), CPU).float()
+    assert (by_row - masked).abs().max() > 0.1 * masked.std()  # else this proves nothing
+    assert (by_row - masked).abs().mean() < 0.1 * masked.std()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bias_beside_the_mask_keeps_the_mask(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An architecture that prefers near tokens, a little."""
+
+    def biased(*arguments: Any, **options: Any) -> torch.Tensor:
+        mask = sdpa_mask(*arguments, **options)
+        places = torch.arange(mask.shape[-1])
+        bias = -0.05 * (places[:, None] - places[None, :]).abs().to(dtype)
+        return torch.where(mask, bias, torch.finfo(dtype).min)
+
+    monkeypatch.setattr("cgd_ray.training.attention.sdpa_mask", biased)
+    made = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("llama", **SIZES), dtype=dtype, attn_implementation="sdpa"
+    )
+    settle_attention(Wrapped(made), BY_ROW, CPU)
+    assert made.config._attn_implementation == "sdpa"
 
 
 def test_under_gradient_checkpointing_too() -> None:

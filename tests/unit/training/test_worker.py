@@ -1,11 +1,9 @@
 """The loop of one rank, alone in its process group: what it computes is checked against plain PyTorch."""
 
-import json
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,8 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.utils
 from deepspeed.ops.op_builder import AsyncIOBuilder
-from torch.nn import functional
+from pydantic import ValidationError
 from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.training import LoraSection
@@ -24,14 +23,10 @@ from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.job import DivergedError, RefusedError, StepReport
 from cgd_ray.training.packing import batches
 from cgd_ray.training.worker import _Rank, train_rank
-from tests.unit.training.loop import ROWS, alone, distance, make_job, plain_step, trained
-from tests.unit.training.tiny import encoded_rows, write_tiny_model
+from tests.unit.training.loop import ROWS, distance, make_job, mean_loss, plain_step, trained
+from tests.unit.training.tiny import encoded_rows
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _alone() -> Iterator[None]:
-    with alone():
-        yield
+pytestmark = pytest.mark.usefixtures("one_rank")
 
 
 @pytest.fixture(scope="module")
@@ -130,19 +125,6 @@ def test_a_folder_without_progress_is_no_checkpoint(encoded: Table, tiny_dir: Pa
     assert encoded.store.exists("torn/step-00000003/progress.json")
 
 
-def mean_loss(encoded: Table, model: torch.nn.Module, numbers: list[int]) -> float:
-    """Mean negative log-likelihood per supervised token of these rows, one by one in plain PyTorch."""
-    rows = encoded.read().to_pylist()
-    losses, tokens = 0.0, 0
-    with torch.no_grad():
-        for row in (rows[number] for number in numbers):
-            ids, start = torch.tensor(row["input_ids"]), row["target_start"]
-            logits = model(input_ids=ids[None]).logits[0, start - 1 : -1]
-            losses += functional.cross_entropy(logits, ids[start:], reduction="sum").item()
-            tokens += len(ids) - start
-    return losses / tokens
-
-
 def test_validation_loss_is_of_all_rows_set_aside_which_are_not_trained_on(encoded: Table, tiny_dir: Path) -> None:
     rank = _Rank(make_job(encoded, tiny_dir, validation_fraction=0.4, batch_size=2, micro_batch_tokens=64))
     assert len(rank.validated) >= 2
@@ -183,52 +165,6 @@ def test_the_best_checkpoint_becomes_the_student(
     student = AutoModelForCausalLM.from_pretrained(encoded.store.path("best-student"), dtype=torch.float32)
     aside = _Rank(job).validated.tolist()
     assert mean_loss(encoded, student.eval(), aside) == pytest.approx(losses[best], rel=1e-2)  # rounded to bfloat16
-
-
-def test_an_adapter_is_learnt_beside_a_student_in_4_bits(encoded: Table, tmp_path: Path) -> None:
-    write_tiny_model(tmp_path, intermediate_size=128)  # bitsandbytes takes blocks of 64 on CPU
-    lora = LoraSection(rank=4, alpha=8, quantization="nf4")
-    job = make_job(encoded, tmp_path, lora=lora, batch_size=2, epochs=4, learning_rate=1e-2, precision="bf16")
-    job = replace(job, checkpoints="qlora", student="qlora-student")
-    losses: list[float] = []
-    train_rank(job, lambda step: bool(losses.append(step.progress.loss)))  # type: ignore[func-returns-value]
-    assert losses[-1] < 0.8 * losses[0]
-    rank = _Rank(job)
-    kinds = {type(module).__name__ for module in rank.engine.module.modules()}
-    assert "Linear4bit" in kinds
-    Checkpoints(encoded.store, job.checkpoints, 1).restore(rank.engine)
-    in_4_bits = mean_loss(encoded, rank.engine.module.eval(), list(range(ROWS)))
-    student = AutoModelForCausalLM.from_pretrained(encoded.store.path(job.student), dtype=torch.float32).eval()
-    assert mean_loss(encoded, student, list(range(ROWS))) == pytest.approx(in_4_bits, rel=0.2)
-
-
-@pytest.mark.parametrize("stage", [0, 2])
-def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, stage: int) -> None:
-    lora = LoraSection(rank=4, alpha=8)
-    job = make_job(encoded, tiny_dir, lora=lora, zero_stage=stage, batch_size=2, epochs=4, learning_rate=1e-2)
-    job = replace(job, checkpoints=f"lora-{stage}", student=f"lora-student-{stage}")
-    losses: list[float] = []
-    train_rank(job, lambda step: bool(losses.append(step.progress.loss)))  # type: ignore[func-returns-value]
-    assert losses[-1] < 0.8 * losses[0]
-    rank = _Rank(job)
-    Checkpoints(encoded.store, job.checkpoints, 1).restore(rank.engine)
-    unmerged = mean_loss(encoded, rank.engine.module.eval(), list(range(ROWS)))
-    student = AutoModelForCausalLM.from_pretrained(encoded.store.path(job.student), dtype=torch.float32).eval()
-    assert mean_loss(encoded, student, list(range(ROWS))) == pytest.approx(unmerged, rel=1e-2)  # bfloat16 on disk
-    base = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.bfloat16).state_dict()
-    changed = {name for name, weight in student.state_dict().items() if not torch.equal(weight, base[name].float())}
-    assert changed == {name for name in base if name.endswith("_proj.weight")}
-    adapter = json.loads(encoded.store.read(f"{job.student}/adapter/adapter_config.json"))
-    assert adapter["base_model_name_or_path"] == job.model
-    assert encoded.store.exists(f"{job.student}/adapter/adapter_model.safetensors")
-
-
-@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"]])
-def test_tied_embeddings_take_no_adapter(tmp_path: Path, targets: list[str]) -> None:
-    write_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
-    table = encoded_rows(tmp_path / "tied", tmp_path / "root", ROWS)
-    with pytest.raises(RefusedError, match=r"^training\.lora\.targets: .* are one tensor"):
-        _Rank(make_job(table, tmp_path / "tied", lora=LoraSection(rank=4, targets=targets)))
 
 
 def test_a_checkpoint_under_way_is_written_where_training_diverges(
@@ -313,6 +249,28 @@ def test_kernels_for_gpus_are_refused_without_one(
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RefusedError, match=r"^training\.liger: install the package liger-kernel"):
         _Rank(make_job(encoded, tiny_dir, liger=True))
+
+
+@pytest.mark.parametrize("settings", [{}, {"gradient_checkpointing": True, "lora": LoraSection(rank=4, alpha=8)}])
+def test_compiled_layers_train_the_same_weights(encoded: Table, tiny_dir: Path, settings: dict[str, Any]) -> None:
+    settings = {"batch_size": 3, "epochs": 2, "micro_batch_tokens": 64, "validation_fraction": 0.3, **settings}
+    compiled, plain = (_Rank(make_job(encoded, tiny_dir, compile=each, **settings)) for each in (True, False))
+    for _ in zip(compiled.steps(), plain.steps(), strict=True):
+        compiled.validate()
+        plain.validate()
+        losses = [(rank.progress.loss, rank.progress.validation_loss) for rank in (compiled, plain)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    weights = [dict(rank.engine.module.named_parameters()) for rank in (compiled, plain)]
+    assert distance(*weights) < 1e-4  # three steps of 1e-3
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0  # else this proves nothing
+
+
+def test_what_compiling_needs_is_said(encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(RefusedError, match=r"^training\.compile: there is no C\+\+ compiler 'no-such-compiler'"):
+        _Rank(make_job(encoded, tiny_dir, compile=True))
+    with pytest.raises(ValidationError, match=r"compile needs zero_stage 0, 1 or 2"):
+        make_job(encoded, tiny_dir, compile=True, zero_stage=3)
 
 
 @pytest.mark.parametrize("fraction", [1e-6, 0.999])
