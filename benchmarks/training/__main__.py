@@ -1,12 +1,13 @@
-"""One epoch over the same rows, model, batch and threads, through our loop, TRL's and LLaMA-Factory's, interleaved.
+"""The same rows, model, batch and threads through our loop, TRL's and LLaMA-Factory's, interleaved.
 
     python -m benchmarks.training --model DIR [--trl PYTHON] [--llama-factory PYTHON] [--rows 64] [--runs 5]
 
 Each side runs in every of its settings, of the others' packings only the better one after the first round. `PYTHON` is
 that of an environment with the library and a torch of this repository's version.
 Prints and appends to `--output` a JSON line per run, at the end the medians: supervised tokens per second inside
-optimiser steps, and the most memory of the process. `floor` is what the matrix products alone would take at the rate
-that large ones reach here. The same command goes on with what an interrupted one has left in `--output`.
+optimiser steps of a second epoch, and the most memory of the process. `floor` is what the matrix products alone would
+take at the rate that large ones reach here. The same command goes on with what an interrupted one has left in
+`--output`.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation
 
 SETTINGS = {
-    "ours": ("0-1024", "2-1024"),
+    "ours": ("2-1024", "2-4096", "2-4096-compiled"),
     "trl_side": ("packed-512", "packed-1024", "defaults"),
     "llama_factory_side": ("packed-512", "packed-1024", "defaults"),
     "floor": ("",),

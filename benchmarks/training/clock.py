@@ -7,20 +7,22 @@ from transformers import TrainerCallback
 
 
 class Clock(TrainerCallback):
-    """From the first step's start to the last one's end."""
+    """From the second epoch's start to the end of its last step."""
 
     def __init__(self) -> None:
         self._started = self._ended = 0.0
         self.steps = 0
+        """Of the last epoch."""
 
     @property
     def seconds(self) -> float:
         """Between the two."""
         return self._ended - self._started
 
-    def on_step_begin(self, *_: Any, **__: Any) -> None:
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Called by the trainer."""
-        self._started = self._started or time.perf_counter()
+        self._started = time.perf_counter()
+        self.steps = 0
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
         """Called by the trainer."""

@@ -61,6 +61,8 @@ def main() -> None:
     parser.add_argument("--zero-stage", type=int, choices=[0, 1, 2, 3], default=2)
     parser.add_argument("--attention", choices=["auto", "sdpa", "flex_attention", "flash_attention_2"], default="auto")
     parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--liger", action="store_true", help="of our side")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if on_gpu else "cpu")
@@ -115,6 +117,9 @@ def make_training(options: argparse.Namespace, base: TrainingSection) -> Trainin
             "zero_stage": options.zero_stage,
             "attention": options.attention,
             "gradient_checkpointing": options.gradient_checkpointing,
+            "compile": options.compile,
+            "liger": options.liger and options.side == "ours",
+            "epochs": 1,
             "lora": LoraSection() if options.shape == ADAPTED else None,
             "loss_spike": None,
         }

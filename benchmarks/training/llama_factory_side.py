@@ -18,7 +18,7 @@ from llamafactory.train.tuner import run_exp
 from transformers import TrainerCallback
 
 from benchmarks.training.clock import Clock
-from benchmarks.training.work import Outcome, Task, arguments
+from benchmarks.training.work import EPOCHS, Outcome, Task, arguments
 
 IGNORED = -100
 Row = dict[str, list[int]]
@@ -36,7 +36,7 @@ class _Losses(TrainerCallback):
 
 
 def main() -> None:
-    """One epoch."""
+    """Both epochs."""
     task, made = arguments()
     torch.set_num_threads(task.threads)
     clock, losses = Clock(), _Losses()
@@ -81,7 +81,7 @@ def _config(task: Task, folder: str, length: int | None, packs: int) -> dict[str
         "output_dir": f"{folder}/out",
         "use_cpu": True,
         "bf16": task.precision == "bf16",
-        "num_train_epochs": 1,
+        "num_train_epochs": EPOCHS,
         "learning_rate": task.learning_rate,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,

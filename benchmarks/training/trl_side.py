@@ -16,11 +16,11 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import pack_dataset
 
 from benchmarks.training.clock import Clock
-from benchmarks.training.work import Outcome, Task, arguments
+from benchmarks.training.work import EPOCHS, Outcome, Task, arguments
 
 
 def main() -> None:
-    """One epoch."""
+    """Both epochs."""
     task, made = arguments()
     torch.set_num_threads(task.threads)
     clock = Clock()
@@ -45,7 +45,7 @@ def _config(task: Task, rows: Dataset, folder: str) -> SFTConfig:
         "output_dir": folder,
         "use_cpu": True,
         "bf16": task.precision == "bf16",
-        "num_train_epochs": 1,
+        "num_train_epochs": EPOCHS,
         "learning_rate": task.learning_rate,
         "lr_scheduler_type": "constant",
         "completion_only_loss": True,

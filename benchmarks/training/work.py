@@ -7,6 +7,9 @@ import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+EPOCHS = 2
+"""The first is for what comes once: memory, compilation. The second is measured."""
+
 
 @dataclass
 class Task:
@@ -38,7 +41,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """One epoch."""
+    """Of the second epoch; the losses are of both."""
 
     steps_s: float
     """Seconds from the first optimiser step's start to the last one's end."""

@@ -1,12 +1,18 @@
 """Methods side by side, on real models: generation once, one student per method."""
 
+import hashlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from cgd_ray.cli import app
+from tests.servers import REPOSITORY
 
 SMALL = [
     "data.limit=8",
@@ -34,3 +40,41 @@ def test_methods_share_their_rows_and_are_shown_side_by_side(tmp_path: Path, cap
     assert "| refsft |" in table
     assert "| distill |" in table
     assert "copied word for word: critique to refinement" in table
+
+
+@pytest.mark.timeout(3600)
+def test_all_nine_methods_go_on_after_a_kill(tmp_path: Path) -> None:
+    """The recipe of all methods, smaller; killed when the third has its student, while the fourth is under way."""
+    runs = tmp_path / "runs"
+    command = [str(Path(sys.executable).with_name("cgd")), "compare", "jobs/recipes/compare-arms.yaml"]
+    command += [*SMALL, "data.limit=12", f"run.root={tmp_path}"]
+    with (tmp_path / "log").open("w") as log:
+        killed = subprocess.Popen(command, cwd=REPOSITORY, stdout=log, stderr=log)
+        while len(whole_students(runs)) < 3 and killed.poll() is None:
+            time.sleep(1)
+        time.sleep(15)
+        killed.kill()
+        assert killed.wait(60) == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
+        before = students(runs)
+        assert subprocess.run(command, cwd=REPOSITORY, stdout=log, stderr=log, check=False).returncode == 0
+    outcomes = json.loads((runs / "compare-arms/comparison.json").read_text())
+    assert len(outcomes) == 9
+    assert all(outcome["generation"]["reused"] for outcome in outcomes.values())
+    reused = [name for name, outcome in outcomes.items() if outcome["training"]["reused"]]
+    assert reused == list(outcomes)[: len(before)]
+    assert len({outcome["training"]["rows"] for outcome in outcomes.values()}) == 1
+    assert len({outcome["training"]["steps"] for outcome in outcomes.values()}) == 1
+    after = students(runs)
+    assert len(after) == 9
+    assert {name: after[name] for name in before} == before
+    assert len(set(after.values())) == 9
+
+
+def whole_students(runs: Path) -> list[Path]:
+    return [file.parent for file in runs.glob("*/student/manifest.json")]
+
+
+def students(runs: Path) -> dict[str, str]:
+    """Digests of the weights, by run, of the students that are whole."""
+    weights = {folder.parent.name: folder / "model.safetensors" for folder in whole_students(runs)}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in weights.items()}
