@@ -31,7 +31,6 @@ from cgd_ray.training.disk import swap_folder
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
-from cgd_ray.training.host import keep_freed_memory
 from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
 from cgd_ray.training.kernels import compile_layers, require_same_loss
 from cgd_ray.training.loss import require_isolation, summed_loss
@@ -307,7 +306,6 @@ def _device(job: RankJob) -> torch.device:
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        keep_freed_memory()
     # Beside a GPU for the optimiser's states on the host; torchrun would leave one thread for them.
     torch.set_num_threads(job.threads)
     return device
