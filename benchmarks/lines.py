@@ -16,11 +16,11 @@ def report(line: Line, output: Path) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def earlier(output: Path) -> dict[tuple[str, str], list[Line]]:
-    """Runs that an interrupted benchmark has left, by side and setting."""
+def earlier(output: Path, task: str | None = None) -> dict[tuple[str, str], list[Line]]:
+    """Runs that an interrupted benchmark has left, of this task only where it is named, by side and setting."""
     found: dict[tuple[str, str], list[Line]] = defaultdict(list)
     if output.exists():
         for line in map(json.loads, output.read_text().splitlines()):
-            if "median" not in line:
+            if "median" not in line and line.get("task") == task:
                 found[line["side"], line["setting"]].append(line)
     return found

@@ -93,6 +93,7 @@ def _require_packages(training: TrainingSection) -> None:
     is_quantized = training.lora is not None and training.lora.quantization is not None
     wanted = {
         "mlflow": (training.tracking.mlflow, "training.tracking.mlflow", "mlflow-skinny"),
+        "liger_kernel": (training.liger, "training.liger", "liger-kernel"),
         "bitsandbytes": (is_quantized, "training.lora.quantization", "bitsandbytes"),
     }
     for module, (is_wanted, key, package) in wanted.items():

@@ -43,7 +43,7 @@ def main() -> None:
     """Interleave, summarise."""
     options = parse()
     task = make_task(options)
-    measured = earlier(options.output)
+    measured = earlier(options.output, task.digest)
     pythons = {"trl_side": options.trl, "llama_factory_side": options.llama_factory}
     chosen = [(side, setting) for side in SETTINGS for setting in SETTINGS[side] if pythons.get(side) != ""]
 
@@ -63,7 +63,8 @@ def main() -> None:
     for one in chosen:
         names = ("supervised_per_s", "peak_mib")
         medians = {name: statistics.median(line[name] for line in measured[one]) for name in names}
-        report({"side": one[0], "setting": one[1], "median": medians, "runs": len(measured[one])}, options.output)
+        line = {"side": one[0], "setting": one[1], "median": medians, "runs": len(measured[one]), "task": task.digest}
+        report(line, options.output)
 
 
 def parse() -> argparse.Namespace:
@@ -118,6 +119,7 @@ def run(side: str, task: Task, python: str) -> dict[str, Any]:
         "peak_mib": round(outcome["peak_mib"]),
         "steps": outcome["steps"],
         "losses": [round(loss, 4) for loss in outcome["losses"]],
+        "task": task.digest,
     }
 
 

@@ -4,6 +4,7 @@ The setting is the ZeRO stage, the tokens of a pass, and whether layers are comp
 """
 
 import os
+import socket
 import tempfile
 
 from benchmarks.training.work import EPOCHS, Outcome, Task, arguments
@@ -31,7 +32,10 @@ def main() -> None:
 
 def stand_alone() -> None:
     """What torchrun would say to the only rank; before DeepSpeed is imported."""
-    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29571}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in alone.items()} | {"DS_ACCELERATOR": "cpu"}
 
 

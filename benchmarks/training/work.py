@@ -1,5 +1,6 @@
 """What all sides are given, and what they give back. Imports nothing that TRL's environment lacks."""
 
+import hashlib
 import json
 import math
 import resource
@@ -27,6 +28,12 @@ class Task:
     def read(path: str) -> "Task":
         """The task in a JSON file."""
         return Task(**json.loads(Path(path).read_text()))
+
+    @property
+    def digest(self) -> str:
+        """Of what all sides are given, and of what is measured: figures of two tasks are not to be compared."""
+        given = asdict(self) | {"setting": "", "model": Path(self.model).name, "epochs": EPOCHS}
+        return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def supervised(self) -> int:

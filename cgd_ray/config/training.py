@@ -17,7 +17,7 @@ class TrainingResources(Section):
 
     cpus_per_worker: PositiveInt | None = None
     """None: an equal share of the node's cores on CPU, 8 beside a GPU."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
+    gpus_per_worker: Annotated[int, Field(ge=0)] | None = None
     """None: 1 where the cluster has GPUs or `accelerator_type` is given, 0 elsewhere."""
     accelerator_type: str | None = None
 
@@ -29,7 +29,7 @@ class LoraSection(Section):
     alpha: PositiveInt = 32
     """The product counts alpha / rank times."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Names of the layers, for instance `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
     quantization: Literal["nf4"] | None = None
     """QLoRA (arXiv 2305.14314): the frozen student in 4 bits (bitsandbytes) while it is trained. The adapter is then
@@ -53,7 +53,7 @@ class TrainingSection(Section):
     enabled: bool = True
     method: MethodName = "cgd"
     """Which view of the rows is trained on (docs/methods.md)."""
-    mix: dict[ViewName, Annotated[float, Field(gt=0)]] = {"cgd": 1.0, "refsft": 1.0}
+    mix: Annotated[dict[ViewName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"cgd": 1.0, "refsft": 1.0}
     """Weights of the views of method `mix`: each row takes one view, drawn by the seed."""
     compared_with: list[MethodName] = []
     """Methods that will be trained on the same rows: a row that one of them cannot use is left out for all
@@ -148,6 +148,12 @@ class TrainingSection(Section):
             raise ValueError("export best needs validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:
             raise ValueError(f"min_workers {self.min_workers} is larger than workers {self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _attention_takes_it(self) -> Self:
+        if self.attention == "flash_attention_2" and self.precision == "fp32":
+            raise ValueError("attention flash_attention_2 takes no fp32: set precision to bf16")
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,11 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
     Raises:
         RefusedError: the model has no such layers.
     """
+    for target in [] if isinstance(lora.targets, str) else lora.targets:
+        if not any(f".{name}".endswith(f".{target}") for name, _ in model.named_modules()):
+            raise RefusedError(
+                f"training.lora.targets: the student has no layer {target!r}; name what it has, or all-linear"
+            )
     torch.manual_seed(derived_seed(seed, "lora"))
     config = LoraConfig(
         r=lora.rank,

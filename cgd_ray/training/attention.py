@@ -94,6 +94,8 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
     Raises:
         RefusedError: the attention that the recipe names does not work with this model.
     """
+    if training.attention == "flex_attention" and device.type == "cpu":
+        raise RefusedError("training.attention: flex_attention has no backward pass on CPU; take auto")
     model = engine.module
     attention = getattr(model.config, _CURRENT)
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
@@ -103,38 +105,51 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
         raise
     except _CANNOT as error:
         raise _refused(attention, error) from error
+    if not by_row:
+        return
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in _LIMITS]
-    if not by_row or any(limit is not None and limit < training.max_length for limit in limits):
-        return
+    # What has no such kernel has something that it would leave out: sinks, a cap of the scores.
+    chosen = attention
+    if attention == "sdpa" and not any(limit is not None and limit < training.max_length for limit in limits):
+        chosen = _compared(engine, device)
+    model.set_attn_implementation(chosen)
+    if chosen != _BY_ROW:
+        log.warning("rows of a pass attend under a mask, which computes all pairs of its tokens", attention=attention)
+
+
+def attends_by_row(model: PreTrainedModel) -> bool:
+    """Whether `settle_attention` chose our own attention, which reads positions on the host."""
+    return bool(getattr(model.config, _CURRENT) == _BY_ROW)
+
+
+def _compared(engine: DeepSpeedEngine, device: torch.device) -> str:
+    """By row, where it is what sdpa does in this model under a mask; else sdpa."""
     comparison = _Comparison()
     # It reads positions on the host: under torch.compile each number of rows would have a graph of its own.
     AttentionInterface.register(_BY_ROW, torch.compiler.disable(_by_row))
     AttentionInterface.register(_COMPARED, comparison.attend)
     AttentionMaskInterface.register(_COMPARED, sdpa_mask)
     try:
-        model.set_attn_implementation(_COMPARED)
+        engine.module.set_attn_implementation(_COMPARED)
         _probe(engine, device)
-        chosen = _BY_ROW if 0 <= comparison.worst < _TOLERANCE else attention
     except _BROKEN:
         raise
     except _CANNOT:
-        chosen = attention
-    model.set_attn_implementation(chosen)
-    if chosen != _BY_ROW:
-        log.warning("rows of a pass attend under a mask, which computes all pairs of its tokens", attention=attention)
+        return "sdpa"
+    seen = comparison.differences
+    return _BY_ROW if seen and all(difference < _TOLERANCE for difference in seen) else "sdpa"
 
 
 class _Comparison:
-    """Attends under the mask, and notes how far from it row by row is.
+    """Attends under the mask, and notes how far from it row by row is: the largest difference over the largest output.
 
     Attention by attention, each with the same input: in bfloat16 what one of them rounds otherwise is a quarter of the
     logits' standard deviation thirty layers later, as much as a bias left out.
     """
 
     def __init__(self) -> None:
-        self.worst = -1.0
-        """Largest difference over the largest output; negative before any attention."""
+        self.differences: list[float] = []
 
     def attend(
         self,
@@ -150,8 +165,7 @@ class _Comparison:
         """As `sdpa_attention_forward`."""
         masked, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
         by_row, _ = _by_row(module, query, key, value, mask, position_ids=position_ids, **options)
-        difference = (by_row - masked).abs().max() / masked.abs().max()
-        self.worst = max(self.worst, difference.item())
+        self.differences.append(((by_row - masked).abs().max() / masked.abs().max()).item())
         return masked, None
 
 
@@ -237,5 +251,6 @@ def _within_row(
     states = [query, key, value]
     if query.shape[2] <= _SHORT and query.device.type == "cpu":
         states = [each.float() for each in states]
-    output: torch.Tensor = sdpa_attention_forward(module, *states, None, **options)[0]
+    with torch.autocast(query.device.type, enabled=False):  # stage 0's would round them back
+        output: torch.Tensor = sdpa_attention_forward(module, *states, None, **options)[0]
     return output.to(query.dtype)

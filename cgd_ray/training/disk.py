@@ -6,7 +6,7 @@ from pathlib import Path
 import torch.distributed as dist
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from cgd_ray.training.job import RefusedError
+from cgd_ray.training.patience import refuse_together
 
 
 def swap_folder(parent: str | None, name: str, group: dist.ProcessGroup) -> Path | None:
@@ -23,11 +23,7 @@ def swap_folder(parent: str | None, name: str, group: dist.ProcessGroup) -> Path
     if parent is None:
         return None
     folder = Path(parent, name)
-    refusals: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(refusals, _refusal(folder), group=group)
-    for said in refusals:
-        if said is not None:
-            raise RefusedError(said)
+    refuse_together(_refusal(folder), group)
     return folder
 
 

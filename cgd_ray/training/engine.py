@@ -95,7 +95,7 @@ def start_engine(
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     if training.lora:
         model = with_adapter(model, training.lora, seed)
-    fuses_loss = training.liger and with_liger(model, training, device)
+    fuses_loss = training.liger and with_liger(model, training)
     # A parameter sharded by ZeRO-3 is empty, and has its size in `ds_numel`.
     sizes = (getattr(weight, "ds_numel", weight.numel()) for weight in model.parameters() if weight.requires_grad)
     config["zero_optimization"]["reduce_bucket_size"] = reduce_bucket(sum(sizes), on_gpu=device.type != "cpu")

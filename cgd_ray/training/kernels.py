@@ -15,6 +15,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.attention import attends_by_row
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loss import summed_loss
 from cgd_ray.training.packing import join
@@ -25,19 +26,30 @@ LAYERS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 _TOLERANCE = 2e-2  # of the loss: kernels round elsewhere, in bfloat16
 
 
-def with_liger(model: PreTrainedModel, training: TrainingSection, device: torch.device) -> bool:
+def lacking(training: TrainingSection, device: torch.device) -> str | None:
+    """What this machine lacks of what the recipe asks for, with the mend; None where it has all."""
+    if training.liger and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "training.liger: its kernels are for GPUs; leave it out on CPU"
+    if training.liger and find_spec("liger_kernel") is None:
+        return "training.liger: install the package liger-kernel (cgd-ray[liger]) where training runs"
+    compiler = os.environ.get("CXX", "g++")
+    if training.compile and shutil.which(compiler) is None:
+        return (
+            f"training.compile: there is no C++ compiler {compiler!r} on a machine that trains (Debian's g++; CXX "
+            "names another one); install it, or leave it out"
+        )
+    return None
+
+
+def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:
     """Put the kernels in the place of the model's own functions; returns whether the loss is among them.
 
     Under ZeRO-3 it is not, whose weights are gathered for their own layer's forward pass only, nor with an adapter of
     the output layer, of which the kernel would see the frozen weights only.
 
     Raises:
-        RefusedError: the package is missing, or has no kernels for this device or architecture.
+        RefusedError: the package has no kernels for this architecture.
     """
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise RefusedError("training.liger: its kernels are for GPUs; leave it out on CPU")
-    if find_spec("liger_kernel") is None:
-        raise RefusedError("training.liger: install the package liger-kernel (cgd-ray[liger]) where training runs")
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
 
     kind = model.config.model_type
@@ -48,19 +60,18 @@ def with_liger(model: PreTrainedModel, training: TrainingSection, device: torch.
     return fuses_loss
 
 
-def compile_layers(model: torch.nn.Module) -> None:
+def compile_layers(model: PreTrainedModel, training: TrainingSection) -> None:
     """Have each layer compiled when it first runs, for passes of any length.
 
     Layer by layer, as they are all alike: one of them is compiled, and the time does not grow with their number.
 
     Raises:
-        RefusedError: there is no C++ compiler, or the architecture does not say what its layers are.
+        RefusedError: nothing would be compiled.
     """
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
+    if training.gradient_checkpointing and attends_by_row(model):
         raise RefusedError(
-            f"training.compile: there is no C++ compiler {compiler!r} where training runs (Debian's g++; CXX names "
-            "another one); install it, or leave it out"
+            "training.compile: under gradient_checkpointing a layer whose rows attend one by one is not compiled; "
+            "leave either out, or take attention: sdpa"
         )
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:

@@ -120,7 +120,7 @@ def _weights(sizes: ModelSizes, training: TrainingSection) -> tuple[float, float
     if training.zero_stage == 3:
         return weights / training.workers, half * min(_LIVE, whole)
     if training.precision == "bf16" and training.zero_stage == 0:
-        weights += _HALF * whole  # which autocast rounds to bfloat16, and keeps for the pass
+        weights += _HALF * sizes.trained  # which autocast rounds to bfloat16, and keeps for the pass
     return weights, 0.0
 
 

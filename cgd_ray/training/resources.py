@@ -44,7 +44,7 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     gpus = wanted.gpus_per_worker
     if gpus is None:
         # A cluster that is scaled to zero has no GPU yet, but the recipe names its kind.
-        gpus = 1.0 if cluster.get("GPU", 0) > 0 or wanted.accelerator_type else 0.0
+        gpus = 1 if cluster.get("GPU", 0) > 0 or wanted.accelerator_type else 0
     cpus = wanted.cpus_per_worker or _default_cpus(training.workers, gpus)
     return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
 

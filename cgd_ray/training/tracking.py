@@ -39,8 +39,8 @@ class Tracker(Protocol):
 class Trackers:
     """Those that the recipe asks for, on rank 0; none elsewhere."""
 
-    def __init__(self, job: RankJob, first_step: int, *, is_first: bool) -> None:
-        """Steps from `first_step` on replace what an interrupted run showed."""
+    def __init__(self, job: RankJob, first_step: int, *, is_first: bool, is_over: bool = False) -> None:
+        """Steps from `first_step` on replace what an interrupted run showed; there are none where all `is_over`."""
         self._errors = store_errors()
         self._trackers: list[Tracker] = []
         tracking = job.training.tracking
@@ -52,7 +52,7 @@ class Trackers:
 
             self._errors = (*self._errors, MlflowException)
             with self._tolerated("MLflow"):
-                self._trackers.append(_Mlflow(job, tracking))
+                self._trackers.append(_Mlflow(job, tracking, is_over=is_over))
 
     def step(self, step: StepReport, *, flush: bool) -> None:
         """Show a step; with `flush` at once."""
@@ -106,7 +106,7 @@ class _TensorBoard:
 class _Mlflow:
     """One MLflow run for one training, whatever its interruptions; figures go to it in the background."""
 
-    def __init__(self, job: RankJob, tracking: TrackingSection) -> None:
+    def __init__(self, job: RankJob, tracking: TrackingSection, *, is_over: bool) -> None:
         # The other ranks are in the first step by now, and wait: a server that is not there costs a minute, not hours.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
@@ -118,7 +118,7 @@ class _Mlflow:
         self._client = MlflowClient(tracking.mlflow_uri or f"file://{job.encoded.store.path('mlflow')}")
         self._run = _mlflow_run(self._client, job, tracking.mlflow_experiment)
         self._last: RunOperations | None = None
-        self._is_over = False
+        self._is_over = is_over
 
     def step(self, step: StepReport) -> None:
         from mlflow.entities import Metric

@@ -32,10 +32,10 @@ from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
-from cgd_ray.training.kernels import compile_layers, require_same_loss
+from cgd_ray.training.kernels import compile_layers, lacking, require_same_loss
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
-from cgd_ray.training.patience import patient_group
+from cgd_ray.training.patience import patient_group, refuse_together
 from cgd_ray.training.progress import Progress
 from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
@@ -86,7 +86,7 @@ def _train_to_the_end(rank: "_Rank", report: Report, warned: Callable[[], bool])
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints, keep_best=wants_best)
     rank.progress = checkpoints.restore(rank.engine)
     resumed_from = rank.progress.step or None
-    with contextlib.closing(Trackers(job, rank.progress.step + 1, is_first=rank.number == 0)) as trackers:
+    with contextlib.closing(_trackers(rank)) as trackers:
         try:
             _train(rank, checkpoints, trackers, report, warned)
         except RefusedError:
@@ -98,6 +98,10 @@ def _train_to_the_end(rank: "_Rank", report: Report, warned: Callable[[], bool])
         checkpoints.take_weights(rank.engine, exported)
     rank.export()
     return RankOutcome(rank.progress, len(rank.trained), resumed_from, exported)
+
+
+def _trackers(rank: "_Rank") -> Trackers:
+    return Trackers(rank.job, rank.progress.step + 1, is_first=rank.number == 0, is_over=rank.is_over)
 
 
 def _train(
@@ -140,6 +144,7 @@ class _Rank:
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
+        refuse_together(lacking(job.training, self.device), self._patient)
         self._swap = swap_folder(job.training.offload_folder, f"cgd-{job.identity}-{self.number}", self._patient)
         self.engine, self._fused = start_engine(job.training, self.source, self.device, job.seed, self._swap)
         self.yardstick = Yardstick(self.engine.module, self.device)
@@ -151,7 +156,8 @@ class _Rank:
         if self._fused:
             require_same_loss(self.engine, config.vocab_size, self.device)
         if job.training.compile:
-            compile_layers(self.engine.module)  # last: the checks before it try several kinds of attention
+            # Last: the checks above try several kinds of attention.
+            compile_layers(self.engine.module, job.training)
 
     @property
     def is_over(self) -> bool:

@@ -1,6 +1,7 @@
 """One training in every layout: ZeRO 0 to 3 on 1, 2 and 4 ranks, stopped at any step and resumed in any other."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -72,6 +73,28 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RankJob:
         "checkpoint_every": 1, "keep_checkpoints": 2, "micro_batch_tokens": 64,
     }  # fmt: skip
     return rank_job(table, model, settings)
+
+
+def refusal(job: RankJob) -> str:
+    """On one rank, of which only the second has no compiler."""
+    from cgd_ray.training.job import RefusedError
+    from cgd_ray.training.worker import _Rank
+
+    with pytest.MonkeyPatch.context() as environment:
+        if os.environ["RANK"] == "1":
+            environment.setenv("CXX", "no-such-compiler")
+        try:
+            _Rank(job)
+        except RefusedError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.timeout(120)
+def test_what_one_machine_lacks_ends_all_ranks(worlds: dict[int, Ranks], job: RankJob) -> None:
+    said = worlds[2].run(refusal, in_layout(job, "refused", zero_stage=2, compile=True))
+    assert said[0] == said[1]
+    assert said[0].startswith("training.compile: there is no C++ compiler 'no-such-compiler'")
 
 
 def in_layout(job: RankJob, name: str, **training: Any) -> RankJob:

@@ -86,6 +86,12 @@ def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, s
     assert encoded.store.exists(f"{job.student}/adapter/adapter_model.safetensors")
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "v_projj"], ["all-linear"], ["proj"]])
+def test_layers_that_the_student_does_not_have_are_named(encoded: Table, tiny_dir: Path, targets: list[str]) -> None:
+    with pytest.raises(RefusedError, match=rf"^training\.lora\.targets: the student has no layer '{targets[-1]}'"):
+        _Rank(make_job(encoded, tiny_dir, lora=LoraSection(rank=4, targets=targets)))
+
+
 @pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"]])
 def test_tied_embeddings_take_no_adapter(tmp_path: Path, targets: list[str]) -> None:
     write_tiny_model(tmp_path / "tied", tie_word_embeddings=True)

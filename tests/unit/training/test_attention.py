@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from cgd_ray.config.training import TrainingSection
@@ -138,8 +139,11 @@ def test_who_cannot_attend_by_row_keeps_the_mask(architecture: str) -> None:
     assert model(architecture, BY_ROW).config._attn_implementation == "sdpa"
 
 
-def test_who_has_no_fast_attention_takes_the_slow_one_unless_the_recipe_names_one(tmp_path: Path) -> None:
-    AutoModelForCausalLM.from_config(AutoConfig.for_model("gemma2", **SIZES)).save_pretrained(tmp_path)
+@pytest.mark.parametrize("architecture", ["gemma2", "granite_swa"])  # a cap of the scores, sinks
+def test_who_has_no_fast_attention_takes_the_slow_one_unless_the_recipe_names_one(
+    tmp_path: Path, architecture: str
+) -> None:
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **SIZES)).save_pretrained(tmp_path)
     made = load_student(tmp_path, BY_ROW, CPU)
     settle_attention(Wrapped(made), BY_ROW, CPU)
     assert made.config._attn_implementation == "eager"
@@ -160,6 +164,25 @@ def test_rows_beyond_the_positions_are_refused(rope: dict[str, Any], most: int) 
     require_rows_fit(config, most)
     with pytest.raises(RefusedError, match=rf"training\.max_length: the longest row has {most + 1} tokens.* {most}$"):
         require_rows_fit(config, most + 1)
+
+
+def test_flex_attention_is_for_gpus() -> None:
+    with pytest.raises(RefusedError, match=r"^training\.attention: flex_attention has no backward pass on CPU"):
+        model("llama", TrainingSection(max_length=64, attention="flex_attention"))
+
+
+def test_short_rows_attend_in_fp32_under_autocast_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = set()
+
+    def watched(module: Any, query: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        seen.add((query.dtype, torch.is_autocast_enabled("cpu")))
+        return sdpa_attention_forward(module, query, *arguments, **options)
+
+    made = model("llama", BY_ROW)
+    monkeypatch.setattr("cgd_ray.training.attention.sdpa_attention_forward", watched)
+    with torch.autocast("cpu", torch.bfloat16):
+        summed_loss(made, pack(), CPU)
+    assert seen == {(torch.float32, False)}
 
 
 def test_what_a_user_asks_for_is_taken() -> None:

@@ -64,6 +64,17 @@ def test_mlflow_has_one_run_of_a_training_that_was_interrupted(tmp_path: Path) -
     assert not (tmp_path / job.figures).exists()
 
 
+def test_a_training_that_has_no_step_left_stays_finished_in_mlflow(tmp_path: Path) -> None:
+    """As after a kill in the export."""
+    job = make_job(tmp_path, tensorboard=False, mlflow=True, mlflow_experiment="mine")
+    train(job, 1, 4)
+    Trackers(job, 5, is_first=True, is_over=True).close()
+    client = MlflowClient(f"file://{tmp_path}/mlflow")
+    experiment = client.get_experiment_by_name("mine")
+    assert experiment
+    assert client.search_runs([experiment.experiment_id])[0].info.status == "FINISHED"
+
+
 def test_another_training_is_another_run(tmp_path: Path) -> None:
     job = make_job(tmp_path, mlflow=True)
     train(job, 1, 1)
