@@ -82,8 +82,8 @@ class TrainingSection(Section):
     attention: Literal["auto", "by_row", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """What cuts attention between packed rows. `auto`: on GPU flash-attn where it is installed, else PyTorch's flex
     attention; on CPU a fused kernel for each row. Only `sdpa` and `eager` make a mask of all pairs of tokens in a pass;
-    sdpa stands in for `by_row` where rows may be longer than the architecture's sliding window, or where its own
-    attention gives other logits row by row."""
+    `by_row` gives way to the student's own where rows may be longer than the architecture's sliding window, or where
+    it does more than sdpa: biases, sinks, a cap of the scores."""
     liger: bool = False
     """Liger's fused kernels (the package liger-kernel, GPUs): faster layers, and logits that are never held whole (but
     in ZeRO-3)."""
