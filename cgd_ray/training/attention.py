@@ -39,6 +39,7 @@ _CANNOT = (
     RuntimeError,
 )  # as which architectures say that an attention is not theirs
 _SHORT = 256  # tokens up to which a CPU's backward pass of attention takes half as long in fp32 as in bfloat16
+_OFF = 0.2  # mean difference of logits over their standard deviation, of which bfloat16 leaves a tenth in deep models
 _FLEX_TOKENS = 256  # two of its blocks: 3 % of a pass of 4,096 tokens at the mean
 _FLEX_KINDS = 32  # with the short passes of the checks before training
 _BROKEN = (torch.OutOfMemoryError, torch.AcceleratorError)
@@ -100,7 +101,7 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
     attention = getattr(model.config, _CURRENT)
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
     try:
-        _probe(engine, device)
+        logits = _probe(engine, device)
     except _BROKEN:  # this rank's device alone, perhaps: it ends, and the others with it
         raise
     except _CANNOT as error:
@@ -112,7 +113,7 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
     # What has no such kernel has something that it would leave out: sinks, a cap of the scores.
     chosen = attention
     if attention == "sdpa" and not any(limit is not None and limit < training.max_length for limit in limits):
-        chosen = _compared(engine, device)
+        chosen = _compared(engine, device, logits)
     model.set_attn_implementation(chosen)
     if chosen != _BY_ROW:
         log.warning("rows of a pass attend under a mask, which computes all pairs of its tokens", attention=attention)
@@ -123,8 +124,8 @@ def attends_by_row(model: PreTrainedModel) -> bool:
     return bool(getattr(model.config, _CURRENT) == _BY_ROW)
 
 
-def _compared(engine: DeepSpeedEngine, device: torch.device) -> str:
-    """By row, where it is what sdpa does in this model under a mask; else sdpa."""
+def _compared(engine: DeepSpeedEngine, device: torch.device, masked: torch.Tensor) -> str:
+    """By row, where it is what sdpa does in this model under a mask, with these logits; else sdpa."""
     comparison = _Comparison()
     # It reads positions on the host: under torch.compile each number of rows would have a graph of its own.
     AttentionInterface.register(_BY_ROW, torch.compiler.disable(_by_row))
@@ -133,12 +134,15 @@ def _compared(engine: DeepSpeedEngine, device: torch.device) -> str:
     try:
         engine.module.set_attn_implementation(_COMPARED)
         _probe(engine, device)
+        engine.module.set_attn_implementation(_BY_ROW)
+        off = (_probe(engine, device) - masked).abs().mean() / masked.std()
     except _BROKEN:
         raise
     except _CANNOT:
         return "sdpa"
     seen = comparison.differences
-    return _BY_ROW if seen and all(difference < _TOLERANCE for difference in seen) else "sdpa"
+    is_same = seen and all(difference < _TOLERANCE for difference in seen) and off < _OFF
+    return _BY_ROW if is_same else "sdpa"
 
 
 class _Comparison:
