@@ -88,8 +88,8 @@ class TrainingSection(Section):
     """Liger's fused kernels (the package liger-kernel, GPUs): faster layers, and logits that are never held whole (but
     in ZeRO-3)."""
     compile: bool = False
-    """Compile the student's layers with torch.compile: faster steps after a minute at the start (the machines need a
-    C++ compiler). Not in ZeRO-3, which gathers a layer's weights between its operations."""
+    """Compile the student's layers with torch.compile: faster steps after half a minute at the start (the machines need
+    a C++ compiler). Not in ZeRO-3, which gathers a layer's weights between its operations."""
     gradient_checkpointing: bool = False
     lora: LoraSection | None = None
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""

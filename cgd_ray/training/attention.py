@@ -252,9 +252,10 @@ def _within_row(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, /, **options: object
 ) -> torch.Tensor:
     """Causal attention [1, heads, T, size] -> [1, T, heads, size] of one row."""
-    states = [query, key, value]
-    if query.shape[2] <= _SHORT and query.device.type == "cpu":
-        states = [each.float() for each in states]
-    with torch.autocast(query.device.type, enabled=False):  # stage 0's would round them back
-        output: torch.Tensor = sdpa_attention_forward(module, *states, None, **options)[0]
-    return output.to(query.dtype)
+    output: torch.Tensor
+    if query.shape[2] > _SHORT or query.device.type != "cpu":
+        output, _ = sdpa_attention_forward(module, query, key, value, None, **options)
+    else:
+        with torch.autocast("cpu", enabled=False):  # stage 0's would round them back
+            output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), None, **options)
+    return output.to(query.dtype)  # under autocast the two kinds of rows come in two types

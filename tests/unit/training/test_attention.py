@@ -185,6 +185,18 @@ def test_short_rows_attend_in_fp32_under_autocast_too(monkeypatch: pytest.Monkey
     assert seen == {(torch.float32, False)}
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])  # the latter's norms of queries and keys are in fp32
+def test_long_rows_attend_under_autocast_too(architecture: str) -> None:
+    generator = np.random.default_rng(1)
+    rows = join([(generator.integers(3, 128, size), size // 2) for size in (300, 20)])
+    losses = []
+    for training in (BY_ROW, SDPA):
+        made = model(architecture, training)
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(summed_loss(made, rows, CPU).item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
 def test_what_a_user_asks_for_is_taken() -> None:
     gpu = torch.device("cuda")
     assert wanted(SDPA, gpu) == wanted(TrainingSection(attention="by_row"), gpu) == ["sdpa"]
