@@ -90,7 +90,9 @@ class TrainingSection(Section):
     compile: bool = False
     """Compile the student's layers with torch.compile: faster steps after half a minute at the start (the machines need
     a C++ compiler). Not in ZeRO-3, which gathers a layer's weights between its operations."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | None = None
+    """Compute a layer again in the backward pass, instead of keeping what it needs. None: on GPUs that have, as
+    `cgd plan` estimates it, no room for a pass without (more than 90 % of one's memory)."""
     lora: LoraSection | None = None
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""
     workers: PositiveInt = 1

@@ -32,7 +32,7 @@ _BY_ROW, _COMPARED = "cgd_by_row", "cgd_compared"
 _CURRENT = "_attn_implementation"  # of a configuration; it has no public name
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
 _TOLERANCE = 3e-2  # of one attention's largest output: bfloat16 rounds to 0.4 % in each of its steps
-_CANNOT = (
+CANNOT = (
     ValueError,
     TypeError,
     AttributeError,
@@ -104,7 +104,7 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
         logits = _probe(engine, device)
     except _BROKEN:  # this rank's device alone, perhaps: it ends, and the others with it
         raise
-    except _CANNOT as error:
+    except CANNOT as error:
         raise _refused(attention, error) from error
     if not by_row:
         return
@@ -138,7 +138,7 @@ def _compared(engine: DeepSpeedEngine, device: torch.device, masked: torch.Tenso
         off = (_probe(engine, device) - masked).abs().mean() / masked.std()
     except _BROKEN:
         raise
-    except _CANNOT:
+    except CANNOT:
         return "sdpa"
     seen = comparison.differences
     is_same = seen and all(difference < _TOLERANCE for difference in seen) and off < _OFF

@@ -55,7 +55,9 @@ class TrainingEstimate:
     flops: float | None
     """By the mathematics of the model; None for a mixture of experts."""
     memory: dict[Layout, Memory]
-    """Bytes of one worker, by ZeRO stage and offload."""
+    """Bytes of one worker, by ZeRO stage and offload, without gradient checkpointing."""
+    saved: int
+    """Bytes of the device that gradient checkpointing leaves free, in any layout."""
 
 
 def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
@@ -68,6 +70,7 @@ def estimate_training(
     training: TrainingSection, sample: SampledRows, expected_rows: int, sizes: ModelSizes
 ) -> TrainingEstimate:
     """From a sample (not empty) of the rows, of which the whole run will generate so many."""
+    kept = training.model_copy(update={"gradient_checkpointing": False})
     rows = round(expected_rows * len(sample.encoded) / sample.complete * (1 - training.validation_fraction))
     passes = max(1, rows) * training.epochs
     lengths, supervised = np.array(sample.lengths), np.array(sample.supervised)
@@ -79,7 +82,8 @@ def estimate_training(
         supervised_tokens=passes * fmean(sample.supervised),
         flops=None if sizes.flops is None else passes * sizes.flops.of_rows(lengths, supervised) / len(lengths),
         memory={
-            layout: memory(sizes, training.model_copy(update=dict(zip(("zero_stage", "offload"), layout, strict=True))))
-            for layout in _LAYOUTS
+            (stage, offload): memory(sizes, kept.model_copy(update={"zero_stage": stage, "offload": offload}))
+            for stage, offload in _LAYOUTS
         },
+        saved=sizes.activations(checkpointed=False) - sizes.activations(checkpointed=True),
     )

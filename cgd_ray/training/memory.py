@@ -104,7 +104,7 @@ def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True)
     placed = _placed(sizes, training)
     overlapping = 2 if stage == 2 and on_gpu else 1
     buffers = overlapping * _half(training) * reduce_bucket(sizes.trained, on_gpu=on_gpu) if stage > 1 else 0
-    activations = sizes.activations(checkpointed=training.gradient_checkpointing)
+    activations = sizes.activations(checkpointed=bool(training.gradient_checkpointing))
     return replace(placed, device=placed.device + buffers + activations)
 
 

@@ -37,6 +37,7 @@ from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
 from cgd_ray.training.patience import patient_group, refuse_together
 from cgd_ray.training.progress import Progress
+from cgd_ray.training.recompute import settle_checkpointing
 from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
 from cgd_ray.training.tracking import Trackers
@@ -124,7 +125,6 @@ class _Rank:
     """One rank's engine, rows and place among the others."""
 
     def __init__(self, job: RankJob) -> None:
-        self.job = job
         self.device = _device(job)
         if not dist.is_initialized():
             dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
@@ -140,6 +140,8 @@ class _Rank:
         self.total_steps = optimiser_steps(len(self.trained), job.training.batch_size, job.training.epochs)
         self.progress = Progress()
         self.source = local_model(job.model, job.revision, job.storage)
+        training = settle_checkpointing(job.training, self.source, self.rows, self.device, self._patient)
+        self.job = job = replace(job, training=training)
         self.wants_stop = False
         """Whether this rank was asked to stop."""
         self.must_stop = False

@@ -97,6 +97,22 @@ def test_what_one_machine_lacks_ends_all_ranks(worlds: dict[int, Ranks], job: Ra
     assert said[0].startswith("training.compile: there is no C++ compiler 'no-such-compiler'")
 
 
+def recomputes(job: RankJob) -> bool:
+    """On one rank, of which only the second has a small GPU."""
+    from cgd_ray.training import recompute
+    from cgd_ray.training.worker import _Rank
+
+    with pytest.MonkeyPatch.context() as machine:
+        room = 2**20 if os.environ["RANK"] == "1" else 2**40
+        machine.setattr(recompute, "gpu_bytes", lambda _: room)
+        return bool(_Rank(job).engine.module.is_activation_checkpointing)
+
+
+@pytest.mark.timeout(120)
+def test_a_small_gpu_turns_gradient_checkpointing_on_for_all(worlds: dict[int, Ranks], job: RankJob) -> None:
+    assert worlds[2].run(recomputes, in_layout(job, "recomputed", zero_stage=3)) == [True, True]
+
+
 def in_layout(job: RankJob, name: str, **training: Any) -> RankJob:
     return replace(job, checkpoints=f"training/{name}", training=job.training.model_copy(update=training))
 

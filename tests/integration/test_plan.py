@@ -77,7 +77,10 @@ def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
     assert (exact.rows, exact.total_tokens) == (counts.rows, pytest.approx(2 * counts.total_tokens))
     console = Console(record=True, width=160)
     print_training(exact, training, console)
-    assert re.search(rf"rows after curation +│ {counts.rows} ", console.export_text())
+    shown = console.export_text()
+    assert re.search(rf"rows after curation +│ {counts.rows} ", shown)
+    assert "with gradient checkpointing" in shown
+    assert 0 < exact.saved < min(needed.device for needed in exact.memory.values())
 
 
 def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
