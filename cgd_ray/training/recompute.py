@@ -45,7 +45,9 @@ def _exceeds(room: float, training: TrainingSection, student: Path, rows: Encode
     except CANNOT as error:
         log.warning("no estimate for this student: training.gradient_checkpointing stays off", error=str(error))
         return False
-    log.info("memory of a pass, estimated", gib=round(needed / 2**30, 1), usable=round(room / 2**30, 1))
+    if dist.get_rank() == 0:
+        gib = {"needed_gib": round(needed / 2**30, 1), "usable_gib": round(room / 2**30, 1)}
+        log.info("GPU memory of a worker, estimated", **gib, gradient_checkpointing=needed > room)
     return needed > room
 
 

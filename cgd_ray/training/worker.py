@@ -140,13 +140,13 @@ class _Rank:
         self.total_steps = optimiser_steps(len(self.trained), job.training.batch_size, job.training.epochs)
         self.progress = Progress()
         self.source = local_model(job.model, job.revision, job.storage)
-        training = settle_checkpointing(job.training, self.source, self.rows, self.device, self._patient)
-        self.job = job = replace(job, training=training)
         self.wants_stop = False
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
         refuse_together(lacking(job.training, self.device), self._patient)
+        training = settle_checkpointing(job.training, self.source, self.rows, self.device, self._patient)
+        self.job = job = replace(job, training=training)
         self._swap = swap_folder(job.training.offload_folder, f"cgd-{job.identity}-{self.number}", self._patient)
         self.engine, self._fused = start_engine(job.training, self.source, self.device, job.seed, self._swap)
         self.yardstick = Yardstick(self.engine.module, self.device)

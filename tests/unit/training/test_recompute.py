@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import pytest
 import structlog
-import torch
 
 from cgd_ray.storage.tables import Table
 from cgd_ray.training import recompute
@@ -86,4 +85,3 @@ def test_the_weights_are_the_same(encoded: Table, tiny_dir: Path) -> None:
         trained(make_job(encoded, tiny_dir, gradient_checkpointing=setting, epochs=3))[0] for setting in (True, False)
     ]
     assert distance(*weights) == 0
-    assert all(torch.isfinite(weight).all() for weight in weights[0].values())
