@@ -1,10 +1,7 @@
 """The encoded table by row number, read from one file of the node by all its ranks."""
 
-import contextlib
 import os
 import secrets
-import tempfile
-import time
 from functools import cached_property
 from pathlib import Path
 
@@ -17,8 +14,7 @@ import torch.distributed as dist
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.packing import Ids
-
-_STALE_SECONDS = 3600.0
+from cgd_ray.training.scratch import encoded_file, remove_leftovers
 
 
 class EncodedRows:
@@ -78,12 +74,11 @@ def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
     """
     name = [secrets.token_hex(8)]
     dist.broadcast_object_list(name, src=0)
-    folder = Path(tempfile.gettempdir())
-    file = folder / f"cgd-encoded-{name[0]}.arrow"
+    file = encoded_file(name[0])
     is_first = os.environ["LOCAL_RANK"] == "0"
     try:
         if is_first:
-            _remove_stale(folder)
+            remove_leftovers()
             write_local(table, file)
         dist.barrier(group)
         rows = EncodedRows.mapped(file)
@@ -92,11 +87,3 @@ def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
         if is_first:
             file.unlink(missing_ok=True)  # who has mapped it keeps it
     return rows
-
-
-def _remove_stale(folder: Path) -> None:
-    """What a kill left while it was written."""
-    for file in folder.glob("cgd-encoded-*.arrow"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - file.stat().st_mtime > _STALE_SECONDS:
-                file.unlink()

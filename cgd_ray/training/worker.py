@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,6 +39,7 @@ from cgd_ray.training.progress import Progress
 from cgd_ray.training.recompute import settle_checkpointing
 from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
+from cgd_ray.training.scratch import student_folder
 from cgd_ray.training.tracking import Trackers
 
 Report = Callable[[StepReport], bool]
@@ -291,12 +291,12 @@ class _Rank:
         weights = gather_weights(self.engine)
         if self.number == 0:
             store: Store = self.job.encoded.store
-            with tempfile.TemporaryDirectory(prefix="cgd-student-") as folder:
-                self._write(weights, Path(folder))
+            with student_folder() as folder:
+                self._write(weights, folder)
                 for name in STUDENT_MARKS:  # first what says that a student is whole
                     store.remove(f"{self.job.student}/{name}")
                 store.remove(self.job.student)
-                store.upload(Path(folder), self.job.student)
+                store.upload(folder, self.job.student)
         dist.barrier(self._patient)
 
     def _write(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
