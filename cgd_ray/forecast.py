@@ -34,5 +34,5 @@ def forecast_training(recipe: Recipe, store: Store, prompts: PreparedPrompts) ->
         return None
     student = recipe.student
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)
-    sizes = model_sizes(folder, recipe.training, sum(sample.supervised) / sum(sample.lengths))
+    sizes = model_sizes(folder, recipe.training, sample.lengths, sample.supervised)
     return estimate_training(recipe.training, sample, prompts.train * joined.samples, sizes)

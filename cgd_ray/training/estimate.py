@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from functools import cached_property
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from cgd_ray.training.encode import Encoded
 from cgd_ray.training.encode_table import Encoding
 from cgd_ray.training.formats import Example
 from cgd_ray.training.memory import Memory, ModelSizes, memory
-from cgd_ray.training.packing import optimiser_steps
+from cgd_ray.training.packing import Ids, optimiser_steps
 
 Layout = tuple[int, str]
 """ZeRO stage and offload."""
@@ -31,15 +31,15 @@ class SampledRows:
     encoded: list[Encoded]
     """Those of them that curation and encoding keep."""
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each."""
-        return [len(row.input_ids) for row in self.encoded]
+    @cached_property
+    def lengths(self) -> Ids:
+        """[encoded] tokens of each."""
+        return np.array([len(row.input_ids) for row in self.encoded], dtype=np.int64)
 
-    @property
-    def supervised(self) -> list[int]:
-        """Supervised tokens of each."""
-        return [len(row.input_ids) - row.target_start for row in self.encoded]
+    @cached_property
+    def supervised(self) -> Ids:
+        """[encoded] supervised tokens of each."""
+        return self.lengths - np.array([row.target_start for row in self.encoded], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,15 @@ def estimate_training(
     kept = training.model_copy(update={"gradient_checkpointing": False})
     rows = round(expected_rows * len(sample.encoded) / sample.complete * (1 - training.validation_fraction))
     passes = max(1, rows) * training.epochs
-    lengths, supervised = np.array(sample.lengths), np.array(sample.supervised)
     return TrainingEstimate(
         sampled=len(sample.encoded),
         rows=rows,
         steps=optimiser_steps(max(1, rows), training.batch_size, training.epochs),
-        total_tokens=passes * fmean(sample.lengths),
-        supervised_tokens=passes * fmean(sample.supervised),
-        flops=None if sizes.flops is None else passes * sizes.flops.of_rows(lengths, supervised) / len(lengths),
+        total_tokens=passes * float(sample.lengths.mean()),
+        supervised_tokens=passes * float(sample.supervised.mean()),
+        flops=None
+        if sizes.flops is None
+        else passes * sizes.flops.of_rows(sample.lengths, sample.supervised) / len(sample.encoded),
         memory={
             (stage, offload): memory(sizes, kept.model_copy(update={"zero_stage": stage, "offload": offload}))
             for stage, offload in _LAYOUTS

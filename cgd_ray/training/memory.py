@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import with_adapter
 from cgd_ray.training.flops import Flops
+from cgd_ray.training.packing import Ids
 
 _ATTENTION = "cgd_shapes"
 _HALF, _SINGLE = 2, 4  # bytes
@@ -62,10 +63,16 @@ class Memory:
     """On the machine itself, of `offload: nvme`."""
 
 
-def model_sizes(folder: Path, training: TrainingSection, supervised_share: float) -> ModelSizes:
-    """Sizes of the student in a directory (its weights need not be there) in passes as long as the recipe's.
+def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervised: Ids) -> ModelSizes:
+    """Sizes of the student in a directory (its weights need not be there) in the longest pass.
 
     A forward pass on PyTorch's device without memory says what is kept for the backward pass.
+
+    Args:
+        folder: of the student.
+        training: the recipe's.
+        lengths: [rows] tokens of each; one that is longer than the recipe's passes is a pass.
+        supervised: [rows] supervised tokens of each.
     """
     AttentionInterface.register(_ATTENTION, _attention)
     half = torch.bfloat16 if training.precision == "bf16" else torch.float32
@@ -75,8 +82,9 @@ def model_sizes(folder: Path, training: TrainingSection, supervised_share: float
         if training.lora:
             model = with_adapter(model, training.lora, seed=0)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    supervised = max(1, round(training.micro_batch_tokens * supervised_share))
-    layer, layer_input, layers, outside = _kept(model, training.micro_batch_tokens, supervised)
+    tokens = max(training.micro_batch_tokens, int(lengths.max(initial=0)))
+    targets = max(1, round(tokens * float(supervised.sum()) / max(1, int(lengths.sum()))))
+    layer, layer_input, layers, outside = _kept(model, tokens, targets)
     return ModelSizes(
         trained=trained,
         frozen=sum(weight.numel() for weight in model.parameters()) - trained,

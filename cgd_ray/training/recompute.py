@@ -58,7 +58,4 @@ def gpu_bytes(device: torch.device) -> int | None:
 
 def needed_bytes(training: TrainingSection, student: Path, rows: EncodedRows) -> float:
     """Estimate of what a rank holds on its GPU at the peak of the longest pass, without gradient checkpointing."""
-    longest = max(training.micro_batch_tokens, int(rows.lengths.max(initial=0)))
-    training = training.model_copy(update={"micro_batch_tokens": longest})
-    share = float(rows.supervised.sum()) / max(1, int(rows.lengths.sum()))
-    return memory(model_sizes(student, training, share), training).device
+    return memory(model_sizes(student, training, rows.lengths, rows.supervised), training).device

@@ -3,6 +3,7 @@
 import gc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -33,7 +34,7 @@ def test_what_is_held_between_steps_is_as_estimated(tmp_path: Path, stage: int) 
     )
     table = encoded_rows(tmp_path / "model", tmp_path / "root", 8)
     job = rank_job(table, tmp_path / "model", {"batch_size": 8, "epochs": 2, "zero_stage": stage, "workers": WORLD})
-    sizes = model_sizes(tmp_path / "model", job.training, 0.5)
+    sizes = model_sizes(tmp_path / "model", job.training, np.array([2]), np.array([1]))
     during_a_pass = {
         0: (4 + 2) * sizes.trained,  # gradients, and autocast's copies
         1: 0,

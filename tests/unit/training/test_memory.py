@@ -17,13 +17,14 @@ from cgd_ray.training.packing import join
 from tests.unit.training.tiny import write_tiny_model
 
 LENGTH, SUPERVISED = 256, 64
+ROW = np.array([64]), np.array([32])
 GIB = 2**30
 
 
 @pytest.mark.parametrize("lora", [None, LoraSection(rank=4)])
 def test_activations_are_those_that_are_kept(tiny_dir: Path, lora: LoraSection | None) -> None:
     training = TrainingSection(precision="fp32", micro_batch_tokens=LENGTH, lora=lora)
-    told = model_sizes(tiny_dir, training, SUPERVISED / LENGTH)
+    told = model_sizes(tiny_dir, training, np.array([LENGTH]), np.array([SUPERVISED]))
     model = AutoModelForCausalLM.from_pretrained(tiny_dir)
     if lora:
         model = with_adapter(model, lora, seed=0)
@@ -52,7 +53,7 @@ def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
         needed = memory(sizes, section)
         return (needed.device - needed_by_pass, needed.host, needed.disk)[: 3 if needed.disk else 2]
 
-    sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64), 0.5)
+    sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64), *ROW)
     needed_by_pass = sizes.activations(checkpointed=False)
     trained = sizes.trained
     copy = 12 * trained  # of a checkpoint
@@ -72,7 +73,7 @@ def test_four_bits_are_told(tmp_path: Path) -> None:
     write_tiny_model(tmp_path, hidden_size=256, intermediate_size=512)
     lora = LoraSection(rank=4, quantization="nf4")
     training = TrainingSection(lora=lora, micro_batch_tokens=64, zero_stage=0)
-    sizes = model_sizes(tmp_path, training, 0.5)
+    sizes = model_sizes(tmp_path, training, *ROW)
     options = quantized(lora, torch.device("cpu"))
     model = with_adapter(AutoModelForCausalLM.from_pretrained(tmp_path, **options), lora, seed=0)
     weights = [weight for weight in model.parameters() if isinstance(weight, Params4bit)]
