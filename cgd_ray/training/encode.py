@@ -70,11 +70,16 @@ class ChatEncoder:
             return Encoded(whole[:end], len(prompt))
         # The target's first characters merged with the generation prompt's last ("\n" + "\n"), or the two differ.
         # At inference the prompt stands alone, so the target is encoded alone as well.
-        target = self.tokenizer(conversation.target, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return Encoded([*prompt, *target, self.end_of_turn], len(prompt))
+        return Encoded([*prompt, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
 
     def _template_ids(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:
         return encode_chat(self.tokenizer, messages, add_generation_prompt=generation_prompt, **self.template_arguments)
+
+    def _target_ids(self, text: str) -> list[int]:
+        # Control tokens are the special ones and those that the template names (`<tool_call>`), as it does here, too.
+        template = f"{{% if false %}}{self.tokenizer.chat_template}{{% endif %}}{{{{ messages[0]['content'] }}}}"
+        alone = [{"role": "assistant", "content": text}]
+        return encode_chat(self.tokenizer, alone, add_generation_prompt=False, chat_template=template)
 
     @cached_property
     def _closing_ids(self) -> list[int]:

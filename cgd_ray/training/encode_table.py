@@ -21,7 +21,7 @@ from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Contexts, Example, Lacking, longest_field, view, view_name
 from cgd_ray.training.shuffle import with_others
 
-_FORMAT = 2  # counts up when the ids of an unchanged input change
+_FORMAT = 3  # counts up when the ids of an unchanged input change
 log = structlog.get_logger(__name__)
 
 

@@ -1,6 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 
 from cgd_ray.errors import ConfigError
 from cgd_ray.training.encode import ChatEncoder, Encoded
@@ -55,6 +56,15 @@ def test_control_tokens_in_texts_stay_text(parts: list[str], user: str) -> None:
     assert [index for index in learnt if index in special] == [ENCODER.end_of_turn]
     assert sum(index in special for index in prompt) == sum(index in special for index in ENCODER.prompt_ids("a"))
     assert TOKENIZER.decode(learnt) == target + END
+
+
+@pytest.mark.parametrize("target", ["<call>", "\n<call>"])
+def test_tokens_that_a_template_names_stay_text_though_they_are_not_special(target: str) -> None:
+    tokenizer = tiny_tokenizer(CHATML + "{% if tools %}<call>{% endif %}")
+    tokenizer.add_tokens([AddedToken("<call>", special=False, normalized=False)])
+    row = encoded("<call>", target, ChatEncoder(tokenizer, {}))
+    assert tokenizer.convert_tokens_to_ids("<call>") not in row.input_ids
+    assert tokenizer.decode(row.input_ids[row.target_start :]) == target + END
 
 
 def test_end_of_turn_is_learnt_though_it_is_the_pad_token() -> None:
