@@ -131,10 +131,15 @@ class TrainingSection(Section):
     @property
     def views(self) -> set[ViewName]:
         """The views that rows must serve: the method's own, and those of the methods that it is compared with."""
-        named: set[ViewName] = set()
-        for method in (self.method, *self.compared_with):
-            named |= set(self.mix) if method == "mix" else {method}
-        return named
+        return set().union(*(self._views_of(method) for method in (self.method, *self.compared_with)))
+
+    @property
+    def own_views(self) -> set[ViewName]:
+        """The views that the method itself trains on."""
+        return self._views_of(self.method)
+
+    def _views_of(self, method: MethodName) -> set[ViewName]:
+        return set(self.mix) if method == "mix" else {method}
 
     @model_validator(mode="after")
     def _batch_is_shared_out(self) -> Self:

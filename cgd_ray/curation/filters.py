@@ -16,9 +16,14 @@ Target = Literal["refine", "answer", "reference", "critique"]
 _TARGETS: dict[ViewName, Target] = {"distill": "answer", "sft": "reference", "cft": "critique"}  # else the refinement
 
 
+def learnt_texts(views: set[ViewName]) -> set[Target]:
+    """The texts that methods learn."""
+    return {_TARGETS.get(view, "refine") for view in views}
+
+
 def targets(training: TrainingSection) -> set[Target]:
     """The texts that the method learns, and those that the methods learn that it is compared with."""
-    return {_TARGETS.get(view, "refine") for view in training.views} | {"refine"}
+    return learnt_texts(training.views) | {"refine"}
 
 
 def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[str, Filter]]:

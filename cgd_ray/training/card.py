@@ -1,7 +1,21 @@
 """The model card of an exported student."""
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.training import LoraSection
+from cgd_ray.curation.filters import Target, learnt_texts
 from cgd_ray.training.encode_table import EncodedExamples
+
+_LEARNT: dict[Target, str] = {
+    "answer": "answers of the teacher {teacher}",
+    "critique": "critiques of the teacher {teacher}",
+    "reference": "the references of the data set",
+    "refine": "refined answers of the teacher {teacher}",
+}
+_LICENCE_OF_DATA = "Texts that they learnt are the data set's: its licence applies, too."
+_LICENCE_OF_TEACHER = (
+    "Texts that they were trained on were written by the teacher: its licence or terms of service may limit the use of "
+    "models trained on its output."
+)
 
 
 def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
@@ -16,14 +30,18 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
         "rows per optimiser step": training.batch_size,
         "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup_fraction:g}",
         "weight decay": training.weight_decay,
-        "LoRA": "none, all weights"
-        if training.lora is None
-        else f"rank {training.lora.rank}, alpha {training.lora.alpha}",
+        "LoRA": _adapter(training.lora),
         "gradient clipping": training.gradient_clipping,
         "compute precision": f"{training.precision}, fp32 master weights; saved in bfloat16",
         "longest row": f"{training.max_length} tokens",
         "seed": training_seed(recipe),
     }
+    views = training.own_views
+    learnt = " and ".join(
+        _LEARNT[text].format(teacher=recipe.teacher.engine.model) for text in sorted(learnt_texts(views))
+    )
+    licences = [_LICENCE_OF_DATA] if "sft" in views else []
+    licences += [_LICENCE_OF_TEACHER] if views != {"sft"} else []
     table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
     return f"""---
 library_name: transformers
@@ -35,9 +53,9 @@ tags:
 
 # {recipe.run.name}
 
-{recipe.student.model} (revision {recipe.student.revision or "as found"}), trained by critique-guided distillation
-(arXiv 2505.11628) with the method `{method}`. Critiques and refinements come from the teacher
-{recipe.teacher.engine.model}. At inference the student gets the bare prompt in its own chat template.
+{recipe.student.model} (revision {recipe.student.revision or "as found"}), trained with the method `{method}`, one of
+those that critique-guided distillation (arXiv 2505.11628) is made of or compared with. It learnt {learnt}.
+At inference it gets the bare prompt in its own chat template.
 
 ## Data
 
@@ -52,9 +70,14 @@ tags:
 
 ## Licence
 
-These weights are a derivative of the base model: its licence applies. The texts they were trained on were written by
-the teacher: its licence or terms of service may limit the use of models trained on its output.
+These weights are a derivative of the base model: its licence applies. {" ".join(licences)}
 """
+
+
+def _adapter(lora: LoraSection | None) -> str:
+    if lora is None:
+        return "none, all weights"
+    return f"rank {lora.rank}, alpha {lora.alpha}" + (f", beside {lora.quantization}" if lora.quantization else "")
 
 
 def training_seed(recipe: Recipe) -> int:
