@@ -3,11 +3,15 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import structlog
 
 from cgd_ray.storage.demo_models import fetch
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 
 class SkipGuard:
@@ -65,6 +69,19 @@ def student_dir() -> Path:
 def teacher_dir() -> Path:
     """Qwen2.5-Coder-0.5B-Instruct as a Hugging Face directory."""
     return fetch("qwen2.5-0.5b")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator["Cluster"]:
+    """A cluster of one node, which this process has joined and to which nodes can be added."""
+    import ray  # seconds that no unit test needs cost
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray.init(address=nodes.address, log_to_driver=False)
+    yield nodes
+    ray.shutdown()
+    nodes.shutdown()
 
 
 def _has_cuda() -> bool:

@@ -21,7 +21,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.job import RefusedError
-from cgd_ray.training.loss import packed_logits
+from cgd_ray.training.loss import CANNOT, packed_logits
 from cgd_ray.training.packing import join
 
 _Loadable = Literal["eager", "sdpa", "flex_attention", "flash_attention_2"]
@@ -32,12 +32,6 @@ _BY_ROW, _COMPARED = "cgd_by_row", "cgd_compared"
 _CURRENT = "_attn_implementation"  # of a configuration; it has no public name
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
 _TOLERANCE = 3e-2  # of one attention's largest output: bfloat16 rounds to 0.4 % in each of its steps
-CANNOT = (
-    ValueError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-)  # as which architectures say that an attention is not theirs
 _SHORT = 256  # tokens up to which a CPU's backward pass of attention takes half as long in fp32 as in bfloat16
 _OFF = 0.2  # mean difference of logits over their standard deviation, of which bfloat16 leaves a tenth in deep models
 _FLEX_TOKENS = 256  # two of its blocks: 3 % of a pass of 4,096 tokens at the mean

@@ -1,10 +1,12 @@
 """Checkpoints of optimiser steps: written beside the training, whole or not at all, readable in any layout.
 
-`FOLDER/step-NNNNNNNN/` holds what torch's distributed checkpointing writes, and `progress.json`, which comes last: a
-folder without it is no checkpoint.
+`FOLDER/step-NNNNNNNN/WRITERS/` holds what torch's distributed checkpointing writes. `progress.json` beside it comes
+last and names it: without it there is no checkpoint. Each start of the ranks writes under a name of its own, never into
+what others, of another layout perhaps, have written or are writing.
 """
 
 import json
+import secrets
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,12 +29,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Document
 from cgd_ray.training.job import RefusedError
-from cgd_ray.training.patience import patient_group
 from cgd_ray.training.pieces import STATES, Piece, begin_at, is_swapped, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
+from cgd_ray.training.ranks import agreed, patient_group
 
-_PROGRESS = "progress.json"
+_PROGRESS, _WRITERS = "progress.json", "writers"
 
 
 class Checkpoints:
@@ -46,6 +49,7 @@ class Checkpoints:
         self._keep_best = keep_best
         # Of its own, and on the host: it works while the training's group does.
         self._group = patient_group()
+        self._writers = agreed(secrets.token_hex(8), self._group)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -82,20 +86,20 @@ class Checkpoints:
 
     def restore(self, engine: DeepSpeedEngine) -> Progress:
         """Put the engine back to the newest whole checkpoint; without one nothing changes, and step 0 is returned."""
-        found: list[Progress | None] = [self._newest() if dist.get_rank() == 0 else None]
-        dist.broadcast_object_list(found, group=self._group, src=0)
-        if found[0] is None:
+        found = agreed(self._newest() if dist.get_rank() == 0 else None, self._group)
+        if found is None:
             return Progress()
-        begin_at(engine, found[0].step)
-        self._load(engine, found[0].step, tuple(STATES))
-        return found[0]
+        begin_at(engine, found.step)
+        self._load(engine, found.step, tuple(STATES))
+        return found
 
     def take_weights(self, engine: DeepSpeedEngine, step: int) -> None:
         """Give the engine the weights of the whole checkpoint of that step, for export: its moments stay."""
         self._load(engine, step, STATES[:1])
 
     def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
-        path = self._store.url(self._place(step))
+        marks = self._marks(self._place(step)) if dist.get_rank() == 0 else {}
+        path = self._store.url(f"{self._place(step)}/{agreed(marks, self._group)[_WRITERS]}")
         reader = FsspecReader(path, **self._store.fs.storage_options)
         with pieces_of(engine, change=True) as pieces:
             held = {name: _Held(piece) for name, piece in pieces.items() if name.split("/", 1)[0] in states}
@@ -122,11 +126,14 @@ class Checkpoints:
     def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
         place = self._place(progress.step)
         # All is on the host: reading ahead would open a context on the first GPU from this thread of every rank.
-        writer = FsspecWriter(self._store.url(place), per_thread_copy_ahead=0, **self._store.fs.storage_options)
+        url = self._store.url(f"{place}/{self._writers}")
+        writer = FsspecWriter(url, per_thread_copy_ahead=0, **self._store.fs.storage_options)
         planner = _Writing(flatten_state_dict=False, flatten_sharded_tensors=False)
         save(pieces, storage_writer=writer, planner=planner, process_group=self._group)
         if dist.get_rank() == 0:
-            self._store.write(f"{place}/{_PROGRESS}", json.dumps(asdict(progress), indent=1).encode())
+            marks = {_WRITERS: self._writers, "progress": asdict(progress)}
+            self._store.write(f"{place}/{_PROGRESS}", json.dumps(marks, indent=1).encode())
+            self._forget_others(place)
             self._forget_old(self._place(progress.best_step) if self._keep_best else "")
 
     def _place(self, step: int) -> str:
@@ -134,13 +141,21 @@ class Checkpoints:
 
     def _newest(self) -> Progress | None:
         whole = self._whole()
-        if not whole:
-            return None
-        return Progress.from_json(json.loads(self._store.read(f"{self._folder}/{whole[-1]}/{_PROGRESS}")))
+        return Progress.from_json(self._marks(f"{self._folder}/{whole[-1]}")["progress"]) if whole else None
+
+    def _marks(self, place: str) -> Document:
+        marks: Document = json.loads(self._store.read(f"{place}/{_PROGRESS}"))
+        return marks
 
     def _whole(self) -> list[str]:
         names = [name for name in self._store.folders(self._folder) if name.startswith("step-")]
         return [name for name in names if self._store.exists(f"{self._folder}/{name}/{_PROGRESS}")]
+
+    def _forget_others(self, place: str) -> None:
+        """Remove what writers before these, who were killed, left of the same step."""
+        for name in self._store.folders(place):
+            if name != self._writers:
+                self._store.remove(f"{place}/{name}")
 
     def _forget_old(self, best: str) -> None:
         """Remove what is older than those to keep, with what a kill left half written among it."""

@@ -1,12 +1,19 @@
-"""The folder on a machine's own disk where DeepSpeed keeps a rank's optimiser states under `offload: nvme`."""
+"""What leaves a rank's device, and the folder on a machine's own disk where it lies under `offload: nvme`."""
 
 import shutil
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from deepspeed.ops.op_builder import AsyncIOBuilder
 
-from cgd_ray.training.patience import refuse_together
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.ranks import refuse_together
+
+
+def offloads(training: TrainingSection, device: torch.device) -> bool:
+    """Whether anything moves away: never to the host where the device is the host."""
+    return training.offload == "nvme" or (training.offload == "cpu" and device.type != "cpu")
 
 
 def swap_folder(parent: str | None, name: str, group: dist.ProcessGroup) -> Path | None:

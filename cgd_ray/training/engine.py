@@ -14,6 +14,7 @@ from transformers.utils.logging import disable_progress_bar
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.attention import load_student
+from cgd_ray.training.disk import offloads
 from cgd_ray.training.kernels import with_liger
 from cgd_ray.training.memory import SWAPPED_AT_ONCE, reduce_bucket
 
@@ -49,11 +50,6 @@ def engine_config(training: TrainingSection, device: torch.device, swap: Path | 
         "zero_optimization": zero,
         "steps_per_print": None,
     }
-
-
-def offloads(training: TrainingSection, device: torch.device) -> bool:
-    """Whether anything moves away: never to the host where the device is the host."""
-    return training.offload == "nvme" or (training.offload == "cpu" and device.type != "cpu")
 
 
 def _in_bfloat16(training: TrainingSection) -> bool:

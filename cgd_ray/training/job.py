@@ -28,6 +28,10 @@ class DivergedError(RefusedError):
     """The loss or the gradient is not finite."""
 
 
+class GpuMemoryError(CgdError):
+    """A rank's GPU is full. The others wait for it until it is gone; a restart goes on from the last checkpoint."""
+
+
 @dataclass(frozen=True)
 class About:
     """What goes with the weights."""

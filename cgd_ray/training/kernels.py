@@ -15,7 +15,8 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.training.attention import attends_by_row
+from cgd_ray.training.attention import attends_by_row, wanted
+from cgd_ray.training.disk import offloads
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loss import summed_loss
 from cgd_ray.training.packing import join
@@ -33,12 +34,24 @@ def lacking(training: TrainingSection, device: torch.device) -> str | None:
     if training.liger and find_spec("liger_kernel") is None:
         return "training.liger: install the package liger-kernel (cgd-ray[liger]) where training runs"
     compiler = os.environ.get("CXX", "g++")
-    if training.compile and shutil.which(compiler) is None:
+    compiled = "compile" if training.compile else "offload" if offloads(training, device) else None
+    if compiled and shutil.which(compiler) is None:
         return (
-            f"training.compile: there is no C++ compiler {compiler!r} on a machine that trains (Debian's g++; CXX "
+            f"training.{compiled}: there is no C++ compiler {compiler!r} on a machine that trains (Debian's g++; CXX "
             "names another one); install it, or leave it out"
         )
+    if device.type == "cuda" and wanted(training, device)[0] == "flex_attention" and not _has_c_compiler():
+        return (
+            "training.attention: flex_attention is compiled, and there is no C compiler (gcc, clang, or what CC names) "
+            "on a machine that trains; install it, or flash-attn, or take the slower sdpa"
+        )
     return None
+
+
+def _has_c_compiler() -> bool:
+    """Whether Triton has one for what starts its kernels."""
+    named = os.environ.get("CC")
+    return any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"]))
 
 
 def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:

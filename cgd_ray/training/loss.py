@@ -9,6 +9,9 @@ from torch.nn import functional
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.packing import PackedRows, join
 
+CANNOT = (ValueError, TypeError, AttributeError, RuntimeError)
+"""As what architectures raise that they cannot do with an attention, or with tensors without values."""
+
 
 def packed_logits(model: Any, rows: PackedRows, device: torch.device) -> torch.Tensor:
     """Logits [S, vocabulary] at the positions that predict a supervised token.

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.packing import Ids
+from cgd_ray.training.ranks import agreed
 from cgd_ray.training.scratch import encoded_file, remove_leftovers
 
 
@@ -72,9 +73,7 @@ def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
 
     One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks.
     """
-    name = [secrets.token_hex(8)]
-    dist.broadcast_object_list(name, src=0)
-    file = encoded_file(name[0])
+    file = encoded_file(agreed(secrets.token_hex(8), group))
     is_first = os.environ["LOCAL_RANK"] == "0"
     try:
         if is_first:

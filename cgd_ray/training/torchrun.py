@@ -3,13 +3,15 @@
     torchrun --standalone --nproc-per-node 8 -m cgd_ray.training.torchrun ROOT/runs/NAME/training/IDENTITY/job.json
 
 `cgd run` with `training.launcher=torchrun` writes the job and says this command; run again, it goes on with the
-student. The same command resumes, on as many ranks as it is given. SIGTERM writes a checkpoint first.
+student. The same command resumes, on as many ranks as it is given. Ctrl-C and SIGTERM write a checkpoint first.
 """
 
+import contextlib
 import json
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NoReturn
 
@@ -20,9 +22,12 @@ import torch
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime.logs import configure_logging, quiet_libraries
 from cgd_ray.storage.filesystem import store_errors
-from cgd_ray.training.job import OUTCOME, RankJob, RankOutcome, StepReport
+from cgd_ray.storage.lease import held
+from cgd_ray.training.job import OUTCOME, GpuMemoryError, RankJob, RankOutcome, StepReport
+from cgd_ray.training.ranks import join_ranks, patient_group, refuse_together
 
 log = structlog.get_logger(__name__)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's end, Ctrl-C, a closed terminal
 
 
 def main() -> None:
@@ -35,13 +40,14 @@ def main() -> None:
     try:
         _train(sys.argv[1])
     except CgdError as error:
-        _end(str(error), error.exit_code)
+        _end(str(error), error.exit_code, of_all=not isinstance(error, GpuMemoryError))
     except stores as error:
         _end(f"{type(error).__name__}: {' '.join(str(error).split())}; is the storage there, and its keys?", 1)
 
 
-def _end(reason: str, code: int) -> NoReturn:
-    if _is_first():
+def _end(reason: str, code: int, *, of_all: bool = True) -> NoReturn:
+    """Say it once, where all ranks end with it."""
+    if _is_first() or not of_all:
         sys.stderr.write(f"error: {reason}\n")
     sys.exit(code)
 
@@ -51,10 +57,31 @@ def _train(url: str) -> None:
     os.environ.setdefault("DS_ACCELERATOR", job.device)
     from cgd_ray.training.worker import train_rank  # DeepSpeed, which looks for its accelerator as it is imported
 
-    outcome = train_rank(job, _Reporter())
+    with _alone(job):
+        outcome = train_rank(job, _Reporter())
+        if _is_first():
+            _write(job, outcome)
     if _is_first():
-        _write(job, outcome)
         log.info("student exported", student=job.encoded.store.url(job.student), steps=outcome.progress.step)
+
+
+@contextlib.contextmanager
+def _alone(job: RankJob) -> Iterator[None]:
+    """Hold the run, as `cgd run` does: no two trainings write its student.
+
+    Raises:
+        RefusedError: somebody works on it.
+    """
+    join_ranks(job)
+    refusal = None
+    with contextlib.ExitStack() as stack:
+        try:
+            if _is_first():
+                stack.enter_context(held(job.encoded.store, f"runs/{job.name}", wait=False))
+        except CgdError as error:
+            refusal = str(error)
+        refuse_together(refusal, patient_group())
+        yield
 
 
 def _read_job(url: str) -> RankJob:
@@ -77,17 +104,18 @@ def _is_first() -> bool:
 
 
 class _Reporter:
-    """Shows each step from rank 0; wants an end after SIGTERM, which torchrun passes on to every rank."""
+    """Shows each step from rank 0; wants an end after a signal that torchrun passes on to every rank."""
 
     def __init__(self) -> None:
         self._must_stop = False
-        signal.signal(signal.SIGTERM, self._stop)
+        for number in _SIGNALS:
+            signal.signal(number, self._stop)
 
     def _stop(self, *_: object) -> None:
         self._must_stop = True
 
     def __call__(self, step: StepReport) -> bool:
-        """Whether SIGTERM came."""
+        """Whether one of `_SIGNALS` came."""
         if _is_first():
             log.info("training", **step.shown())
         return self._must_stop

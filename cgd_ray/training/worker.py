@@ -8,7 +8,6 @@ tensor or pipeline parallelism, other optimisers.
 
 import contextlib
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,12 +29,20 @@ from cgd_ray.training.disk import swap_folder
 from cgd_ray.training.engine import apply_step, start_engine
 from cgd_ray.training.export import gather_weights, write_student
 from cgd_ray.training.flops import Yardstick, peak_memory
-from cgd_ray.training.job import STUDENT_MARKS, DivergedError, RankJob, RankOutcome, RefusedError, StepReport
+from cgd_ray.training.job import (
+    STUDENT_MARKS,
+    DivergedError,
+    GpuMemoryError,
+    RankJob,
+    RankOutcome,
+    RefusedError,
+    StepReport,
+)
 from cgd_ray.training.kernels import compile_layers, lacking, require_same_loss
 from cgd_ray.training.loss import require_isolation, summed_loss
 from cgd_ray.training.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
-from cgd_ray.training.patience import patient_group, refuse_together
 from cgd_ray.training.progress import Progress
+from cgd_ray.training.ranks import join_ranks, patient_group, refuse_together
 from cgd_ray.training.recompute import settle_checkpointing
 from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
@@ -73,12 +80,19 @@ def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda
         DivergedError: the loss or the gradient is not finite; names the step and the rows.
         StoppedError: `report` wanted it.
         RefusedError: the model mixes packed rows, none or all are set aside for validation, or a disk is full.
+        GpuMemoryError: of this rank alone.
     """
-    rank = _Rank(job)
     try:
-        return _train_to_the_end(rank, report, warned)
-    finally:
-        rank.forget_swapped()
+        rank = _Rank(job)
+        try:
+            return _train_to_the_end(rank, report, warned)
+        finally:
+            rank.forget_swapped()
+    except torch.OutOfMemoryError as error:
+        raise GpuMemoryError(
+            f"a GPU has no room ({str(error).partition('. ')[0]}): lower training.micro_batch_tokens, or set "
+            "training.gradient_checkpointing, a higher zero_stage or offload: cpu"
+        ) from error
 
 
 def _train_to_the_end(rank: "_Rank", report: Report, warned: Callable[[], bool]) -> RankOutcome:
@@ -125,9 +139,7 @@ class _Rank:
     """One rank's engine, rows and place among the others."""
 
     def __init__(self, job: RankJob) -> None:
-        self.device = _device(job)
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
+        self.device = join_ranks(job)
         self.number, self.world = dist.get_rank(), dist.get_world_size()
         self._patient = patient_group()
         self.rows = open_on_node(job.encoded, self._patient)
@@ -306,14 +318,3 @@ class _Rank:
         else:
             merged = merge(self.source, self.job.model, lora, weights, folder / "adapter")
             write_student(merged, None, self.source, folder, self.job.about)
-
-
-def _device(job: RankJob) -> torch.device:
-    if job.device == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
-    # Beside a GPU for the optimiser's states on the host; torchrun would leave one thread for them.
-    torch.set_num_threads(job.threads)
-    return device

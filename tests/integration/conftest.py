@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 
 import pytest
-import ray
-from ray.cluster_utils import Cluster
 
 from tests.servers import RayHead, S3Server, ray_head, s3_server
 
@@ -19,13 +17,3 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def head(s3: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     with ray_head(tmp_path_factory.mktemp("home"), s3.environment) as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    """A cluster of one node, which this process has joined and to which nodes can be added."""
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    ray.init(address=nodes.address, log_to_driver=False)
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()

@@ -15,6 +15,7 @@ import ray
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import StoppedError
+from cgd_ray.storage.lease import held
 from tests.events import scalars
 from tests.place import Place, distance
 from tests.servers import REPOSITORY, S3Server
@@ -90,7 +91,7 @@ def test_stopped_under_torchrun_and_resumed_by_ray_is_the_same(place: Place) -> 
     assert process.stdout
     for line in process.stdout:
         if "step=4/12" in line:
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
             break
     process.communicate(timeout=60)
     result = place.train("by-both", checkpoint_every=100)
@@ -107,6 +108,16 @@ def test_on_s3_the_command_knows_where(s3: S3Server, tmp_path: Path, monkeypatch
         place.train("on-s3", launcher="torchrun", epochs=1)
     finish(start(command_of(place, "on-s3", epochs=1), AWS_ENDPOINT_URL=s3.endpoint))
     assert place.train("on-s3", launcher="torchrun", epochs=1).steps == 6
+
+
+def test_a_run_that_somebody_works_on_is_refused_at_once(place: Place) -> None:
+    command = command_of(place, "held", epochs=1)
+    with held(place.store, "runs/held", wait=False):
+        process = start(command)
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert output.count(f"runs/held is being worked on by process {os.getpid()} on ") == 1
+    assert place.checkpoints("held") == []
 
 
 def test_a_student_of_other_settings_is_not_taken_for_this_ones(place: Place) -> None:

@@ -18,9 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import Table
+from cgd_ray.training import worker
 from cgd_ray.training.checkpoints import Checkpoints
-from cgd_ray.training.job import DivergedError, RefusedError, StepReport
+from cgd_ray.training.job import DivergedError, GpuMemoryError, RefusedError, StepReport
 from cgd_ray.training.packing import batches
 from cgd_ray.training.worker import _Rank, train_rank
 from tests.unit.training.loop import ROWS, distance, make_job, mean_loss, plain_step, trained
@@ -123,6 +125,39 @@ def test_a_folder_without_progress_is_no_checkpoint(encoded: Table, tiny_dir: Pa
     again = train_rank(job, lambda _: False)
     assert (again.resumed_from_step, again.progress.step) == (2, 3)
     assert encoded.store.exists("torn/step-00000003/progress.json")
+    assert len(encoded.store.folders("torn/step-00000003")) == 1  # what the torn one held is gone
+
+
+def test_a_second_start_that_dies_as_it_writes_a_step_again_leaves_the_whole_checkpoint(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    job = replace(make_job(encoded, tiny_dir, checkpoint_every=1), checkpoints="twice")
+    train_rank(job, lambda _: False)
+    rank = _Rank(job)
+    before = Checkpoints(encoded.store, "twice", keep=1).restore(rank.engine)
+    weights = {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}
+    with monkeypatch.context() as patched, torch.no_grad():
+        patched.setattr(Store, "write", die)
+        for weight in rank.engine.module.parameters():
+            weight.zero_()
+        second = Checkpoints(encoded.store, "twice", keep=1)
+        second.save(rank.engine, before)
+        with pytest.raises(KeyboardInterrupt):
+            second.wait()
+    assert Checkpoints(encoded.store, "twice", keep=1).restore(rank.engine) == before
+    assert distance(dict(rank.engine.module.named_parameters()), weights) == 0
+
+
+def test_a_full_gpu_is_said_with_what_helps(encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(worker, "summed_loss", fill)
+    with pytest.raises(GpuMemoryError, match=r"no room \(CUDA out of memory\): lower training.micro_batch_tokens"):
+        train_rank(replace(make_job(encoded, tiny_dir), checkpoints="full-gpu"), lambda _: False)
 
 
 def test_validation_loss_is_of_all_rows_set_aside_which_are_not_trained_on(encoded: Table, tiny_dir: Path) -> None:

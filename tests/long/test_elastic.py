@@ -109,6 +109,8 @@ def complete(place: Place, name: str) -> list[str]:
 
 
 def fp32_weights(place: Place, name: str, folder: Path) -> dict[str, torch.Tensor]:
-    dcp_to_torch_save(place.store.path(place.checkpoints(name)[-1]), folder / name)
+    last = place.checkpoints(name)[-1]
+    (writers,) = place.store.folders(last)
+    dcp_to_torch_save(place.store.path(f"{last}/{writers}"), folder / name)
     loaded = torch.load(folder / name)
     return {name: tensor for name, tensor in loaded.items() if name.startswith("fp32/")}
