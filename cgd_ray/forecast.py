@@ -1,6 +1,11 @@
 """What training will take, told from the rows that a run has generated so far."""
 
+from pathlib import Path
+
+import structlog
+
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.training import TrainingSection
 from cgd_ray.curation.run import sample_examples
 from cgd_ray.data.prepare import PreparedPrompts
 from cgd_ray.generation.run import join_of
@@ -11,10 +16,11 @@ from cgd_ray.storage.models import local_model
 from cgd_ray.training.card import training_seed
 from cgd_ray.training.encode import student_encoder
 from cgd_ray.training.encode_table import Encoding
-from cgd_ray.training.estimate import TrainingEstimate, encode_sample, estimate_training
+from cgd_ray.training.estimate import SampledRows, TrainingEstimate, encode_sample, estimate_training
 from cgd_ray.training.formats import Example
-from cgd_ray.training.memory import model_sizes
+from cgd_ray.training.memory import ModelSizes, NoEstimateError, model_sizes
 
+log = structlog.get_logger(__name__)
 _MOST_ROWS = 1024
 
 
@@ -34,5 +40,17 @@ def forecast_training(recipe: Recipe, store: Store, prompts: PreparedPrompts) ->
         return None
     student = recipe.student
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)
-    sizes = model_sizes(folder, recipe.training, sample.lengths, sample.supervised)
+    sizes = _sizes(folder, recipe.training, sample)
     return estimate_training(recipe.training, sample, prompts.train * joined.samples, sizes)
+
+
+def _sizes(folder: Path, training: TrainingSection, sample: SampledRows) -> dict[int, ModelSizes]:
+    """By ZeRO stage: without it, weights in bfloat16 are rounded as they are used."""
+    sizes: dict[int, ModelSizes] = {}
+    for stages in ((0,), (1, 2, 3)):
+        section = training.model_copy(update={"zero_stage": stages[0]})
+        try:
+            sizes |= dict.fromkeys(stages, model_sizes(folder, section, sample.lengths, sample.supervised))
+        except NoEstimateError as error:
+            log.warning("no estimate of memory for this student", zero_stages=stages, error=str(error))
+    return sizes

@@ -52,7 +52,7 @@ def print_training(estimate: TrainingEstimate | None, training: TrainingSection,
     layouts: Cells = [head]
     for (stage, offload), needed in estimate.memory.items():
         is_chosen = (stage, offload) == (training.zero_stage, training.offload)
-        places = (needed.device, needed.device - estimate.saved, needed.host, needed.disk)
+        places = (needed.device, needed.device - estimate.saved[stage, offload], needed.host, needed.disk)
         sizes = [f"{size / 2**30:.1f}" for size in places]
         layouts.append([str(stage), offload, *sizes, "this recipe" if is_chosen else ""])
     console.print(
@@ -64,7 +64,9 @@ def _hours(estimate: TrainingEstimate, training: TrainingSection) -> list[str]:
     kind = training.resources.accelerator_type
     peak = peak_flops(kind) if kind else None
     if peak is None or estimate.flops is None:
-        return ["FLOPs", "not known" if estimate.flops is None else f"{estimate.flops:.3g}"]
+        if estimate.flops is None:
+            return ["FLOPs", "not known"]
+        return ["FLOPs", f"{estimate.flops:.3g} (hours: with a known training.resources.accelerator_type)"]
     hours = estimate.flops / (peak * training.workers * _MFU) / 3600
     return [f"hours on {training.workers} {kind}", f"{hours:.3g} at {_MFU:.0%} of their peak, which nobody measured"]
 

@@ -1,6 +1,6 @@
 """What training will take, before it is paid for: rows, steps, tokens, hours, memory by ZeRO stage and offload."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -53,11 +53,12 @@ class TrainingEstimate:
     total_tokens: float
     supervised_tokens: float
     flops: float | None
-    """By the mathematics of the model; None for a mixture of experts."""
+    """By the mathematics of the model; None for a mixture of experts, or where nothing can be told."""
     memory: dict[Layout, Memory]
-    """Bytes of one worker, by ZeRO stage and offload, without gradient checkpointing."""
-    saved: int
-    """Bytes of the device that gradient checkpointing leaves free, in any layout."""
+    """Bytes of one worker, by ZeRO stage and offload, without gradient checkpointing; without those that cannot be
+    told."""
+    saved: dict[Layout, int]
+    """Bytes of the device that gradient checkpointing leaves free."""
 
 
 def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
@@ -67,9 +68,18 @@ def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int
 
 
 def estimate_training(
-    training: TrainingSection, sample: SampledRows, expected_rows: int, sizes: ModelSizes
+    training: TrainingSection, sample: SampledRows, expected_rows: int, sizes: Mapping[int, ModelSizes]
 ) -> TrainingEstimate:
-    """From a sample (not empty) of the rows, of which the whole run will generate so many."""
+    """What training takes.
+
+    Args:
+        training: the recipe's.
+        sample: of the rows, not empty.
+        expected_rows: that the whole run will generate.
+        sizes: of the student, by ZeRO stage; without those that cannot be told.
+    """
+    layouts = [(stage, offload) for stage, offload in _LAYOUTS if stage in sizes]
+    flops = next((known.flops for known in sizes.values()), None)
     kept = training.model_copy(update={"gradient_checkpointing": False})
     rows = round(expected_rows * len(sample.encoded) / sample.complete * (1 - training.validation_fraction))
     passes = max(1, rows) * training.epochs
@@ -79,12 +89,10 @@ def estimate_training(
         steps=optimiser_steps(max(1, rows), training.batch_size, training.epochs),
         total_tokens=passes * float(sample.lengths.mean()),
         supervised_tokens=passes * float(sample.supervised.mean()),
-        flops=None
-        if sizes.flops is None
-        else passes * sizes.flops.of_rows(sample.lengths, sample.supervised) / len(sample.encoded),
+        flops=flops.of_rows(sample.lengths, sample.supervised) * passes / len(sample.encoded) if flops else None,
         memory={
-            (stage, offload): memory(sizes, kept.model_copy(update={"zero_stage": stage, "offload": offload}))
-            for stage, offload in _LAYOUTS
+            (stage, offload): memory(sizes[stage], kept.model_copy(update={"zero_stage": stage, "offload": offload}))
+            for stage, offload in layouts
         },
-        saved=sizes.activations(checkpointed=False) - sizes.activations(checkpointed=True),
+        saved={(stage, offload): sizes[stage].saved for stage, offload in layouts},
     )

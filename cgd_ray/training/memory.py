@@ -1,19 +1,23 @@
 """How much memory training takes, from the model's configuration alone: no weight is read, no GPU is needed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import FunctionCtx
+from torch.func import functional_call
 from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.errors import CgdError
 from cgd_ray.training.adapters import with_adapter
 from cgd_ray.training.flops import Flops
-from cgd_ray.training.packing import Ids
+from cgd_ray.training.loss import CANNOT
+from cgd_ray.training.packing import Ids, largest_pass
 
 _ATTENTION = "cgd_shapes"
 _HALF, _SINGLE = 2, 4  # bytes
@@ -24,6 +28,10 @@ SWAPPED_AT_ONCE = 100_000_000
 """Parameters of which a rank has states from NVMe in memory; its part of them at most."""
 _SWAP_BUFFERS = 4  # of so many parameters in fp32: DeepSpeed pins them for weights, moments and gradients
 _LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
+
+
+class NoEstimateError(CgdError):
+    """This student's passes cannot be told without running them."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,11 @@ class ModelSizes:
         kept = self.layers * self.layer_input + self.layer if checkpointed else self.layers * self.layer
         return kept + self.outside
 
+    @property
+    def saved(self) -> int:
+        """Bytes that gradient checkpointing leaves free."""
+        return self.activations(checkpointed=False) - self.activations(checkpointed=True)
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -66,25 +79,32 @@ class Memory:
 def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervised: Ids) -> ModelSizes:
     """Sizes of the student in a directory (its weights need not be there) in the longest pass.
 
-    A forward pass on PyTorch's device without memory says what is kept for the backward pass.
+    A forward pass over tensors without memory says what is kept for the backward pass.
 
     Args:
         folder: of the student.
         training: the recipe's.
         lengths: [rows] tokens of each; one that is longer than the recipe's passes is a pass.
         supervised: [rows] supervised tokens of each.
+
+    Raises:
+        NoEstimateError: this architecture needs values, as experts do whose weights are in fp32.
     """
     AttentionInterface.register(_ATTENTION, _attention)
-    half = torch.bfloat16 if training.precision == "bf16" else torch.float32
     config = AutoConfig.from_pretrained(folder)
+    weights = torch.bfloat16 if _half(training) == _HALF else torch.float32
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=half, attn_implementation=_ATTENTION)
+        model = AutoModelForCausalLM.from_config(config, dtype=weights, attn_implementation=_ATTENTION)
         if training.lora:
-            model = with_adapter(model, training.lora, seed=0)
+            model = with_adapter(model, training.lora, seed=0).to(weights)  # as DeepSpeed does
+    flops = Flops.of(model)
+    if flops is None and weights == torch.float32:
+        raise NoEstimateError("experts with weights in fp32")
+    try:
+        layer, layer_input, layers, outside = _kept(model, training, lengths, supervised)
+    except CANNOT as error:
+        raise NoEstimateError(str(error)) from error
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    tokens = max(training.micro_batch_tokens, int(lengths.max(initial=0)))
-    targets = max(1, round(tokens * float(supervised.sum()) / max(1, int(lengths.sum()))))
-    layer, layer_input, layers, outside = _kept(model, tokens, targets)
     return ModelSizes(
         trained=trained,
         frozen=sum(weight.numel() for weight in model.parameters()) - trained,
@@ -94,7 +114,7 @@ def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervise
         layers=layers,
         largest=max(weight.numel() for weight in model.parameters() if weight.requires_grad),
         outside=outside,
-        flops=Flops.of(model),
+        flops=flops,
     )
 
 
@@ -121,13 +141,18 @@ def _half(training: TrainingSection) -> int:
     return _HALF if training.precision == "bf16" and training.zero_stage > 0 else _SINGLE
 
 
+def _casts(training: TrainingSection) -> bool:
+    """Whether weights in fp32 are rounded as they are used."""
+    return training.precision == "bf16" and training.zero_stage == 0
+
+
 def _weights(sizes: ModelSizes, training: TrainingSection) -> tuple[float, float]:
     """Bytes of a rank's weights of the forward pass, and of those of others that it has at times."""
     half, whole = _half(training), sizes.trained + sizes.frozen
     weights: float = half * (whole - sizes.quantized) + _NF4 * sizes.quantized
     if training.zero_stage == 3:
         return weights / training.workers, half * min(_LIVE, whole)
-    if training.precision == "bf16" and training.zero_stage == 0:
+    if _casts(training):
         weights += _HALF * sizes.trained  # which autocast rounds to bfloat16, and keeps for the pass
     return weights, 0.0
 
@@ -173,37 +198,60 @@ def _attention(
     _module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: object, **__: object
 ) -> tuple[torch.Tensor, None]:
     shapes: Callable[..., torch.Tensor] = _Shapes.apply
-    return shapes(query, key, value).transpose(1, 2), None
+    kept = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+    return shapes(query.to(kept), key.to(kept), value.to(kept)).transpose(1, 2), None
 
 
-def _kept(model: nn.Module, tokens: int, supervised: int) -> tuple[int, int, int, int]:
+def _kept(
+    model: PreTrainedModel, training: TrainingSection, lengths: Ids, supervised: Ids
+) -> tuple[int, int, int, int]:
     """Bytes kept by one layer, those of its input, the number of layers, bytes kept by all else."""
+    capacity = training.micro_batch_tokens
+    tokens, targets = largest_pass(lengths, supervised, training.batch_size, training.workers, capacity)
     layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
-    counter = _Counter(model)
+    casts = _casts(training)
+    mode = FakeTensorMode()  # as without memory as "meta", of which autocast knows nothing
+    with mode:
+        states = {name: _without_memory(state) for name, state in (*model.named_parameters(), *model.named_buffers())}
+    counter = _Counter(states.values())
     handles = [layers[0].register_forward_pre_hook(counter.enter), layers[-1].register_forward_hook(counter.leave)]
-    with torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
-        output = model(
-            input_ids=torch.zeros(1, tokens, dtype=torch.long, device="meta"),
-            position_ids=torch.arange(tokens, device="meta")[None],
-            logits_to_keep=torch.arange(supervised, device="meta"),
-            use_cache=False,
-        )
+    with mode, torch.autograd.graph.saved_tensors_hooks(counter.pack, lambda tensor: tensor):
+        inputs = {
+            "input_ids": torch.zeros(1, tokens, dtype=torch.long),
+            "position_ids": torch.arange(tokens)[None],
+            "logits_to_keep": torch.arange(targets),
+            "use_cache": False,
+        }
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            output = functional_call(model, states, kwargs=inputs)
         logits = output.logits.squeeze(0).float()
-        functional.cross_entropy(logits, torch.zeros(supervised, dtype=torch.long, device="meta"), reduction="sum")
+        functional.cross_entropy(logits, torch.zeros(targets, dtype=torch.long), reduction="sum")
     for handle in handles:
         handle.remove()
     gradients = 2 * logits.nbytes  # of the logits, in fp32, and what they are made from
-    return counter.inside // len(layers), counter.input, len(layers), counter.outside + gradients
+    # Autocast's copies of weights stay for the whole pass; `_weights` has them.
+    inside, outside = (_HALF * _multiplied(part) if casts else 0 for part in (layers, model.get_output_embeddings()))
+    return (counter.inside - inside) // len(layers), counter.input, len(layers), counter.outside - outside + gradients
+
+
+def _without_memory(state: torch.Tensor) -> torch.Tensor:
+    return torch.empty(state.shape, dtype=state.dtype, requires_grad=state.requires_grad)
+
+
+def _multiplied(part: nn.Module) -> int:
+    """Parameters with a gradient in the matrices of its linear layers."""
+    weights = (module.weight for module in part.modules() if isinstance(module, nn.Linear))
+    return sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
 class _Counter:
     """Bytes of distinct storages that autograd keeps, inside the layers and outside."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, states: Iterable[torch.Tensor]) -> None:
         self.inside = self.outside = self.input = 0
         self._is_inside = False
         # Kept alive: else another one may get a counted one's place.
-        self._seen = {id(storage): storage for storage in (weight.untyped_storage() for weight in model.parameters())}
+        self._seen = {id(storage): storage for storage in (state.untyped_storage() for state in states)}
 
     def enter(self, _module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
         self._is_inside = True

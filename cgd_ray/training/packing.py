@@ -6,6 +6,7 @@ each other: a worker with one pass less would leave the others waiting in a coll
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from cgd_ray.storage.fingerprint import derived_seed
 
 Ids = npt.NDArray[np.int64]
+_LOOKED_AT = 4096  # rows, of steps
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,24 @@ def pack(lengths: Sequence[int], rows: Sequence[int], capacity: int) -> list[tup
             packs.append([row])
             rooms.append(capacity - lengths[row])
     return [tuple(members) for members in packs]
+
+
+def largest_pass(lengths: Ids, supervised: Ids, batch_size: int, workers: int, capacity: int) -> tuple[int, int]:
+    """Most tokens, and most supervised tokens, that one pass will have: as the first steps of an epoch show.
+
+    Args:
+        lengths: [rows] tokens of each.
+        supervised: [rows] supervised tokens of each.
+        batch_size: rows of a step.
+        workers: that share them.
+        capacity: tokens of a pass; a longer row is a pass.
+    """
+    tokens = max(capacity, int(lengths.max(initial=0)))
+    targets = [1, int(supervised.max(initial=0)), round(tokens * float(supervised.sum()) / max(1, int(lengths.sum())))]
+    for batch in islice(batches(len(lengths), batch_size, epochs=1, seed=0), max(1, _LOOKED_AT // batch_size)):
+        plan = plan_passes(lengths[batch].tolist(), workers, capacity)
+        targets += [int(supervised[batch[list(members)]].sum()) for passes in plan for members in passes]
+    return tokens, max(targets)
 
 
 def join(rows: Sequence[tuple[Ids, int]]) -> PackedRows:

@@ -7,8 +7,7 @@ import torch
 import torch.distributed as dist
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.training.attention import CANNOT
-from cgd_ray.training.memory import memory, model_sizes
+from cgd_ray.training.memory import NoEstimateError, memory, model_sizes
 from cgd_ray.training.rows import EncodedRows
 
 log = structlog.get_logger(__name__)
@@ -42,7 +41,7 @@ def settle_checkpointing(
 def _exceeds(room: float, training: TrainingSection, student: Path, rows: EncodedRows) -> bool:
     try:
         needed = needed_bytes(training, student, rows)
-    except CANNOT as error:
+    except NoEstimateError as error:
         log.warning("no estimate for this student: training.gradient_checkpointing stays off", error=str(error))
         return False
     if dist.get_rank() == 0:

@@ -2,17 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Params4bit
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from cgd_ray.config.training import LoraSection, TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.loss import summed_loss
-from cgd_ray.training.memory import memory, model_sizes
+from cgd_ray.training.memory import NoEstimateError, memory, model_sizes
 from cgd_ray.training.packing import join
 from tests.unit.training.tiny import write_tiny_model
 
@@ -22,12 +23,17 @@ GIB = 2**30
 
 
 @pytest.mark.parametrize("lora", [None, LoraSection(rank=4)])
-def test_activations_are_those_that_are_kept(tiny_dir: Path, lora: LoraSection | None) -> None:
-    training = TrainingSection(precision="fp32", micro_batch_tokens=LENGTH, lora=lora)
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 2), ("bf16", 2), ("bf16", 0)])
+def test_activations_are_those_that_are_kept(
+    tiny_dir: Path, lora: LoraSection | None, precision: Literal["fp32", "bf16"], stage: Literal[0, 2]
+) -> None:
+    training = TrainingSection(precision=precision, zero_stage=stage, micro_batch_tokens=LENGTH, lora=lora)
     told = model_sizes(tiny_dir, training, np.array([LENGTH]), np.array([SUPERVISED]))
-    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
+    casts = (precision, stage) == ("bf16", 0)
+    dtype = torch.float32 if casts or precision == "fp32" else torch.bfloat16
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=dtype)
     if lora:
-        model = with_adapter(model, lora, seed=0)
+        model = with_adapter(model, lora, seed=0).to(dtype)
     weights = {weight.data_ptr() for weight in model.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -39,12 +45,34 @@ def test_activations_are_those_that_are_kept(tiny_dir: Path, lora: LoraSection |
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         row = join([(np.arange(LENGTH), LENGTH - SUPERVISED)])
-        summed_loss(model, row, torch.device("cpu"))
+        with torch.autocast("cpu", torch.bfloat16, enabled=casts):
+            summed_loss(model, row, torch.device("cpu"))
     gradients = 2 * SUPERVISED * model.config.vocab_size * 4
-    measured = sum(storage.nbytes() for storage in kept.values()) + gradients
+    trained = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    copies = sum(2 * weight.numel() for weight in trained if weight.requires_grad) if casts else 0
+    measured = sum(storage.nbytes() for storage in kept.values()) + gradients - copies
     assert told.activations(checkpointed=False) == pytest.approx(measured, rel=0.05)
     assert told.trained == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert told.layer_input == LENGTH * 64 * 4
+    assert told.layer_input == LENGTH * 64 * dtype.itemsize
+
+
+def test_a_pass_of_targets_alone_is_told(tiny_dir: Path) -> None:
+    training = TrainingSection(micro_batch_tokens=LENGTH)
+    few, many = np.full(100, 8), np.array([*[8] * 99, LENGTH - 8])
+    even, odd = (model_sizes(tiny_dir, training, np.full(100, LENGTH), supervised) for supervised in (few, many))
+    more = (LENGTH - 16) * 400 * 4
+    assert odd.outside - even.outside >= 3 * more  # logits, in fp32, their softmax and their gradient
+
+
+def test_experts_are_told_in_bfloat16_only(tmp_path: Path) -> None:
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    MixtralConfig(**small, num_hidden_layers=2, vocab_size=400).save_pretrained(tmp_path)
+    training = TrainingSection(micro_batch_tokens=64, zero_stage=2)
+    sizes = model_sizes(tmp_path, training, *ROW)
+    assert sizes.flops is None
+    assert sizes.layer > sizes.layer_input == 64 * 64 * 2
+    with pytest.raises(NoEstimateError, match="experts with weights in fp32"):
+        model_sizes(tmp_path, training.model_copy(update={"zero_stage": 0}), *ROW)
 
 
 def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:

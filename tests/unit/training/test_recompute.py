@@ -8,6 +8,7 @@ import structlog
 
 from cgd_ray.storage.tables import Table
 from cgd_ray.training import recompute
+from cgd_ray.training.memory import NoEstimateError
 from cgd_ray.training.rows import EncodedRows
 from cgd_ray.training.worker import _Rank
 from tests.unit.training.loop import distance, make_job, trained
@@ -60,7 +61,7 @@ def test_a_student_that_cannot_be_told_is_trained_without(
     encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> float:
-        raise NotImplementedError("an operator without shapes")
+        raise NoEstimateError("an operator without shapes")
 
     monkeypatch.setattr(recompute, "gpu_bytes", lambda _: 1)
     monkeypatch.setattr(recompute, "needed_bytes", fail)
