@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
@@ -68,6 +69,19 @@ class Place:
         folder = f"runs/{name}/training"
         trainings = [f"{folder}/{identity}" for identity in self.store.folders(folder)]
         return [f"{training}/{step}" for training in trainings for step in self.store.folders(training)]
+
+
+def checkpoint_state(store: Store, checkpoint: str) -> dict[str, torch.Tensor]:
+    """Weights and moments of a checkpoint by `STATE/PARAMETER`, as torch's own converter reads them."""
+    (writers,) = store.folders(checkpoint)
+    with tempfile.TemporaryDirectory() as folder:
+        dcp_to_torch_save(store.path(f"{checkpoint}/{writers}"), f"{folder}/state")
+        loaded: dict[str, torch.Tensor] = torch.load(f"{folder}/state")
+    return loaded
+
+
+def fp32_weights(store: Store, checkpoint: str) -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in checkpoint_state(store, checkpoint).items() if name.startswith("fp32/")}
 
 
 def distance(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:

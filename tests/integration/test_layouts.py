@@ -5,16 +5,15 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.training.job import RankJob
+from tests.place import checkpoint_state
 from tests.ranks import Ranks, ranks
 from tests.unit.training.tiny import encoded_rows, rank_job, write_tiny_model
 
@@ -48,14 +47,9 @@ def finish(job: RankJob) -> int:
     return train_rank(job, lambda _: False).exported_step
 
 
-def state(job: RankJob, folder: Path, step: int = STEPS) -> State:
-    """Weights and moments of a step, as torch's own converter reads them."""
-    folder.mkdir(exist_ok=True)
-    saved = f"{job.checkpoints}/step-{step:08d}"
-    (writers,) = job.encoded.store.folders(saved)
-    dcp_to_torch_save(job.encoded.store.path(f"{saved}/{writers}"), folder / "state")
-    loaded: State = torch.load(folder / "state")
-    return loaded
+def state(job: RankJob, step: int = STEPS) -> State:
+    """Weights and moments of a step."""
+    return checkpoint_state(job.encoded.store, f"{job.checkpoints}/step-{step:08d}")
 
 
 @pytest.fixture(scope="module")
@@ -119,11 +113,11 @@ def in_layout(job: RankJob, name: str, **training: Any) -> RankJob:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(worlds: dict[int, Ranks], job: RankJob, tmp_path_factory: pytest.TempPathFactory) -> State:
+def uninterrupted(worlds: dict[int, Ranks], job: RankJob) -> State:
     """Of one rank without ZeRO: plain PyTorch does the same (tests/unit/training/test_worker.py)."""
     made = in_layout(job, "reference", zero_stage=0)
     worlds[1].run(train, made, STEPS)
-    return state(made, tmp_path_factory.mktemp("reference"))
+    return state(made)
 
 
 def distance(one: State, other: State) -> float:
@@ -139,11 +133,11 @@ TOLERANCE = 5e-6
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_every_layout_trains_the_same_weights(
-    worlds: dict[int, Ranks], job: RankJob, uninterrupted: State, tmp_path: Path, world: int, stage: int
+    worlds: dict[int, Ranks], job: RankJob, uninterrupted: State, world: int, stage: int
 ) -> None:
     made = in_layout(job, f"whole-{world}-{stage}", zero_stage=stage)
     worlds[world].run(train, made, STEPS)
-    assert distance(state(made, tmp_path), uninterrupted) < TOLERANCE
+    assert distance(state(made), uninterrupted) < TOLERANCE
 
 
 def test_every_layout_has_the_same_validation_loss(worlds: dict[int, Ranks], job: RankJob) -> None:
@@ -165,16 +159,14 @@ def wide(tmp_path_factory: pytest.TempPathFactory, job: RankJob) -> RankJob:
     return replace(job, model=str(model))
 
 
-def test_sharded_layers_that_are_computed_again_train_the_same_weights(
-    worlds: dict[int, Ranks], wide: RankJob, tmp_path: Path
-) -> None:
+def test_sharded_layers_that_are_computed_again_train_the_same_weights(worlds: dict[int, Ranks], wide: RankJob) -> None:
     reference = in_layout(wide, "wide-reference", zero_stage=0)
     worlds[1].run(train, reference, STEPS)
     kept, recomputed = (in_layout(wide, f"wide-{on}", zero_stage=3, gradient_checkpointing=on) for on in (False, True))
     for made in (kept, recomputed):
         worlds[2].run(train, made, STEPS)
-    expected, found = state(reference, tmp_path), state(recomputed, tmp_path)
-    assert distance(found, state(kept, tmp_path)) == 0
+    expected, found = state(reference), state(recomputed)
+    assert distance(found, state(kept)) == 0
     # Of two million weights some thirty have gradients below Adam's epsilon, where rounding moves them by 5e-5.
     off = torch.cat([(found[name] - expected[name]).abs().flatten() for name in expected])
     assert off.max() < 2e-4
@@ -183,26 +175,24 @@ def test_sharded_layers_that_are_computed_again_train_the_same_weights(
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_in_bfloat16_a_resumed_training_is_the_same_to_the_last_bit(
-    worlds: dict[int, Ranks], job: RankJob, tmp_path: Path, stage: int
+    worlds: dict[int, Ranks], job: RankJob, stage: int
 ) -> None:
     whole, halves = (in_layout(job, f"{name}-bf16-{stage}", zero_stage=stage, precision="bf16") for name in ("w", "h"))
     worlds[2].run(train, whole, STEPS)
     for step in (STEPS // 2, STEPS):
         worlds[2].run(train, halves, step)
-    assert distance(state(whole, tmp_path / "whole"), state(halves, tmp_path / "halves")) == 0
+    assert distance(state(whole), state(halves)) == 0
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_the_best_checkpoint_is_what_is_exported(
-    worlds: dict[int, Ranks], job: RankJob, tmp_path: Path, stage: int
-) -> None:
+def test_the_best_checkpoint_is_what_is_exported(worlds: dict[int, Ranks], job: RankJob, stage: int) -> None:
     made = in_layout(
         job, f"best-{stage}", zero_stage=stage, validation_fraction=0.3, export="best", learning_rate=0.3, epochs=3
     )
     made = replace(made, student=f"student-{stage}")
     (step,) = set(worlds[2].run(finish, made))
     assert 0 < step < int(job.encoded.store.folders(made.checkpoints)[-1][-8:])  # else this proves nothing
-    saved = state(made, tmp_path / "state", step)
+    saved = state(made, step)
     student = load_file(job.encoded.store.path(f"{made.student}/model.safetensors"))
     for name, weight in student.items():
         assert torch.equal(weight.view(-1), saved[f"fp32/{name}"].to(torch.bfloat16)), name
@@ -211,25 +201,25 @@ def test_the_best_checkpoint_is_what_is_exported(
 LAYOUTS = [(1, 0), (2, 1), (4, 2), (2, 3), (4, 3), (1, 2), (4, 0), (1, 3)]
 
 
-def test_adapters_resume_in_another_layout(worlds: dict[int, Ranks], job: RankJob, tmp_path: Path) -> None:
+def test_adapters_resume_in_another_layout(worlds: dict[int, Ranks], job: RankJob) -> None:
     lora = LoraSection(rank=4, alpha=8)
     whole, moving = (in_layout(job, name, lora=lora, zero_stage=0) for name in ("adapter", "moving-adapter"))
     worlds[1].run(train, whole, STEPS)
     for step in range(1, STEPS + 1):
         world, stage = LAYOUTS[step]
         worlds[world].run(train, in_layout(moving, "moving-adapter", zero_stage=stage), step)
-    one, other = (state(made, folder) for made, folder in ((whole, tmp_path / "one"), (moving, tmp_path / "other")))
+    one, other = (state(made) for made in (whole, moving))
     assert all("lora_" in name for name in one)
     assert distance(one, other) < TOLERANCE
 
 
 @pytest.mark.parametrize("number", range(len(LAYOUTS)))
 def test_resumed_in_another_layout_equals_uninterrupted(
-    worlds: dict[int, Ranks], job: RankJob, uninterrupted: State, tmp_path: Path, number: int
+    worlds: dict[int, Ranks], job: RankJob, uninterrupted: State, number: int
 ) -> None:
     """Stopped at every step, and each time resumed in the next layout."""
     for step in range(1, STEPS + 1):
         world, stage = LAYOUTS[(number + step) % len(LAYOUTS)]
         made = in_layout(job, f"moving-{number}", zero_stage=stage)
         assert set(worlds[world].run(train, made, step)) == {step - 1 or None}
-    assert distance(state(made, tmp_path), uninterrupted) < TOLERANCE
+    assert distance(state(made), uninterrupted) < TOLERANCE

@@ -5,15 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from ray.cluster_utils import Cluster
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from tests.place import Place
+from tests.place import Place, distance, fp32_weights
 from tests.servers import REPOSITORY
 from tests.unit.training.tiny import write_tiny_model
 
@@ -48,15 +46,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 @pytest.fixture(scope="module")
-def quiet(cluster: Cluster, place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def quiet(cluster: Cluster, place: Place) -> dict[str, torch.Tensor]:
     finish(start(cluster, place, "quiet"))
-    return weights(place, "quiet", tmp_path_factory.mktemp("quiet"))
+    return weights(place, "quiet")
 
 
 @pytest.mark.parametrize("moment", ["step", "write"])
 @pytest.mark.parametrize("victim", ["worker", "driver", "node"])
 def test_a_kill_costs_steps_and_no_weight(
-    cluster: Cluster, place: Place, quiet: dict[str, torch.Tensor], tmp_path: Path, victim: str, moment: str
+    cluster: Cluster, place: Place, quiet: dict[str, torch.Tensor], victim: str, moment: str
 ) -> None:
     node = cluster.add_node(num_cpus=2)
     name = f"{victim}-{moment}"
@@ -76,7 +74,7 @@ def test_a_kill_costs_steps_and_no_weight(
         driver.wait(30)
         driver = start(cluster, place, name)
     finish(driver)
-    assert difference(weights(place, name, tmp_path), quiet) < 1e-4  # a step is 1e-3; one worker adds up otherwise
+    assert distance(weights(place, name), quiet) < 1e-4  # a step is 1e-3; one worker adds up otherwise
     if victim != "node":
         cluster.remove_node(node)
 
@@ -108,15 +106,8 @@ def wait_for(place: Place, name: str, moment: str, driver: subprocess.Popen[str]
     pytest.fail(f"no {moment} was met in 200 s")
 
 
-def weights(place: Place, name: str, folder: Path) -> dict[str, torch.Tensor]:
+def weights(place: Place, name: str) -> dict[str, torch.Tensor]:
     """Of the last step, in fp32."""
     last = place.checkpoints(name)[-1]
     assert int(last[-8:]) == STEPS
-    dcp_to_torch_save(place.store.path(last), folder / "state")
-    loaded = torch.load(folder / "state")
-    return {name: tensor for name, tensor in loaded.items() if name.startswith("fp32/")}
-
-
-def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    assert one.keys() == other.keys()
-    return max((one[name] - other[name]).abs().max().item() for name in one)
+    return fp32_weights(place.store, last)
