@@ -22,21 +22,23 @@ def interruptibly(
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    done = threading.Event()
 
     def run() -> None:
         try:
             results.append(call())
         except BaseException as error:  # noqa: BLE001  the caller's thread raises it
             errors.append(error)
+        finally:
+            done.set()
 
-    thread = threading.Thread(target=run, name="ray call", daemon=True)
-    thread.start()
+    threading.Thread(target=run, name="ray call", daemon=True).start()
     try:
-        thread.join()
+        done.wait()  # not Thread.join, which takes a thread for ended once it was interrupted (Python 3.11)
     except BaseException:
         if on_interrupt is not None:
             on_interrupt()
-            thread.join(grace_seconds)
+            done.wait(grace_seconds)
         raise
     if errors:
         raise errors[0]

@@ -24,8 +24,15 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path, number: signal.Si
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
-def test_an_interrupted_training_ends_at_once_with_a_line(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    long = ["training.epochs=200", "evaluation.enabled=false", "student.engine={type: scripted}"]
+def test_an_interrupted_training_writes_a_checkpoint_and_ends_with_a_line(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    long = [
+        "training.epochs=200",
+        "training.checkpoint_every=1000",
+        "evaluation.enabled=false",
+        "student.engine={type: scripted}",
+    ]
     command = start(tmp_path, "jobs/pipeline.py", *long)
     assert command.stderr is not None
     lines = iter(command.stderr.readline, "")
@@ -35,6 +42,7 @@ def test_an_interrupted_training_ends_at_once_with_a_line(tmp_path: Path, number
     command.send_signal(number)
     _, errors = command.communicate(timeout=120)
     assert time.monotonic() - told < 30
+    assert len(list(tmp_path.glob("root/runs/demo/training/*/step-*/progress.json"))) == 1
     assert command.returncode == code, errors[-2000:]
     assert "the same command continues" in errors.splitlines()[-1]
     assert alive(below) == []

@@ -27,6 +27,7 @@ def test_a_stopped_job_writes_a_checkpoint_and_goes_on_from_it(tmp_path: Path) -
         ask(head, "stop", "first")
         assert "was stopped" in ask(head, "status", "first")
         assert not (root / "runs/demo/student/manifest.json").exists()
+        assert "waiting for a checkpoint" in ask(head, "logs", "first")
         (checkpoint,) = root.glob("runs/demo/training/*/step-*/progress.json")
         step = json.loads(checkpoint.read_text())["progress"]["step"]
         assert 0 < step < EPOCHS
