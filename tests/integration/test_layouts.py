@@ -173,6 +173,22 @@ def test_sharded_layers_that_are_computed_again_train_the_same_weights(worlds: d
     assert (off > TOLERANCE).sum() < 1e-4 * len(off)
 
 
+def test_gradients_that_cross_ranks_in_bfloat16_are_off_by_less_than_their_passes(
+    worlds: dict[int, Ranks], wide: RankJob
+) -> None:
+    gradients = []
+    for world, stage, precision in ((1, 0, "fp32"), (1, 2, "bf16"), (4, 2, "bf16")):
+        made = in_layout(wide, f"wide-{world}-{precision}", zero_stage=stage, precision=precision)
+        worlds[world].run(train, made, 1)
+        moments = state(made, step=1)  # after one step the first one is a tenth of the gradient
+        gradients.append(
+            torch.cat([moments[name].flatten() for name in sorted(moments) if name.startswith("exp_avg/")])
+        )
+    exact, alone, shared = gradients
+    by_passes, by_ranks = ((one - other).norm() / exact.norm() for one, other in ((alone, exact), (shared, alone)))
+    assert by_ranks < 0.01 < by_passes < 0.1
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_in_bfloat16_a_resumed_training_is_the_same_to_the_last_bit(
     worlds: dict[int, Ranks], job: RankJob, stage: int
