@@ -12,7 +12,7 @@ import structlog
 from ray import serve
 from rich.console import Console
 
-from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.engine import VllmEngineOptions, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.engines.placement import engine_demand, read_cluster
@@ -126,9 +126,9 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
     }
     if isinstance(engine, VllmOptions):
         demand = engine_demand(engine, read_cluster(), sharing=section.min_replicas)
-        arguments |= {"dtype": engine.dtype, "accelerator_type": engine.accelerator_type}
-        arguments |= {"cpus": int(demand.cpus), "gpus": int(demand.gpus)}
-        arguments["max_model_len"] = section.max_model_len or engine.max_model_len
+        # The served engine is the evaluated one, but for what only the pool of a run has.
+        arguments |= engine.model_dump(include=set(VllmEngineOptions.model_fields))
+        arguments |= {"cpus": int(demand.cpus), "max_model_len": section.max_model_len or engine.max_model_len}
     return arguments
 
 

@@ -13,6 +13,8 @@ from typing import Any
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
+from cgd_ray.engines.vllm_arguments import cpu_environment, engine_gpus, vllm_arguments
+from cgd_ray.runtime.device import require_gpu_packages
 from serving.options import ServeArgs, parse_args
 
 # Ray Serve LLM may log prompts unless told otherwise.
@@ -29,20 +31,30 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: one line that names the argument and the mend.
     """
     options = parse_args(args)
+    ingress_cpus = 1 if engine_gpus(options) else 0
     return build_openai_app(
         {
             "llm_configs": [llm_config(options)],
             "ingress_deployment_config": {
                 # The ingress only passes requests on. On CPU it asks for no core, so that two are enough for it and
                 # the student; on a GPU cluster it asks for one, which keeps it off the head, which has none.
-                "ray_actor_options": {"num_cpus": 1 if options.gpu_count else 0, "runtime_env": {"env_vars": _PRIVATE}},
+                "ray_actor_options": {
+                    "num_cpus": ingress_cpus,
+                    "runtime_env": {"env_vars": _PRIVATE},
+                },
             },
         }
     )
 
 
 def llm_config(options: ServeArgs) -> LLMConfig:
-    """Ray Serve LLM's description of the model, its engine and its replicas."""
+    """Ray Serve LLM's description of the model, its engine and its replicas.
+
+    Raises:
+        ConfigError: it asks for GPUs, and the installed packages compute on CPU.
+    """
+    gpus = engine_gpus(options)
+    require_gpu_packages("serving: gpus_per_worker", gpus)
     return LLMConfig(
         model_loading_config={"model_id": options.model_id, "model_source": options.model},
         callback_config={
@@ -53,48 +65,46 @@ def llm_config(options: ServeArgs) -> LLMConfig:
                 "storage": options.storage.model_dump(),
             },
         },
-        engine_kwargs=_engine_kwargs(options),
+        engine_kwargs=_engine_kwargs(options, gpus),
         accelerator_type=options.accelerator_type,
-        accelerator_config={"kind": "gpu" if options.gpu_count else "cpu"},
-        placement_group_config=_placement(options),
-        runtime_env={"env_vars": _environment(options)},
+        accelerator_config={"kind": "gpu" if gpus else "cpu"},
+        placement_group_config=placement(options, gpus),
+        runtime_env={"env_vars": _environment(options, gpus)},
         deployment_config=_deployment(options),
     )
 
 
-def _engine_kwargs(options: ServeArgs) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {
-        "dtype": options.dtype,
-        # The model's own generation_config.json would otherwise set a temperature that nobody asked for.
-        "generation_config": "vllm",
-        "tensor_parallel_size": max(options.gpu_count, 1),
-        # Compiling costs 75 s at the start on CPU.
-        "enforce_eager": options.gpu_count == 0,
-    }
-    if options.max_model_len is not None:
-        kwargs["max_model_len"] = options.max_model_len
-    return kwargs
+def _engine_kwargs(options: ServeArgs, gpus: float) -> dict[str, Any]:
+    kwargs = vllm_arguments(options, gpus)
+    # The reply's `reasoning_content` then holds the thinking, and `content` what was evaluated.
+    return kwargs | ({"reasoning_parser": options.reasoning_parser} if options.reasoning_parser else {})
 
 
-def _placement(options: ServeArgs) -> dict[str, Any]:
-    """One bundle per GPU, or one for all threads; all on one node, which is the one with the local copy."""
-    if options.gpu_count == 0:
-        bundles = [{"CPU": options.cpus}]
+def placement(options: ServeArgs, gpus: float) -> dict[str, Any]:
+    """Ray's bundles of a replica: one per worker, all on one node, which is the one with the local copy.
+
+    Args:
+        options: of the replica.
+        gpus: of all its workers, see `engine_gpus`.
+    """
+    if gpus == 0:
+        bundles = [{"CPU": float(cores(options))}]
     else:
-        bundles = [{"GPU": 1, "CPU": options.cpus}, *({"GPU": 1} for _ in range(options.gpu_count - 1))]
+        share = gpus / options.devices
+        bundles = [{"GPU": share, "CPU": float(cores(options))}, *({"GPU": share} for _ in range(options.devices - 1))]
     return {"bundles": bundles, "strategy": "STRICT_PACK"}
 
 
-def _environment(options: ServeArgs) -> dict[str, str]:
-    if options.gpu_count:
+def cores(options: ServeArgs) -> int:
+    """CPU cores that a replica reserves."""
+    return options.cpus or 1
+
+
+def _environment(options: ServeArgs, gpus: float) -> dict[str, str]:
+    if gpus:
         return dict(_PRIVATE)
-    return {
-        **_PRIVATE,
-        "VLLM_CPU_KVCACHE_SPACE": str(options.kv_cache_gib),
-        # Ray assigns a number of cores, not which ones: pinning would put all replicas of a node on the same.
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(options.cpus),
-    }
+    # Ray assigns a number of cores, not which ones: pinning would put all replicas of a node on the same.
+    return {**_PRIVATE, **cpu_environment(options, cores=None), "OMP_NUM_THREADS": str(cores(options))}
 
 
 def _deployment(options: ServeArgs) -> dict[str, Any]:

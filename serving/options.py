@@ -1,20 +1,21 @@
 """What `serving.app:build` takes: the arguments of `serve run`, a Serve config file or a RayService."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from cgd_ray.config.base import Section
+from cgd_ray.config.engine import VllmEngineOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class ServeArgs(Section):
-    """One model and how many replicas of it. Flat, since `serve run` passes `key=value` pairs as text."""
+class ServeArgs(VllmEngineOptions):
+    """One model, its engine, and how many replicas of it. Flat, since `serve run` passes `key=value` pairs as text."""
 
     model: Annotated[str, Field(min_length=1)]
     """Directory (an exported student), `s3://` prefix, or hub id."""
@@ -29,19 +30,6 @@ class ServeArgs(Section):
     """Requests in flight per replica that Serve's autoscaler aims at."""
     max_ongoing_requests: PositiveInt = 64
     """Requests that a replica takes at a time; further ones wait."""
-
-    max_model_len: PositiveInt | None = None
-    """Longest prompt plus completion in tokens; none takes the model's own."""
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
-    accelerator_type: str | None = None
-    """Ray accelerator type, for instance `H100`; none takes any node."""
-    gpus: Annotated[int, Field(ge=0)] | None = None
-    """GPUs of a replica, over which the model is split (tensor parallel), all on one node. None: 1 with an
-    accelerator_type, else 0, which is CPU."""
-    cpus: PositiveInt = 1
-    """CPU cores that a replica reserves; without a GPU they are vLLM's threads."""
-    kv_cache_gib: Annotated[int, Field(ge=1)] = 2
-    """Key-value cache of a replica on CPU, in GiB (on GPU, vLLM fills the memory that is left)."""
 
     endpoint_url: str | None = None
     """S3 endpoint, where it is not AWS. Keys come from the environment of the Serve nodes."""
@@ -60,20 +48,16 @@ class ServeArgs(Section):
             raise ValueError("no such directory")
         return model
 
+    @field_validator("engine_args", mode="before")
+    @classmethod
+    def _read_json(cls, given: object) -> object:
+        return json.loads(given) if isinstance(given, str) else given
+
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _replicas_in_order(self) -> Self:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
-        if self.accelerator_type is not None and self.gpus == 0:
-            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus of 1 or more")
         return self
-
-    @property
-    def gpu_count(self) -> int:
-        """GPUs of one replica; 0 is CPU."""
-        if self.gpus is not None:
-            return self.gpus
-        return 1 if self.accelerator_type else 0
 
     @property
     def storage(self) -> StorageSection:

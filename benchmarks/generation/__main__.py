@@ -20,7 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.generation.work import KV_CACHE_GIB, Task
+from benchmarks.generation.work import IN_FLIGHT, KV_CACHE_GIB, Task
 from benchmarks.lines import earlier, report
 from cgd_ray.data.demo import demo_rows
 from cgd_ray.data.identity import prompt_id
@@ -71,6 +71,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sides", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument("--max-tokens", type=int, default=256, help="of each stage")
     parser.add_argument("--dtype", default="float32", help="bfloat16: faster, but texts depend on the batch")
+    parser.add_argument("--in-flight", type=int, default=IN_FLIGHT, help="rows at a time, of ours and at least of bare")
+    parser.add_argument("--compiled", action="store_true", help="compile the models, as on GPUs: of ours and bare only")
     parser.add_argument("--distilabel", default="", help="python of an environment with distilabel[openai]")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/generation.jsonl"))
     return parser.parse_args()
@@ -84,7 +86,14 @@ def make_task(options: argparse.Namespace) -> Task:
     rows = [{"prompt_id": prompt_id(text), "prompt": text} for text in list(texts)[: options.rows]]
     limits = dict.fromkeys(("draft", "critique", "refine"), options.max_tokens)
     return Task(
-        options.student, options.teacher, limits, rows, dtype=options.dtype, distilabel_python=options.distilabel
+        options.student,
+        options.teacher,
+        limits,
+        rows,
+        dtype=options.dtype,
+        in_flight=options.in_flight,
+        eager=not options.compiled,
+        distilabel_python=options.distilabel,
     )
 
 
@@ -110,6 +119,7 @@ def run(side: str, task: Task, runs: list[dict[str, Any]], output: Path) -> dict
         "total_s": round(seconds, 1),
         "generate_s": round(outcome["generate_s"], 1),
         "cached_tokens": outcome["cached_tokens"],
+        "completion_tokens": outcome["completion_tokens"],
         "texts": outcome["texts"],
     }
     first = runs[0] if runs else line

@@ -14,9 +14,9 @@ def load(model: str, task: Task) -> LLM:
         model=model,
         dtype=task.dtype,
         max_model_len=MAX_MODEL_LEN,
-        enforce_eager=True,
+        enforce_eager=task.eager,
         enable_prefix_caching=True,
-        max_num_seqs=int(task.setting),
+        max_num_seqs=max(int(task.setting), task.in_flight),
         generation_config="vllm",
     )
 
@@ -27,6 +27,7 @@ def ask(engine: LLM, stage: str, task: Task, rows: list[dict[str, Any]]) -> list
     outputs = engine.chat([messages(stage, row) for row in rows], params, use_tqdm=False)
     done = []
     for row, output in zip(rows, outputs, strict=True):
+        row["completed"] = row.get("completed", 0) + len(output.outputs[0].token_ids)
         row[stage], row["cached"] = output.outputs[0].text, row.get("cached", 0) + (output.num_cached_tokens or 0)
         if output.outputs[0].finish_reason == "stop":
             done.append(row)
@@ -36,7 +37,8 @@ def ask(engine: LLM, stage: str, task: Task, rows: list[dict[str, Any]]) -> list
 def outcome(rows: list[dict[str, Any]], clock: Clock) -> Outcome:
     """Of the rows as they are at the end."""
     texts = {row["prompt_id"]: {s: row[s] for s in ("draft", "critique", "refine") if s in row} for row in rows}
-    return Outcome(texts, clock.seconds, sum(row.get("cached", 0) for row in rows))
+    cached, completed = (sum(row.get(count, 0) for row in rows) for count in ("cached", "completed"))
+    return Outcome(texts, clock.seconds, cached, completed)
 
 
 def main() -> None:

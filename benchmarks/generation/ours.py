@@ -3,9 +3,10 @@
 import sys
 import tempfile
 
-from benchmarks.generation.work import IN_FLIGHT, KV_CACHE_GIB, MAX_MODEL_LEN, Outcome, Task, arguments
+from benchmarks.generation.work import KV_CACHE_GIB, MAX_MODEL_LEN, Outcome, Task, arguments
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.generation.run import GenerationResult, join_of, run_generation
+from cgd_ray.runtime.device import asks_for_gpus
 from cgd_ray.runtime.session import ray_session
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS
@@ -20,9 +21,12 @@ def recipe(task: Task, root: str) -> Recipe:
         "type": "vllm",
         "dtype": task.dtype,
         "max_model_len": MAX_MODEL_LEN,
-        "max_in_flight": IN_FLIGHT,
+        "max_in_flight": task.in_flight,
+        "enforce_eager": task.eager,
         "kv_cache_gib": float(KV_CACHE_GIB),
     }
+    if task.setting == "streaming" and asks_for_gpus():
+        engine["gpus_per_worker"] = 0.5  # both at once on one GPU
     limits = {stage: {"max_tokens": limit} for stage, limit in task.max_tokens.items()}
     return parse_recipe(
         {
@@ -52,8 +56,11 @@ def main() -> None:
             row.texts["prompt_id"]: {stage: found["text"] for stage, found in row.results.items() if found}
             for row in join_of(made, prompts, result.stages)
         }
-        cached = sum(int(tally["cached_tokens"]) for tally in result.tallies.values())
-        Outcome(texts, busy(result), cached).write(out)
+        tallies = result.tallies.values()
+        cached, completed = (
+            sum(int(tally[f"{kind}_tokens"]) for tally in tallies) for kind in ("cached", "completion")
+        )
+        Outcome(texts, busy(result), cached, completed).write(out)
 
 
 def busy(result: GenerationResult) -> float:

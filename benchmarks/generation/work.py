@@ -26,6 +26,10 @@ class Task:
     max_tokens: dict[str, int]
     rows: list[dict[str, str]]
     dtype: str = "float32"
+    in_flight: int = IN_FLIGHT
+    """Rows that an engine of ours works on at a time."""
+    eager: bool = True
+    """Without compilation, which costs more than it saves in so short a run on CPU."""
     setting: str = ""
     distilabel_python: str = ""
 
@@ -43,6 +47,8 @@ class Outcome:
     generate_s: float = 0.0
     """Without loading engines."""
     cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    """Of all stages; None where a side does not count them."""
 
     def write(self, path: str) -> None:
         """Leave it for the harness."""

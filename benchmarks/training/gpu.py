@@ -128,9 +128,14 @@ def make_training(options: argparse.Namespace, base: TrainingSection) -> Trainin
 
 def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
     """The rank's loop that Ray Train and torchrun start."""
+    from cgd_ray.training.memory import memory, model_sizes
     from cgd_ray.training.worker import _Rank
 
-    return [step.figures() for step in _Rank(shared_job(model, options)).steps()]
+    rank = _Rank(shared_job(model, options))
+    estimated = memory(
+        model_sizes(model, rank.job.training, rank.rows.lengths, rank.rows.supervised), rank.job.training
+    ).device
+    return [step.figures() | {"estimated_memory_gib": estimated / 2**30} for step in rank.steps()]
 
 
 def plain(model: Path, options: argparse.Namespace) -> list[Figures]:

@@ -9,50 +9,93 @@ from cgd_ray.config.base import Section
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-class VllmOptions(Section):
-    """A Ray Data pool of actors, each around one vLLM AsyncLLM."""
+_PARALLEL = "engines are multiplied with replicas, and split with tensor_parallel_size and pipeline_parallel_size"
+_OWN_ARGUMENTS = {
+    **{
+        name: f"set {name} beside engine_args"
+        for name in (
+            "dtype", "quantization", "max_model_len", "reasoning_parser", "tensor_parallel_size",
+            "pipeline_parallel_size", "enforce_eager",
+        )
+    },
+    **dict.fromkeys(("model", "revision", "tokenizer", "served_model_name"), "set the model and its revision"),
+    **dict.fromkeys(("data_parallel_size", "prefill_context_parallel_size", "nnodes", "node_rank"), _PARALLEL),
+    "distributed_executor_backend": "leave it out: the workers of an engine are processes of one node",
+    "generation_config": "leave it out: a model's own sampling defaults never apply",
+}  # fmt: skip
+"""Arguments of vLLM that an engine sets itself, and what to write instead."""
 
-    type: Literal["vllm"] = "vllm"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "bfloat16"
+
+class VllmEngineOptions(Section):
+    """One vLLM engine, wherever it runs: drafts, critiques, refinements, evaluation, and the served student."""
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Compute type. `auto`: bfloat16 on GPUs and on CPUs that multiply it natively (AVX512-BF16, AMX), else float32."""
     quantization: str | None = None
     max_model_len: PositiveInt | None = None
     """Longest prompt plus completion in tokens; none takes the model's own."""
     reasoning_parser: str | None = None
     """vLLM's parser of thinking: it is cut off, and a completion that never left it counts as truncated."""
-    chat_template: str | None = None
-    """A chat template (Jinja), or the file that holds it, for a model that brings none. A student is trained, exported
-    and served with it, too. None takes the model's own."""
 
-    replicas: PositiveInt = 1
-    """Number of engines."""
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     accelerator_type: str | None = None
     """Ray accelerator type, for instance `H100`; none takes any node."""
-    gpus_per_worker: Annotated[float, Field(ge=0)] | None = None
-    """GPUs of each TP x PP worker; none means 1 where Ray has GPUs or `accelerator_type` is given, and 0 elsewhere:
-    say 1 for a cluster that is scaled to zero when the run starts."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | None = None
+    """GPUs of each of the TP x PP workers: 1, a fraction of one (a single worker only), or 0 for CPU. None: 1 where the
+    installed packages compute on GPUs (`make setup DEVICE=gpu`), else 0."""
     cpus: PositiveInt | None = None
-    """CPU cores of one engine; on CPU they are its threads. None: all of the node's, or an equal share when
-    both engines run at once."""
+    """CPU cores of one engine; on CPU they are its threads. None: 1 beside GPUs; on CPU all of the node's, or an equal
+    share when several engines run at once."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 2.0
     """Key-value cache of an engine on CPU, in GiB (on GPU, vLLM fills the memory that is left)."""
     enforce_eager: bool | None = None
     """Skip compilation; none means eager on CPU (saves 75 s at the start) and compiled on GPU."""
+    engine_args: dict[str, Any] = {}
+    """Any other argument of vLLM's AsyncEngineArgs. Another value, another table, but for those that only say how much
+    at a time and where it lies (`gpu_memory_utilization`, `max_num_batched_tokens`, ...)."""
+
+    @field_validator("engine_args")
+    @classmethod
+    def _says_nothing_twice(cls, arguments: dict[str, object]) -> dict[str, object]:
+        for name in arguments:
+            if name in _OWN_ARGUMENTS:
+                raise ValueError(f"{name} is decided by cgd-ray. Fix: {_OWN_ARGUMENTS[name]}")
+        return arguments
+
+    @model_validator(mode="after")
+    def _demand_is_possible(self) -> Self:
+        share = self.gpus_per_worker
+        if share is not None and 0 < share < 1 and self.devices > 1:
+            raise ValueError(
+                f"gpus_per_worker {share:g} with {self.devices} workers (TP x PP): only an engine of one worker shares "
+                "its GPU. Fix: set gpus_per_worker to 1, or both parallel sizes to 1"
+            )
+        if share == 0 and self.accelerator_type is not None:
+            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_worker above 0")
+        return self
+
+    @property
+    def devices(self) -> int:
+        """Workers of one engine."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size
+
+
+class VllmOptions(VllmEngineOptions):
+    """A Ray Data pool of actors, each around one vLLM AsyncLLM."""
+
+    type: Literal["vllm"] = "vllm"
+    chat_template: str | None = None
+    """A chat template (Jinja), or the file that holds it, for a model that brings none. A student is trained, exported
+    and served with it, too. None takes the model's own."""
+    replicas: PositiveInt = 1
+    """Number of engines."""
     max_in_flight: PositiveInt = 64
     """Rows that one engine works on at a time."""
     start_timeout_s: PositiveInt = 1800
     """Longest wait for the model to load."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
     """Longest wait for one completion; then the row has failed, and the next run tries it again."""
-    engine_args: dict[str, Any] = {}
-    """Any other argument of vLLM's AsyncEngineArgs. Another value, another table, but for those that only say how much
-    at a time and where it lies (`gpu_memory_utilization`, `max_num_batched_tokens`, ...)."""
-
-    @property
-    def devices(self) -> int:
-        """Workers of one engine."""
-        return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
 class TeacherVllm(VllmOptions):
@@ -126,6 +169,17 @@ class ScriptedOptions(Section):
     revision: str | None = None
     latency_ms: Annotated[float, Field(ge=0)] = 0.0
     replicas: PositiveInt = 1
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that one engine asks Ray for, and leaves alone: where engines are placed can be tried without models."""
+    accelerator_type: str | None = None
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("Ray gives whole GPUs, or a fraction of one. Fix: write a whole number")
+        return gpus
+
     max_in_flight: PositiveInt = 64
     fail_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Share of rows, by hash, whose first attempt fails."""

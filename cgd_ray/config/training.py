@@ -17,9 +17,15 @@ class TrainingResources(Section):
 
     cpus_per_worker: PositiveInt | None = None
     """None: an equal share of the node's cores on CPU, 8 beside a GPU."""
-    gpus_per_worker: Annotated[int, Field(ge=0)] | None = None
-    """None: 1 where the cluster has GPUs or `accelerator_type` is given, 0 elsewhere."""
+    gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
+    """None: 1 where the installed packages compute on GPUs (`make setup DEVICE=gpu`), else 0."""
     accelerator_type: str | None = None
+
+    @model_validator(mode="after")
+    def _accelerator_is_used(self) -> Self:
+        if self.gpus_per_worker == 0 and self.accelerator_type is not None:
+            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_worker above 0")
+        return self
 
 
 class LoraSection(Section):
@@ -74,8 +80,9 @@ class TrainingSection(Section):
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Compute type; master weights and optimiser states are fp32 in either case."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Compute type. `auto`: bf16 on GPUs and on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32. Master
+    weights and optimiser states are fp32 in any case."""
     loss_spike: Annotated[float, Field(gt=0)] | None = 4.0
     """A step whose loss is so many nats per token above the median of the last 32 stops training, before it changes a
     weight. None lets it pass."""

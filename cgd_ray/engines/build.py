@@ -56,10 +56,11 @@ def build_chain(
         case TeacherOpenAI():
             make, in_flight = partial(OpenAIEngine, options, spent), options.concurrency
         case ScriptedOptions():
-            make, replicas, in_flight = (
+            make, replicas, in_flight, accelerator = (
                 partial(ScriptedEngine, options),
                 options.replicas,
                 options.max_in_flight,
+                options.accelerator_type,
             )
     return Chain(
         role=role,

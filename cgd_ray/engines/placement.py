@@ -11,8 +11,10 @@ import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
+from cgd_ray.engines.vllm_arguments import engine_gpus
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime import processes
+from cgd_ray.runtime.device import asks_for_gpus, require_gpu_packages
 from cgd_ray.runtime.session import joins_cluster
 
 log = structlog.get_logger(__name__)
@@ -60,16 +62,34 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
 
     A vLLM engine holds its GPUs in one actor (tensor and pipeline parallel on one node); without GPUs it gets an equal
     share of a node's cores. An HTTP client needs next to nothing.
+
+    Raises:
+        ConfigError: GPUs for packages that compute on CPU, or CPU packages on a cluster with GPUs.
     """
-    if not isinstance(options, VllmOptions):
+    if isinstance(options, TeacherOpenAI):
         return Demand(cpus=0.01, gpus=0)
-    per_worker = options.gpus_per_worker
-    if per_worker is None:  # a cluster that is scaled to zero has no GPU yet, but the recipe names its kind
-        per_worker = float(cluster.gpus > 0 or options.accelerator_type is not None)
-    gpus = per_worker * options.tensor_parallel_size * options.pipeline_parallel_size
+    if isinstance(options, ScriptedOptions):
+        return Demand(cpus=0.01, gpus=options.gpus)
+    if options.gpus_per_worker is None:
+        require_same_packages("engine", cluster.gpus)
+    gpus = engine_gpus(options)
+    require_gpu_packages("engine.gpus_per_worker", gpus)
     if gpus:
         return Demand(cpus=options.cpus or 1, gpus=gpus)
     return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)
+
+
+def require_same_packages(key: str, gpus: float) -> None:
+    """Refuse to leave a joined cluster's GPUs idle unasked; `key` is what names no number of GPUs.
+
+    Raises:
+        ConfigError: the packages here compute on CPU, and the cluster has GPUs.
+    """
+    if gpus and joins_cluster() and not asks_for_gpus():
+        raise ConfigError(
+            f"{key}.gpus_per_worker: the cluster has {gpus:g} GPUs, but the packages installed here compute on CPU. "
+            "Fix: install cgd-ray[gpu] on every node (`make setup DEVICE=gpu`), or set it to 0 to stay on CPU"
+        )
 
 
 def require_room(what: str, demand: Demand) -> None:

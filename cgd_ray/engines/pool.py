@@ -215,13 +215,15 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
     """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
     # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
     warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
+    rows = block_rows(chains)
     for chain in chains:
-        tasks = min(_MOST_BLOCKS, math.ceil(chain.admitted_rows / block_rows(chains)))
+        tasks = min(_MOST_BLOCKS, math.ceil(chain.admitted_rows / rows))
         work = work.map_batches(
             ChainActor,
             fn_constructor_args=[chain, ledger, DONE if chain is chains[-1] else WORK],
             batch_format="pyarrow",
-            batch_size=None,
+            # Blocks have so many rows already; Ray Data takes no batch of whole blocks for an operator with GPUs.
+            batch_size=rows,
             compute=ActorPoolStrategy(
                 size=chain.replicas,
                 max_tasks_in_flight_per_actor=tasks + _QUEUED_BLOCKS,

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from cgd_ray.engines.base import (
     answered_within,
     is_cut_off,
 )
+from cgd_ray.engines.vllm_arguments import cpu_environment, vllm_arguments
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.chat import encode_chat
 from cgd_ray.runtime import processes
 from cgd_ray.runtime.cores import CoreLease, lease_cores
+from cgd_ray.runtime.device import installed_device, pretends_gpus
 from cgd_ray.runtime.logs import own_log_tail
 from cgd_ray.storage.models import local_model
 
@@ -66,10 +69,10 @@ class VllmEngine:
     async def start(self) -> None:
         """Bring the model to this node and load it; see `Engine`."""
         path = await asyncio.to_thread(local_model, self._model, self._revision, self._storage)
-        if self._gpus == 0:
+        if installed_device() == "cpu":
+            self._require_no_real_gpu()
             self._lease = lease_cores(self._cpus)
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, self._lease.cores))
-            os.environ["VLLM_CPU_KVCACHE_SPACE"] = str(max(1, round(self._options.kv_cache_gib)))
+            os.environ.update(cpu_environment(self._options, self._lease.cores))
         os.environ["HF_HUB_OFFLINE"] = "1"  # the model is here; look-ups would only hang where there is no network
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         before = processes.children()
@@ -78,11 +81,18 @@ class VllmEngine:
                 await asyncio.to_thread(self._load_again_if_killed, path)
         except TimeoutError as error:
             raise CgdError(f"vLLM did not load {self._model} within {self._options.start_timeout_s} s") from error
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
             tail = own_log_tail()
             raise CgdError(f"vLLM cannot load {self._model}: {_one_line(error)}\n{tail}".rstrip()) from error
         finally:
             self._children = [processes.record(pid, "vllm") for pid in processes.children() - before]
+
+    def _require_no_real_gpu(self) -> None:
+        if self._gpus and not pretends_gpus():
+            raise CgdError(
+                f"{platform.node()}: Ray gave the engine of {self._model} {self._gpus:g} GPUs, but the packages "
+                "installed on this node compute on CPU. Fix: install the same packages on every node (cgd-ray[gpu])"
+            )
 
     def _load_again_if_killed(self, path: Path) -> None:
         """A core that somebody killed says nothing of the model; one that failed would fail again, after minutes."""
@@ -99,22 +109,14 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options = self._options
-        eager = options.enforce_eager if options.enforce_eager is not None else self._gpus == 0
         arguments: dict[str, Any] = {
             "model": str(path),
-            "dtype": options.dtype,
-            "quantization": options.quantization,
-            "max_model_len": options.max_model_len,
-            "tensor_parallel_size": options.tensor_parallel_size,
-            "pipeline_parallel_size": options.pipeline_parallel_size,
             # One device needs no further process; several must not become Ray actors of vLLM's own.
             "distributed_executor_backend": "mp" if options.devices > 1 else "uni",
-            "enforce_eager": eager,
             "enable_prefix_caching": True,
             "max_num_seqs": options.max_in_flight,
-            "generation_config": "vllm",  # the model's own sampling defaults never apply
             "disable_log_stats": True,
-            **options.engine_args,
+            **vllm_arguments(options, self._gpus if installed_device() == "cuda" else 0),
         }
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self._tokenizer = self._engine.get_tokenizer()

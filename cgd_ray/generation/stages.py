@@ -9,8 +9,10 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import engine_identity
 from cgd_ray.engines.stage import BarePrompt, Row, Stage
+from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.prompts.chat import template_text
 from cgd_ray.prompts.templates import PromptSet, load_prompts
+from cgd_ray.runtime.device import has_native_bfloat16, installed_device
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.models import model_identity, pinned_revision
@@ -112,7 +114,10 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
 
 
 def pin_models(recipe: Recipe) -> Recipe:
-    """The recipe with the commits of its hub models in place of branches and tags, chat templates in place of files.
+    """The recipe with all that fingerprints need said outright.
+
+    Commits stand in place of branches and tags of hub models, texts in place of chat template files, and compute types
+    in place of `auto`: by the installed packages and this machine's CPU.
 
     Raises:
         ConfigError: a model or a file is not there.
@@ -120,20 +125,23 @@ def pin_models(recipe: Recipe) -> Recipe:
     student, teacher = recipe.student, recipe.teacher.engine
     is_used = isinstance(student.engine, VllmOptions) or recipe.training.enabled
     revision = pinned_revision(student.model, student.revision, "student.model") if is_used else student.revision
-    pinned = {"revision": revision, "engine": _with_template(student.engine, "student")}
+    pinned = {"revision": revision, "engine": _pinned_engine(student.engine, "student")}
     changes: dict[str, Any] = {"student": student.model_copy(update=pinned)}
     if isinstance(teacher, TeacherVllm):
         revision = pinned_revision(teacher.model, teacher.revision, "teacher.engine.model")
-        engine = _with_template(teacher, "teacher").model_copy(update={"revision": revision})
+        engine = _pinned_engine(teacher, "teacher").model_copy(update={"revision": revision})
         changes["teacher"] = TeacherSection(engine=engine)
+    if recipe.training.precision == "auto":
+        precision = "bf16" if has_native_bfloat16(installed_device()) else "fp32"
+        changes["training"] = recipe.training.model_copy(update={"precision": precision})
     return recipe.model_copy(update=changes)
 
 
-def _with_template(engine: OptionsT, role: str) -> OptionsT:
+def _pinned_engine(engine: OptionsT, role: str) -> OptionsT:
     if not isinstance(engine, VllmOptions):
         return engine
     text = template_text(engine.chat_template, f"{role}.engine.chat_template")
-    return engine.model_copy(update={"chat_template": text})
+    return engine.model_copy(update={"chat_template": text, "dtype": compute_dtype(engine)})
 
 
 def student_identity(recipe: Recipe) -> str:

@@ -12,6 +12,7 @@ import structlog
 
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.runtime import processes
+from cgd_ray.runtime.device import asks_for_gpus
 from cgd_ray.runtime.logs import quiet_libraries
 
 log = structlog.get_logger(__name__)
@@ -72,7 +73,13 @@ def _connect() -> None:
         if joins_cluster():
             ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
         else:
-            ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                num_gpus=None if asks_for_gpus() else 0,  # None: as many as Ray finds
+            )
     except (ConnectionError, RuntimeError) as error:
         raise CgdError(f"cannot connect to Ray: {' '.join(str(error).split())}") from error
     quiet_libraries()  # connecting set up their loggers

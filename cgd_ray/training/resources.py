@@ -1,7 +1,6 @@
 """What a training worker asks of Ray, and how Ray Train reaches the store."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import pyarrow.fs
 import ray
@@ -9,7 +8,8 @@ import ray.train
 import structlog
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.engines.placement import Demand, require_room
+from cgd_ray.engines.placement import Demand, require_room, require_same_packages
+from cgd_ray.runtime.device import Device, asks_for_gpus, installed_device, require_gpu_packages
 from cgd_ray.storage.filesystem import Store
 
 _CPUS_BESIDE_A_GPU = 8
@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 class WorkerResources:
     """One worker's share."""
 
-    device: Literal["cpu", "cuda"]
+    device: Device
     cpus: int
     gpus: float
 
@@ -38,15 +38,18 @@ class WorkerResources:
 
 
 def worker_resources(training: TrainingSection) -> WorkerResources:
-    """Fill in what the recipe leaves open, from what the cluster has now."""
-    cluster = ray.cluster_resources()
+    """Fill in what the recipe leaves open, from the installed packages and what the cluster has now.
+
+    Raises:
+        ConfigError: GPUs for packages that compute on CPU, or CPU packages on a cluster with GPUs.
+    """
     wanted = training.resources
-    gpus = wanted.gpus_per_worker
-    if gpus is None:
-        # A cluster that is scaled to zero has no GPU yet, but the recipe names its kind.
-        gpus = 1 if cluster.get("GPU", 0) > 0 or wanted.accelerator_type else 0
+    if wanted.gpus_per_worker is None:
+        require_same_packages("training.resources", ray.cluster_resources().get("GPU", 0.0))
+    gpus = int(asks_for_gpus()) if wanted.gpus_per_worker is None else wanted.gpus_per_worker
+    require_gpu_packages("training.resources.gpus_per_worker", gpus)
     cpus = wanted.cpus_per_worker or _default_cpus(training.workers, gpus)
-    return WorkerResources("cuda" if gpus else "cpu", cpus, gpus)
+    return WorkerResources(installed_device() if gpus else "cpu", cpus, gpus)
 
 
 def check_room(training: TrainingSection, resources: WorkerResources) -> None:

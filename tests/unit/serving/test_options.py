@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.training import ServingSection
+from cgd_ray.engines.vllm_arguments import engine_gpus
 from cgd_ray.errors import ConfigError
 from serving.options import ServeArgs, parse_args
 
@@ -16,14 +17,21 @@ def test_text_becomes_numbers() -> None:
 
 
 def test_none_takes_the_default_of_the_model() -> None:
-    assert parse_args({"model": "org/name", "max_model_len": None, "accelerator_type": None}).gpu_count == 0
+    args = parse_args({"model": "org/name", "max_model_len": None, "accelerator_type": None})
+    assert (args.max_model_len, engine_gpus(args)) == (None, 0)
 
 
 @pytest.mark.parametrize(
-    ("given", "gpus"), [({}, 0), ({"gpus": 2}, 2), ({"accelerator_type": "H100"}, 1), ({"gpus": "0"}, 0)]
+    ("given", "gpus"),
+    [
+        ({}, 0),
+        ({"gpus_per_worker": "0"}, 0),
+        ({"gpus_per_worker": 0.5}, 0.5),
+        ({"gpus_per_worker": 1, "tensor_parallel_size": 2, "pipeline_parallel_size": "3"}, 6),
+    ],
 )
-def test_a_gpu_is_used_where_one_is_asked_for(given: dict[str, Any], gpus: int) -> None:
-    assert parse_args({"model": "org/name", **given}).gpu_count == gpus
+def test_gpus_are_those_of_all_workers(given: dict[str, Any], gpus: float) -> None:
+    assert engine_gpus(parse_args({"model": "org/name", **given})) == gpus
 
 
 def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,12 +50,15 @@ def test_other_models_stay_as_they_are(model: str) -> None:
     [
         ({}, "argument model is missing"),
         ({"modle": "x"}, "argument model is missing"),
-        ({"model": "org/name", "replicas": 2}, "unknown argument replicas; known are model, revision, model_id"),
+        ({"model": "org/name", "replicas": 2}, "unknown argument replicas; known are dtype, quantization"),
         ({"model": "/no/such/student"}, "model=/no/such/student: no such directory"),
         ({"model": "org/name", "model_id": "a:b"}, "model_id=a:b"),
         ({"model": "org/name", "cpus": "many"}, "cpus=many"),
         ({"model": "org/name", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is below min_replicas 3"),
-        ({"model": "org/name", "accelerator_type": "H100", "gpus": 0}, "accelerator_type H100 needs gpus"),
+        ({"model": "org/name", "accelerator_type": "H100", "gpus_per_worker": 0}, "accelerator_type H100 needs gpus"),
+        ({"model": "org/name", "gpus_per_worker": 2}, "gpus_per_worker=2"),
+        ({"model": "org/name", "engine_args": "{"}, "engine_args={"),
+        ({"model": "org/name", "engine_args": '{"tensor_parallel_size": 8}'}, "set tensor_parallel_size beside"),
     ],
 )
 def test_mistakes_are_one_line(given: dict[str, Any], message: str) -> None:
@@ -68,5 +79,6 @@ def test_defaults_are_those_of_the_recipe() -> None:
 
 def test_every_argument_is_described() -> None:
     properties = ServeArgs.model_json_schema()["properties"]
-    plain = {"min_replicas", "max_replicas", "dtype", "region"}
+    parallel = {"tensor_parallel_size", "pipeline_parallel_size"}
+    plain = {"min_replicas", "max_replicas", "quantization", "region"} | parallel
     assert {name for name, field in properties.items() if "description" not in field} == plain

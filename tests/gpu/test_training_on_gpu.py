@@ -1,0 +1,58 @@
+"""Training's arithmetic, kernels and memory estimate on a real GPU, one rank alone."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.job import StepReport
+from cgd_ray.training.memory import memory, model_sizes
+from cgd_ray.training.worker import _Rank
+from tests.unit.training.loop import alone, make_job, plain_step
+from tests.unit.training.tiny import encoded_rows, write_tiny_model
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_rank() -> Iterator[None]:
+    with alone():
+        yield
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    write_tiny_model(folder)
+    return folder
+
+
+def first_step(encoded: Table, model: Path, **training: Any) -> tuple[_Rank, StepReport]:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    rank = _Rank(replace(make_job(encoded, model, **training), device="cuda"))
+    return rank, next(iter(rank.steps()))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("precision", "off"), [("fp32", 1e-4), ("bf16", 1e-2)])
+def test_a_step_is_plain_pytorchs_on_cpu(tmp_path: Path, tiny: Path, stage: int, precision: str, off: float) -> None:
+    encoded = encoded_rows(tiny, tmp_path, 8)
+    _, step = first_step(encoded, tiny, precision=precision, zero_stage=stage)
+    _, loss, norm = plain_step(encoded, tiny, make_job(encoded, tiny).training)
+    assert step.progress.loss == pytest.approx(loss, rel=off)
+    assert step.gradient_norm == pytest.approx(norm, rel=10 * off)
+
+
+@pytest.mark.parametrize("settings", [{}, {"compile": True}, {"liger": True}, {"gradient_checkpointing": True}])
+def test_the_memory_estimate_is_what_training_takes(
+    tmp_path: Path, student_dir: Path, settings: dict[str, Any]
+) -> None:
+    encoded = encoded_rows(student_dir, tmp_path, 64)
+    rank, step = first_step(encoded, student_dir, precision="bf16", zero_stage=2, batch_size=64, **settings)
+    sizes = model_sizes(student_dir, rank.job.training, rank.rows.lengths, rank.rows.supervised)
+    assert memory(sizes, rank.job.training).device == pytest.approx(step.peak_memory, rel=0.15)
