@@ -129,12 +129,15 @@ def make_training(options: argparse.Namespace, base: TrainingSection) -> Trainin
 def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
     """The rank's loop that Ray Train and torchrun start."""
     from cgd_ray.training.memory import memory, model_sizes
+    from cgd_ray.training.rows import EncodedRows
     from cgd_ray.training.worker import _Rank
 
-    rank = _Rank(shared_job(model, options))
-    estimated = memory(
-        model_sizes(model, rank.job.training, rank.rows.lengths, rank.rows.supervised), rank.job.training
-    ).device
+    job = shared_job(model, options)
+    rows = EncodedRows(job.encoded.read())
+    # Before Liger takes the place of functions that the estimate calls with tensors without memory.
+    sizes = model_sizes(model, job.training, rows.lengths, rows.supervised)
+    rank = _Rank(job)
+    estimated = memory(sizes, rank.job.training).device
     return [step.figures() | {"estimated_memory_gib": estimated / 2**30} for step in rank.steps()]
 
 

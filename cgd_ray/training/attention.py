@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
@@ -59,6 +60,7 @@ def load_student(folder: Path, training: TrainingSection, device: torch.device, 
     Raises:
         RefusedError: its architecture cannot do with the attention that the recipe names.
     """
+    AttentionInterface.register("flex_attention", _flex)
     *better, last = wanted(training, device)
     for attention in better:
         try:
@@ -219,6 +221,29 @@ def _probe(engine: DeepSpeedEngine, device: torch.device) -> torch.Tensor:
     logits = packed_logits(engine, join([(ids[:20], 1), (ids[20:23], 1), (ids[23:], 1)]), device).float()
     engine.train()
     return logits
+
+
+def _flex(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    **options: object,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Transformers' flex attention, made safe for autocast and for short passes.
+
+    Under autocast, rotary positions leave queries and keys in fp32 beside values in bfloat16, which the kernel reads as
+    one type. For fewer than 128 queries PyTorch takes a kernel for decoding, which it cannot make for some shapes.
+    """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        query, key, value = (states.to(torch.get_autocast_dtype(kind)) for states in (query, key, value))
+    kernel = {"FORCE_USE_FLEX_ATTENTION": True}
+    attended: tuple[torch.Tensor, torch.Tensor | None] = flex_attention_forward(
+        module, query, key, value, mask, kernel_options=kernel, **options
+    )
+    return attended
 
 
 def _by_row(

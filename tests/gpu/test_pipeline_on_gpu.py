@@ -11,11 +11,12 @@ import pytest
 from tests.servers import REPOSITORY
 
 pytestmark = pytest.mark.gpu
-TEACHER = "{type: vllm, model: 'demo:smollm2-135m', max_model_len: 4096, gpus_per_worker: %s}"
+TEACHER = "{type: vllm, model: 'demo:smollm2-135m', max_model_len: 4096, enforce_eager: true, gpus_per_worker: %s}"
 SMALL = [
-    "data.limit=16",
+    "data.limit=32",
     "data.holdout.count=8",
-    "generation.draft.max_tokens=120",
+    "student.engine.enforce_eager=true",  # compiling each of four engines takes longer than all their work
+    "generation.draft.max_tokens=300",
     "curation={require_correct: false, require_verdict: false}",
     "training.workers=1",
     "training.epochs=1",
