@@ -1,7 +1,7 @@
 """What Ray's own autoscaler would do about a cluster's specification and what the phases of a recipe ask for."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -12,8 +12,9 @@ from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
 from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingReply, SchedulingRequest
 from ray.autoscaler.v2.schema import AutoscalerInstance
 from ray.autoscaler.v2.utils import ResourceRequestUtil
-from ray.core.generated.autoscaler_pb2 import GangResourceRequest, NodeState
+from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, GangResourceRequest, NodeState
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind
+from ray.train._internal.autoscaling_coordinator_client import build_train_resource_request
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.run import StorageSection
@@ -43,6 +44,8 @@ class Phase:
     single: list[Bundle]
     """By tasks and actors."""
     groups: list[Group]
+    reserved: list[Bundle] = field(default_factory=list)
+    """What Ray Train asks the autoscaler for beside its placement group."""
 
 
 class Autoscaler:
@@ -62,11 +65,12 @@ class Autoscaler:
 
     def decide(self, phase: Phase) -> SchedulingReply:
         """Ray's decision on a phase that starts now."""
-        requests = [ResourceRequestUtil.make(bundle) for bundle in phase.single]
+        reserved = ClusterResourceConstraint(resource_requests=_counted(phase.reserved))
         request = SchedulingRequest(
             node_type_configs=self._types,
             max_num_nodes=self._config.get_max_num_nodes(),
-            resource_requests=ResourceRequestUtil.group_by_count(requests),
+            resource_requests=_counted(phase.single),
+            cluster_resource_constraints=[reserved] if phase.reserved else [],
             gang_resource_requests=[_gang(number, group) for number, group in enumerate(phase.groups)],
             current_instances=[self._running_head()],
             disable_launch_config_check=self._config.disable_launch_config_check(),
@@ -87,6 +91,7 @@ class Autoscaler:
 def launched(reply: SchedulingReply) -> dict[str, int]:
     """Nodes of each group that are asked for; infeasible demands fail the test."""
     gangs = [request for gang in reply.infeasible_gang_resource_requests for request in gang.requests]
+    assert not reply.infeasible_cluster_resource_constraints
     assert not ResourceRequestUtil.to_resource_maps([*reply.infeasible_resource_requests, *gangs])
     return {request.instance_type: request.count for request in reply.to_launch}
 
@@ -101,7 +106,7 @@ def phases(recipe: Recipe) -> Iterable[Phase]:
         both = [bundle for role in ("student", "teacher") for bundle in _engines(recipe, role, sharing=2)]
         yield Phase("generation", both + readers, [])
     if recipe.training.enabled:
-        yield Phase("training", [], [_workers(recipe)])
+        yield _training(recipe)
     if recipe.evaluation.enabled:
         yield Phase("evaluation", student, [])
 
@@ -114,10 +119,10 @@ def _engines(recipe: Recipe, role: str, *, sharing: int) -> list[Bundle]:
     return [resources_from_ray_options(_resources(chain))] * chain.replicas
 
 
-def _workers(recipe: Recipe) -> Group:
-    """What Ray Train asks for at most."""
+def _training(recipe: Recipe) -> Phase:
     scaling = worker_resources(recipe.training).scaling(recipe.training)
-    return Group([scaling._resources_per_worker_not_none] * recipe.training.workers, scaling.placement_strategy)
+    bundles, _ = build_train_resource_request(scaling, recipe.training.workers)
+    return Phase("training", [], [Group(bundles, scaling.placement_strategy)], reserved=bundles)
 
 
 def only_running(nodes: list[Mapping[str, float]], monkeypatch: Any) -> None:
@@ -125,6 +130,10 @@ def only_running(nodes: list[Mapping[str, float]], monkeypatch: Any) -> None:
     total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     monkeypatch.setattr(ray, "cluster_resources", lambda: total)
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": dict(node)} for node in nodes])
+
+
+def _counted(bundles: list[Bundle]) -> Any:
+    return ResourceRequestUtil.group_by_count([ResourceRequestUtil.make(bundle) for bundle in bundles])
 
 
 def _gang(number: int, group: Group) -> GangResourceRequest:
