@@ -61,6 +61,22 @@ def serving_phase(args: dict[str, Any], replicas: int, monkeypatch: pytest.Monke
     return Phase("serving", single, groups)
 
 
+@pytest.mark.parametrize(
+    "phase",
+    [
+        Phase("other cards", [{"GPU": 1.0, "accelerator_type:A100": 0.001}], []),
+        Phase("an engine larger than a node", [{"GPU": 9.0}], []),
+        Phase("a replica over two nodes", [], [Group([{"GPU": 5.0}, {"GPU": 5.0}], "STRICT_PACK")]),
+        Phase("more nodes than the group may have", [], [Group([{"GPU": 8.0}] * 3, "PACK")]),
+        Phase("a reservation", [], [], reserved=[{"accelerator_type:A100": 0.001}]),
+    ],
+    ids=lambda phase: phase.name,
+)
+def test_what_no_node_can_hold_is_noticed(job: Autoscaler, phase: Phase) -> None:
+    with pytest.raises(AssertionError):
+        launched(job.decide(phase))
+
+
 def test_what_needs_no_core_stays_on_the_head(job: Autoscaler, manifests: list[Manifest]) -> None:
     """Drivers, readers, controllers and proxies: a head without cores is enough for them, and no node is started."""
     assert HTTPOptions(**serve_config(manifests)["http_options"]).num_cpus == 0
