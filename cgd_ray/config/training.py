@@ -16,8 +16,8 @@ class TrainingResources(Section):
     """What one training worker asks of Ray."""
 
     cpus_per_worker: PositiveInt | None = None
-    """None: an equal share of the node's cores on CPU; beside a GPU up to 8, as many as all workers have room for, but 1
-    where no node with a GPU runs yet."""
+    """None: an equal share of the node's cores on CPU; beside a GPU up to 8, as many as all workers have room for; 1
+    while no node with a GPU runs."""
     gpus_per_worker: Annotated[int, Field(ge=0)] | None = None
     """None: 1 where the cluster has GPUs or `accelerator_type` is given, 0 elsewhere."""
     accelerator_type: str | None = None

@@ -17,7 +17,7 @@ from serving.app import build
 
 from .conftest import Manifest
 from .scaling import Autoscaler, Group, Phase, launched, only_running, phases
-from .test_manifests import clusters, of_kind, recipe_of, serve_args, serve_config
+from .test_manifests import DOCUMENT, clusters, of_kind, recipe_of, serve_args, serve_config
 
 
 @pytest.fixture
@@ -64,11 +64,11 @@ def serving_phase(args: dict[str, Any], replicas: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     "phase",
     [
-        Phase("other cards", [{"GPU": 1.0, "accelerator_type:A100": 0.001}], []),
+        Phase("other cards", [{"GPU": 1.0, "accelerator_type:another": 0.001}], []),
         Phase("an engine larger than a node", [{"GPU": 9.0}], []),
         Phase("a replica over two nodes", [], [Group([{"GPU": 5.0}, {"GPU": 5.0}], "STRICT_PACK")]),
         Phase("more nodes than the group may have", [], [Group([{"GPU": 8.0}] * 3, "PACK")]),
-        Phase("a reservation", [], [], reserved=[{"accelerator_type:A100": 0.001}]),
+        Phase("a reservation", [], [], reserved=[{"accelerator_type:another": 0.001}]),
     ],
     ids=lambda phase: phase.name,
 )
@@ -79,6 +79,7 @@ def test_what_no_node_can_hold_is_noticed(job: Autoscaler, phase: Phase) -> None
 
 def test_what_needs_no_core_stays_on_the_head(job: Autoscaler, manifests: list[Manifest]) -> None:
     """Drivers, readers, controllers and proxies: a head without cores is enough for them, and no node is started."""
+    assert "entrypointNumCpus" not in of_kind(manifests, "RayJob")["spec"]
     assert HTTPOptions(**serve_config(manifests)["http_options"]).num_cpus == 0
     assert not launched(job.decide(Phase("small tasks", [{"CPU": 0.0}, {}], [])))
 
@@ -98,16 +99,25 @@ def accelerators(manifests: list[Manifest]) -> Iterator[tuple[dict[str, float], 
             yield json.loads(flag), Autoscaler(spec).workers[group["groupName"]]["GPU"]
 
 
-@pytest.mark.parametrize("card", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe"])
-def test_a_started_node_has_what_its_group_promises(
-    manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch, card: str
-) -> None:
+def test_a_started_node_has_what_its_group_promises(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray adds the type of the cards that it finds; the one that is declared is the same, and there once."""
-    name = NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(card)
-    monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_accelerator_type", lambda: name)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     for declared, gpus in accelerators(manifests):
-        node = ResourceAndLabelSpec(num_cpus=1, num_gpus=gpus, resources=declared)
-        node.resolve(is_head=False, node_ip_address="10.0.0.1")
-        found = {key: value for key, value in node.to_resource_dict().items() if key.startswith("accelerator_type:")}
-        assert found == declared == {"accelerator_type:H100": 1}
+        (name,) = declared
+        found = name.removeprefix("accelerator_type:")
+        monkeypatch.setattr(NvidiaGPUAcceleratorManager, "get_current_node_accelerator_type", lambda found=found: found)
+        node = ResourceAndLabelSpec(num_cpus=1, num_gpus=gpus, resources=dict(declared))
+        resources = node.resolve(is_head=False, node_ip_address="10.0.0.1").to_resource_dict()
+        assert {key: value for key, value in resources.items() if found in key} == declared == {name: 1}
+
+
+@pytest.mark.parametrize(
+    ("card", "name"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"), ("NVIDIA H200", "H200"), ("NVIDIA B200", "B200"), ("NVIDIA L40S", "L40S"),
+        ("NVIDIA A100-SXM4-80GB", "A100"), ("NVIDIA L4", "L4"), ("NVIDIA A10G", "A10G"), ("Tesla T4", "T4"),
+    ],
+)  # fmt: skip
+def test_the_documented_names_are_rays(card: str, name: str) -> None:
+    assert NvidiaGPUAcceleratorManager._gpu_name_to_accelerator_type(card) == name
+    assert f"`{name}`" in DOCUMENT
