@@ -89,6 +89,7 @@ class HfData(ColumnData):
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
+    """Commit, tag or branch on the hub. None takes the newest commit, which `cgd validate` shows."""
 
 
 DataSection = Annotated[DemoData | JsonlData | ParquetData | HfData, Field(discriminator="type")]

@@ -16,7 +16,8 @@ class TrainingResources(Section):
     """What one training worker asks of Ray."""
 
     cpus_per_worker: PositiveInt | None = None
-    """None: an equal share of the node's cores on CPU, 8 beside a GPU."""
+    """None: an equal share of the node's cores on CPU; beside a GPU up to 8, as many as all workers have room for; 1
+    while no node with a GPU runs."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
     """None: 1 where the installed packages compute on GPUs (`make setup DEVICE=gpu`), else 0."""
     accelerator_type: str | None = None

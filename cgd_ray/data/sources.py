@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import structlog
 
 from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
@@ -13,6 +15,7 @@ from cgd_ray.data.files import SourceFiles, find_files, reporting
 from cgd_ray.data.rows import SourceRow, checked_row, require_columns
 from cgd_ray.errors import ConfigError
 
+log = structlog.get_logger(__name__)
 _BATCH_ROWS = 1024
 
 Located = tuple[str, dict[str, Any]]
@@ -37,11 +40,18 @@ def iterate_rows(data: ColumnData, storage: StorageSection) -> Iterator[SourceRo
 def check_source(data: ColumnData, storage: StorageSection) -> None:
     """Read the first row of files; ask only whether a hub data set is there, which may be large to fetch.
 
+    A hub data set that is not pinned gets a warning with the commit that this run reads.
+
     Raises:
         ConfigError: as `iterate_rows` and `source_identity`.
     """
     if isinstance(data, HfData):
-        source_identity(data, storage)
+        commit = source_identity(data, storage)
+        if not Path(data.dataset).is_dir() and data.revision != commit:
+            log.warning(
+                f"data.dataset {data.dataset}: a later run may read another commit. Fix: set data.revision to this one",
+                commit=commit,
+            )
     else:
         next(iterate_rows(data, storage))
 

@@ -8,6 +8,7 @@ from cgd_ray.config.recipe import load_recipe, parse_recipe
 from cgd_ray.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[3] / "jobs" / "recipes").glob("*.yaml"))
+PAPER = RECIPES[0].with_name("llama31-8b-webinstruct.yaml")
 MINIMAL = {
     "run": {"name": "r", "root": "/tmp/r"},
     "data": {"type": "demo"},
@@ -28,19 +29,27 @@ def test_the_contracted_recipes_are_there() -> None:
         "demo-full.yaml",
         "gsm8k-cpu.yaml",
         "llama31-8b-webinstruct.yaml",
+        "llama31-8b-webinstruct-8x8.yaml",
         "openai-teacher.yaml",
     }
 
 
 def test_the_paper_recipe_has_the_papers_settings() -> None:
-    recipe = load_recipe(next(path for path in RECIPES if path.name.startswith("llama31")))
+    recipe = load_recipe(PAPER)
     assert recipe.generation.critique.reference == "none"
     assert recipe.generation.draft.temperature == recipe.generation.refine.temperature == 0
     assert (recipe.training.method, recipe.training.epochs, recipe.training.batch_size) == ("cgd", 1, 64)
     assert recipe.training.learning_rate == pytest.approx(1e-6)
-    assert recipe.training.zero_stage == 3
     assert recipe.data.limit == 100_000
-    assert recipe.teacher.engine.tensor_parallel_size == 8
+
+
+def test_the_papers_recipes_differ_in_their_size_alone() -> None:
+    """And another number of nodes is what the larger one's head says."""
+    sizes = ["run.name=llama31-8b-webinstruct-8x8", "student.engine.replicas=64", "teacher.engine.replicas=16"]
+    assert load_recipe(PAPER, sizes) == load_recipe(PAPER.with_stem("llama31-8b-webinstruct-8x8"))
+    on_kubernetes = load_recipe(RECIPES[0].parents[2] / "cluster" / "base" / "recipe.yaml")
+    for section in ("student", "teacher", "generation", "training", "evaluation"):
+        assert getattr(on_kubernetes, section) == getattr(load_recipe(PAPER), section), section
 
 
 def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:

@@ -2,16 +2,18 @@ import gzip
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from structlog.testing import capture_logs
 
 from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.rows import SourceRow
-from cgd_ray.data.sources import iterate_rows, source_identity
+from cgd_ray.data.sources import check_source, iterate_rows, source_identity
 from cgd_ray.errors import ConfigError
 
 
@@ -194,6 +196,21 @@ def test_hub_errors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert error_of(hub("nobody/nothing")).startswith("data.dataset nobody/nothing (train): cannot be loaded")
+
+
+def test_an_unpinned_hub_data_set_is_shown_with_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    def warnings_of(data: HfData) -> list[Any]:
+        with capture_logs() as logs:
+            check_source(data, StorageSection())
+        return [line.get("commit") for line in logs if line["log_level"] == "warning"]
+
+    write_lines(tmp_path / "d" / "train.jsonl", [{"prompt": "x"}])
+    assert warnings_of(hub(tmp_path / "d")) == []
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: SimpleNamespace(hash=commit))
+    assert warnings_of(hub("org/name")) == warnings_of(hub("org/name", revision="main")) == [commit]
+    assert warnings_of(hub("org/name", revision=commit)) == []
 
 
 def test_identity_follows_the_bytes_and_not_the_clock(tmp_path: Path) -> None:
