@@ -8,6 +8,7 @@ tensor or pipeline parallelism, other optimisers.
 
 import contextlib
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,7 @@ Report = Callable[[StepReport], bool]
 """Hears of a step; returns whether training is to stop."""
 
 
+_FULL_GPU = re.compile(r"(?:CUDA|Cuda|HIP)[^.\n]*out of memory|\w+_STATUS_ALLOC_FAILED")  # PyTorch, NCCL, cuBLAS
 _SHOWN = 8  # keys of rows, in a line
 _VALIDATED_AT_ONCE = 1024  # rows: packing takes time with their square
 
@@ -88,9 +90,12 @@ def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda
             return _train_to_the_end(rank, report, warned)
         finally:
             rank.forget_swapped()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        reason = _FULL_GPU.search(str(error))
+        if reason is None:
+            raise
         raise GpuMemoryError(
-            f"a GPU has no room ({str(error).partition('. ')[0]}): lower training.micro_batch_tokens, or set "
+            f"a GPU has no room ({reason[0]}): lower training.micro_batch_tokens, or set "
             "training.gradient_checkpointing, a higher zero_stage or offload: cpu"
         ) from error
 
