@@ -1,7 +1,6 @@
 """What one Ray Train worker runs: the rank's loop, with progress wired to the driver."""
 
 import contextlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -9,11 +8,11 @@ import ray.exceptions
 import ray.train
 import structlog
 from ray.actor import ActorHandle
-from ray.train import PreemptionInfo, UserCallback
+from ray.train import PreemptionInfo
 from ray.util.metrics import Gauge
 
 from cgd_ray.errors import StoppedError
-from cgd_ray.training.job import GpuMemoryError, RankJob, RankOutcome, RefusedError, StepReport
+from cgd_ray.training.job import RankJob, RankOutcome, RefusedError, StepReport
 
 log = structlog.get_logger(__name__)
 _ANSWER_SECONDS = 1.0  # it takes a millisecond
@@ -34,24 +33,6 @@ def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
         return train_rank(job, _Reporter(board, job.name), _Warnings())
     except (RefusedError, StoppedError) as error:
         return Refused(str(error))
-
-
-class FinalFailures(UserCallback):
-    """Ends the training where a rank's GPU is full.
-
-    Ray Train restarts a group of which a worker failed up to `max_failures` times, but never after an error of its
-    controller, in which this runs.
-    """
-
-    def after_exception(self, run_context: object, worker_exceptions: Mapping[int, Exception]) -> None:
-        """Raise what is final; the controller then ends the ranks that wait.
-
-        Raises:
-            GpuMemoryError: of the first such rank.
-        """
-        for error in worker_exceptions.values():
-            if isinstance(error, GpuMemoryError):
-                raise error
 
 
 class _Reporter:

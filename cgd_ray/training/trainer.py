@@ -6,7 +6,7 @@ import ray.exceptions
 import ray.train
 import structlog
 from ray.actor import ActorHandle
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.placement import held_room, require_returned
@@ -20,7 +20,8 @@ from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.encode_table import Encoding, encode_examples
 from cgd_ray.training.job import GpuMemoryError, RankOutcome
 from cgd_ray.training.plan import TrainingPlan, TrainingResult
-from cgd_ray.training.ray_worker import FinalFailures, Refused, train_on_ray
+from cgd_ray.training.ray_group import FinalFailures, NodeTorchConfig
+from cgd_ray.training.ray_worker import Refused, train_on_ray
 from cgd_ray.training.resources import check_room, pyarrow_filesystem, worker_resources
 from cgd_ray.training.steps import shown_steps
 
@@ -120,7 +121,7 @@ def _trainer(plan: TrainingPlan, board: ActorHandle) -> TorchTrainer:
     return TorchTrainer(
         partial(train_on_ray, plan.job(resources.device, resources.cpus), board),
         scaling_config=resources.scaling(training),
-        torch_config=TorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
         run_config=ray.train.RunConfig(
             name=plan.identity,
             storage_path=plan.store.path(plan.parent),

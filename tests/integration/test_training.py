@@ -34,7 +34,9 @@ WORKER = "ray::RayTrainWorker"
 def cluster(s3: S3Server) -> Iterator[None]:
     """Ray on two CPUs, started after the S3 server: its processes inherit the keys."""
     assert s3.environment.items() <= os.environ.items()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "3")  # of ranks that wait for one that failed
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
