@@ -58,6 +58,8 @@ def print_training(estimate: TrainingEstimate | None, training: TrainingSection,
     console.print(
         rich_table(f"Memory of each of {training.workers} workers, without the CUDA context (about 0.5 GiB)", layouts)
     )
+    if estimate.export is not None:
+        console.print(f"the export takes {estimate.export / 2**30:.1f} GiB more on the host of the first worker")
 
 
 def _hours(estimate: TrainingEstimate, training: TrainingSection) -> list[str]:

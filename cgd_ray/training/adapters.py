@@ -1,11 +1,12 @@
 """LoRA (arXiv 2106.09685) and QLoRA through PEFT: few new weights beside the frozen student, merged at the end."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.storage.fingerprint import derived_seed
@@ -74,24 +75,34 @@ def quantized(lora: LoraSection | None, device: torch.device) -> dict[str, objec
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def merge(
-    source: Path, name: str, lora: LoraSection, weights: dict[str, torch.Tensor], folder: Path
-) -> PreTrainedModel:
-    """The student with the trained weights added to its own, in bfloat16 on the host.
+def adapter_model(source: Path, lora: LoraSection) -> PeftModel:
+    """The student in a directory with its adapter, all without memory: configuration and names alone."""
+    with torch.device("meta"):
+        return with_adapter(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)), lora, seed=0)
+
+
+def write_adapter(adapted: PeftModel, weights: Mapping[str, torch.Tensor], name: str, folder: Path) -> None:
+    """Write the trained adapter as PEFT reads it, in fp32.
+
+    Args:
+        adapted: of `adapter_model`; it takes the weights.
+        weights: the adapter's, by the names that they have in it.
+        name: what the recipe calls the student; the adapter names it as its base.
+        folder: where it is written.
+    """
+    adapted.load_state_dict({key: weight.float() for key, weight in weights.items()}, strict=False, assign=True)
+    adapted.peft_config["default"].base_model_name_or_path = name
+    adapted.save_pretrained(folder, save_embedding_layers=False)
+
+
+def merge_in_memory(source: Path, lora: LoraSection, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """The student with the trained weights added, in bfloat16: on the way there all of it lies in memory in fp32.
 
     Args:
         source: directory of the untrained student.
-        name: what the recipe calls it; the adapter names it as its base.
         lora: what the adapter is.
         weights: the adapter's, by the names that they have in the model of `with_adapter`.
-        folder: where the adapter itself is written, too.
     """
     model = with_adapter(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), lora, seed=0)
-    loaded = model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
-    if loaded.unexpected_keys:
-        raise RefusedError(
-            f"training.lora: the trained adapter has weights that the student lacks: {loaded.unexpected_keys[:3]}"
-        )
-    model.peft_config["default"].base_model_name_or_path = name
-    model.save_pretrained(folder)
+    model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)
     return model.merge_and_unload().to(torch.bfloat16)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -33,6 +33,7 @@ from cgd_ray.storage.runs import Document
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.pieces import STATES, Piece, begin_at, is_swapped, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
+from cgd_ray.training.range_reader import RangeReader
 from cgd_ray.training.ranks import agreed, patient_group
 
 _PROGRESS, _WRITERS = "progress.json", "writers"
@@ -100,7 +101,7 @@ class Checkpoints:
     def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
         marks = self._marks(self._place(step)) if dist.get_rank() == 0 else {}
         path = self._store.url(f"{self._place(step)}/{agreed(marks, self._group)[_WRITERS]}")
-        reader = FsspecReader(path, **self._store.fs.storage_options)
+        reader = RangeReader(path, **self._store.fs.storage_options)
         with pieces_of(engine, change=True) as pieces:
             held = {name: _Held(piece) for name, piece in pieces.items() if name.split("/", 1)[0] in states}
             load(held, storage_reader=reader, planner=_Reading(), process_group=self._group)

@@ -10,7 +10,7 @@ from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.encode import Encoded
 from cgd_ray.training.encode_table import Encoding
 from cgd_ray.training.formats import Example
-from cgd_ray.training.memory import Memory, ModelSizes, memory
+from cgd_ray.training.memory import Memory, ModelSizes, export_memory, memory
 from cgd_ray.training.packing import Ids, optimiser_steps
 
 Layout = tuple[int, str]
@@ -59,6 +59,8 @@ class TrainingEstimate:
     told."""
     saved: dict[Layout, int]
     """Bytes of the device that gradient checkpointing leaves free."""
+    export: float | None
+    """Bytes that the export takes on the first worker's host beside what training holds; None where not known."""
 
 
 def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
@@ -95,4 +97,5 @@ def estimate_training(
             for stage, offload in layouts
         },
         saved={(stage, offload): sizes[stage].saved for stage, offload in layouts},
+        export=next((export_memory(known, training) for known in sizes.values()), None),
     )

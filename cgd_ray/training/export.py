@@ -1,20 +1,30 @@
 """The trained student as a Hugging Face directory."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import structlog
 import torch
 import torch.distributed as dist
+from deepspeed import DeepSpeedEngine
+from peft import PeftModel
 from transformers import GenerationConfig
 
+from cgd_ray.config.training import LoraSection
 from cgd_ray.prompts.chat import load_tokenizer, with_defaults
+from cgd_ray.training.adapters import adapter_model, merge_in_memory, write_adapter
 from cgd_ray.training.encode import ChatEncoder
-from cgd_ray.training.job import About
+from cgd_ray.training.job import STUDENT_MARKS, About, RankJob
+from cgd_ray.training.merge import Mergeable, NotPlainError
+from cgd_ray.training.scratch import student_folder
+
+log = structlog.get_logger(__name__)
 
 
-def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
+def gather_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
     """What was trained, in bfloat16 on rank 0's host memory; nothing on the others. All ranks call it together.
 
     Under ZeRO-3 one parameter at a time is gathered, so no device ever holds the whole model.
@@ -34,16 +44,53 @@ def gather_weights(engine: Any) -> dict[str, torch.Tensor]:
     return weights | {name: tensor.to("cpu", copy=True) for name, tensor in buffers.items()} if first else {}
 
 
-def write_student(
-    model: Any, weights: dict[str, torch.Tensor] | None, source: Path, folder: Path, about: About
+def export_student(engine: DeepSpeedEngine, job: RankJob, source: Path) -> None:
+    """Put the trained student into the store from rank 0. All ranks call it together.
+
+    Args:
+        engine: with the weights to export.
+        job: what was trained.
+        source: directory of the untrained student.
+    """
+    weights = gather_weights(engine)
+    if dist.get_rank() != 0:
+        return
+    store = job.encoded.store
+    for name in STUDENT_MARKS:  # first what says that a student is whole
+        store.remove(f"{job.student}/{name}")
+    store.remove(job.student)
+    with student_folder() as folder:
+        if job.training.lora is None:
+            engine.module.save_pretrained(folder, state_dict=weights)
+        else:
+            adapted = adapter_model(source, job.training.lora)
+            write_adapter(adapted, weights, job.model, folder / "adapter")
+            # Before the merge, which takes time and room in proportion to the student.
+            store.upload(folder, job.student)
+            shutil.rmtree(folder / "adapter")
+            _write_merged(source, job.training.lora, adapted, weights, folder)
+        _write_surroundings(engine.module, source, folder, job.about)
+        store.upload(folder, job.student)
+
+
+def _write_merged(
+    source: Path, lora: LoraSection, adapted: PeftModel, weights: dict[str, torch.Tensor], folder: Path
 ) -> None:
-    """Write safetensors, configuration, tokenizer with chat template, generation defaults and model card.
+    try:
+        Mergeable(source, adapted).write(folder)
+        shutil.copyfile(source / "config.json", folder / "config.json")
+    except NotPlainError as error:
+        log.warning("the adapter is merged in memory, which takes 6 bytes for a parameter", not_plain=str(error))
+        merge_in_memory(source, lora, weights).save_pretrained(folder)
+
+
+def _write_surroundings(model: Any, source: Path, folder: Path, about: About) -> None:
+    """Write tokenizer with chat template, generation defaults and model card beside weights and configuration.
 
     The chat template takes the recipe's `chat_template_kwargs` where a request gives none, so that any server renders
     what training rendered. The generation defaults are greedy and stop at the end-of-turn token; sampling is each
     request's own business.
     """
-    model.save_pretrained(folder, state_dict=weights)
     tokenizer = load_tokenizer(source, about.chat_template, "student")
     end_of_turn = ChatEncoder(tokenizer, {}).end_of_turn
     tokenizer.chat_template = with_defaults(tokenizer.chat_template, about.template_arguments)

@@ -29,7 +29,7 @@ class DivergedError(RefusedError):
 
 
 class GpuMemoryError(CgdError):
-    """A rank's GPU is full. The others wait for it until it is gone; a restart goes on from the last checkpoint."""
+    """A rank's GPU is full, which a restart would repeat. Raised in that rank alone: the others wait for it."""
 
 
 @dataclass(frozen=True)

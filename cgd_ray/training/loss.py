@@ -4,7 +4,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional
+from transformers.utils.generic import is_flash_attention_requested
 
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.packing import PackedRows, join
@@ -20,17 +22,24 @@ def packed_logits(model: Any, rows: PackedRows, device: torch.device) -> torch.T
     `use_cache` at its default the rows of a pack see each other. Other positions' logits are never computed: with a
     vocabulary of 150k and a third of the tokens supervised they are most of the memory of a pass.
     """
-    logits: torch.Tensor = model(**_inputs(rows, device)).logits.squeeze(0)
+    logits: torch.Tensor = model(**_inputs(model, rows, device)).logits.squeeze(0)
     return logits
 
 
-def _inputs(rows: PackedRows, device: torch.device) -> dict[str, torch.Tensor | bool]:
-    return {
+def _inputs(model: nn.Module, rows: PackedRows, device: torch.device) -> dict[str, torch.Tensor | bool | int]:
+    inputs: dict[str, torch.Tensor | bool | int] = {
         "input_ids": torch.from_numpy(rows.input_ids).to(device).unsqueeze(0),
         "position_ids": torch.from_numpy(rows.position_ids).to(device).unsqueeze(0),
         "logits_to_keep": torch.from_numpy(rows.predicting).to(device),
         "use_cache": False,
     }
+    if is_flash_attention_requested(getattr(model, "module", model).config):
+        # Else each layer reads them from the positions, and waits for the device.
+        borders = rows.borders
+        longest = int(np.diff(borders).max())
+        inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), torch.from_numpy(borders).to(device))
+        inputs |= dict.fromkeys(("max_length_q", "max_length_k"), longest)
+    return inputs
 
 
 def summed_loss(model: Any, rows: PackedRows, device: torch.device, *, fused: bool = False) -> torch.Tensor:
@@ -46,7 +55,7 @@ def summed_loss(model: Any, rows: PackedRows, device: torch.device, *, fused: bo
     if fused:
         # Liger takes the sum where it is told a number of items to divide it by.
         wanted = {"shift_labels": labels.unsqueeze(0), "num_items_in_batch": 1, "skip_logits": True}
-        loss: torch.Tensor = model(**_inputs(rows, device), **wanted, accum_dtype=torch.float32).loss
+        loss: torch.Tensor = model(**_inputs(model, rows, device), **wanted, accum_dtype=torch.float32).loss
         return loss
     return functional.cross_entropy(packed_logits(model, rows, device).float(), labels, reduction="sum")
 

@@ -27,6 +27,8 @@ _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a scale of 8 bits for 64 
 SWAPPED_AT_ONCE = 100_000_000
 """Parameters of which a rank has states from NVMe in memory; its part of them at most."""
 _SWAP_BUFFERS = 4  # of so many parameters in fp32: DeepSpeed pins them for weights, moments and gradients
+SHARD_BYTES = 4_000_000_000
+"""Of a file of a merged student, which is made in memory; one weight may be larger."""
 _LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
 
 
@@ -50,6 +52,8 @@ class ModelSizes:
     layers: int
     largest: int
     """Parameters of the largest one with a gradient."""
+    widest: int
+    """Parameters of the largest one of all."""
     outside: int
     """Bytes that all else keeps, the logits and their gradients above all."""
     flops: Flops | None
@@ -113,6 +117,7 @@ def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervise
         layer_input=layer_input,
         layers=layers,
         largest=max(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        widest=max(weight.numel() for weight in model.parameters()),
         outside=outside,
         flops=flops,
     )
@@ -124,6 +129,20 @@ def reduce_bucket(trained: int, *, on_gpu: bool) -> int:
     Buffers of them are allocated whole: 1 GB at DeepSpeed's default, more than a small model or an adapter itself.
     """
     return min(trained, 500_000_000 if on_gpu else 50_000_000)
+
+
+def export_memory(sizes: ModelSizes, training: TrainingSection) -> float:
+    """Bytes that the first worker's host holds beside what training holds there, as the student is exported.
+
+    A student that was trained whole is gathered in bfloat16. An adapter is gathered, and merged file by file: one file,
+    which safetensors copies as it writes it, and one weight in fp32 with what is added to it.
+    """
+    if training.lora is None:
+        return _HALF * sizes.trained
+    adapter = (_HALF + _SINGLE) * sizes.trained
+    if sizes.flops is None:  # experts are merged in memory
+        return adapter + (_HALF + _SINGLE) * sizes.frozen
+    return adapter + 2 * min(SHARD_BYTES, _HALF * sizes.frozen) + (_HALF + 2 * _SINGLE) * sizes.widest
 
 
 def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True) -> Memory:

@@ -33,6 +33,11 @@ class PackedRows:
     labels: Ids
     """[S] those next tokens"""
 
+    @property
+    def borders(self) -> npt.NDArray[np.int32]:
+        """[rows + 1] where each row begins, and T; in the type that FlashAttention takes."""
+        return np.append(np.flatnonzero(self.position_ids == 0), len(self.position_ids)).astype(np.int32)
+
 
 def optimiser_steps(rows: int, batch_size: int, epochs: int) -> int:
     """Number of optimiser steps; an epoch's last batch may be smaller."""

@@ -1,15 +1,20 @@
 """The ranks together: how they find each other, wait for what one of them does alone, and end where one has to."""
 
+import contextlib
+import ipaddress
 import os
+import socket
 from datetime import timedelta
 from typing import TypeVar
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from cgd_ray.training.job import RankJob, RefusedError
 
 Value = TypeVar("Value")
+_ELSEWHERE = "8.8.8.8"  # as Ray finds its nodes' addresses; nothing is sent to it
 _HOURS = 12  # terabytes to a slow store; the default group gives up after ten minutes
 
 
@@ -23,8 +28,33 @@ def join_ranks(job: RankJob) -> torch.device:
     # Beside a GPU for the optimiser's states on the host; torchrun would leave one thread for them.
     torch.set_num_threads(job.threads)
     if not dist.is_initialized():
+        bind_gloo(_own_address(os.environ["MASTER_ADDR"]))
         dist.init_process_group("nccl" if job.device == "cuda" else "gloo")
     return device
+
+
+def bind_gloo(address: str | None) -> None:
+    """Let gloo listen on the interface with this address, unless the environment's GLOO_SOCKET_IFNAME names another.
+
+    Else it listens where the host's own name leads to: on Debian to 127.0.1.1, which no other machine reaches. NCCL
+    looks at the interfaces itself, and takes loopback last.
+    """
+    for name, found in psutil.net_if_addrs().items():
+        if address in {each.address.partition("%")[0] for each in found}:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _own_address(master: str) -> str | None:
+    """This machine's on the way to another one; None where it has none that others could reach."""
+    for other in (master, _ELSEWHERE):  # on the master itself its name may lead to loopback
+        with contextlib.suppress(OSError):
+            family, kind, _, _, place = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
+            with socket.socket(family, kind) as probe:
+                probe.connect(place)
+                address = str(probe.getsockname()[0])
+            if not ipaddress.ip_address(address.partition("%")[0]).is_loopback:
+                return address
+    return None
 
 
 def patient_group() -> dist.ProcessGroup:

@@ -6,7 +6,7 @@ import ray.exceptions
 import ray.train
 import structlog
 from ray.actor import ActorHandle
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.placement import held_room, require_returned
@@ -18,8 +18,9 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.card import training_seed
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.encode_table import Encoding, encode_examples
-from cgd_ray.training.job import RankOutcome
+from cgd_ray.training.job import GpuMemoryError, RankOutcome
 from cgd_ray.training.plan import TrainingPlan, TrainingResult
+from cgd_ray.training.ray_group import FinalFailures, NodeTorchConfig
 from cgd_ray.training.ray_worker import Refused, train_on_ray
 from cgd_ray.training.resources import check_room, pyarrow_filesystem, worker_resources
 from cgd_ray.training.steps import shown_steps
@@ -52,7 +53,7 @@ def run_training(
     Raises:
         StoppedError: rows are ready for torchrun, where `training.launcher` says so.
         CgdError: no student is there and none may be trained, no rows are left,
-            training diverged, or its workers died more than `training.max_failures` times.
+            training diverged, a GPU is full, or its workers died more than `training.max_failures` times.
     """
     prompts = load_prompts(recipe.generation.prompts)
     encoded = encode_examples(examples, Encoding(recipe.training, training_seed(recipe), prompts, encoder))
@@ -98,6 +99,8 @@ def _fit(plan: TrainingPlan) -> RankOutcome:
                 fit, on_interrupt=partial(_stop, board, plan.recipe), grace_seconds=plan.recipe.training.stop_timeout_s
             ).return_value
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        if isinstance(final := getattr(error, "controller_failure", None), GpuMemoryError):
+            raise final from None
         raise CgdError(
             f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
         ) from error
@@ -118,11 +121,12 @@ def _trainer(plan: TrainingPlan, board: ActorHandle) -> TorchTrainer:
     return TorchTrainer(
         partial(train_on_ray, plan.job(resources.device, resources.cpus), board),
         scaling_config=resources.scaling(training),
-        torch_config=TorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
+        torch_config=NodeTorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
         run_config=ray.train.RunConfig(
             name=plan.identity,
             storage_path=plan.store.path(plan.parent),
             storage_filesystem=pyarrow_filesystem(plan.store),
+            callbacks=[FinalFailures()],
             failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
             worker_runtime_env={"env_vars": {"DS_ACCELERATOR": resources.device}},
         ),

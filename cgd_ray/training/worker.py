@@ -8,29 +8,26 @@ tensor or pipeline parallelism, other optimisers.
 
 import contextlib
 import math
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from cgd_ray.errors import StoppedError
-from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.models import local_model
-from cgd_ray.training.adapters import merge
 from cgd_ray.training.attention import pass_multiple, require_rows_fit, settle_attention
 from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.disk import swap_folder
 from cgd_ray.training.engine import apply_step, start_engine
-from cgd_ray.training.export import gather_weights, write_student
+from cgd_ray.training.export import export_student
 from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import (
-    STUDENT_MARKS,
     DivergedError,
     GpuMemoryError,
     RankJob,
@@ -46,13 +43,13 @@ from cgd_ray.training.ranks import join_ranks, patient_group, refuse_together
 from cgd_ray.training.recompute import settle_checkpointing
 from cgd_ray.training.rows import open_on_node
 from cgd_ray.training.schedule import learning_rate
-from cgd_ray.training.scratch import student_folder
 from cgd_ray.training.tracking import Trackers
 
 Report = Callable[[StepReport], bool]
 """Hears of a step; returns whether training is to stop."""
 
 
+_FULL_GPU = re.compile(r"(?:CUDA|Cuda|HIP)[^.\n]*out of memory|\w+_STATUS_ALLOC_FAILED")  # PyTorch, NCCL, cuBLAS
 _SHOWN = 8  # keys of rows, in a line
 _VALIDATED_AT_ONCE = 1024  # rows: packing takes time with their square
 
@@ -88,9 +85,12 @@ def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda
             return _train_to_the_end(rank, report, warned)
         finally:
             rank.forget_swapped()
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        reason = _FULL_GPU.search(str(error))
+        if reason is None:
+            raise
         raise GpuMemoryError(
-            f"a GPU has no room ({str(error).partition('. ')[0]}): lower training.micro_batch_tokens, or set "
+            f"a GPU has no room ({reason[0]}): lower training.micro_batch_tokens, or set "
             "training.gradient_checkpointing, a higher zero_stage or offload: cpu"
         ) from error
 
@@ -300,21 +300,5 @@ class _Rank:
 
     def export(self) -> None:
         """Put the student into the store from rank 0. Its manifest is the caller's to write."""
-        weights = gather_weights(self.engine)
-        if self.number == 0:
-            store: Store = self.job.encoded.store
-            with student_folder() as folder:
-                self._write(weights, folder)
-                for name in STUDENT_MARKS:  # first what says that a student is whole
-                    store.remove(f"{self.job.student}/{name}")
-                store.remove(self.job.student)
-                store.upload(folder, self.job.student)
+        export_student(self.engine, self.job, self.source)
         dist.barrier(self._patient)
-
-    def _write(self, weights: dict[str, torch.Tensor], folder: Path) -> None:
-        lora, model = self.job.training.lora, self.engine.module
-        if lora is None:
-            write_student(model, weights, self.source, folder, self.job.about)
-        else:
-            merged = merge(self.source, self.job.model, lora, weights, folder / "adapter")
-            write_student(merged, None, self.source, folder, self.job.about)

@@ -80,6 +80,7 @@ def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
     shown = console.export_text()
     assert re.search(rf"rows after curation +│ {counts.rows} ", shown)
     assert "with gradient checkpointing" in shown
+    assert re.search(r"the export takes \d+\.\d GiB more on the host of the first worker", shown)
     assert len(exact.memory) == 8
     for layout, needed in exact.memory.items():
         assert 0 < exact.saved[layout] < needed.device

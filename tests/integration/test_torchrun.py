@@ -110,6 +110,16 @@ def test_on_s3_the_command_knows_where(s3: S3Server, tmp_path: Path, monkeypatch
     assert place.train("on-s3", launcher="torchrun", epochs=1).steps == 6
 
 
+def test_a_full_gpu_of_one_rank_ends_all(place: Place, tmp_path: Path) -> None:
+    command = command_of(place, "full")
+    command[command.index("cgd_ray.training.torchrun")] = "tests.full_gpu"
+    process = start(command, STARTS=str(tmp_path / "starts"))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert output.count("error: a GPU has no room (CUDA out of memory): lower training.micro_batch_tokens") == 1
+    assert sorted((tmp_path / "starts").read_text().split()) == ["0", "1"]
+
+
 def test_a_run_that_somebody_works_on_is_refused_at_once(place: Place) -> None:
     command = command_of(place, "held", epochs=1)
     with held(place.store, "runs/held", wait=False):

@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,10 +16,12 @@ from transformers import AutoTokenizer
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.training import trainer
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Contexts, Conversation, view
 from cgd_ray.training.packing import join, plan_passes
 from cgd_ray.training.plan import TrainingResult
+from tests.full_gpu import train_on_ray_full
 from tests.place import Place, distance
 from tests.servers import S3Server
 from tests.unit.training.tiny import example, write_tiny_model
@@ -31,7 +34,9 @@ WORKER = "ray::RayTrainWorker"
 def cluster(s3: S3Server) -> Iterator[None]:
     """Ray on two CPUs, started after the S3 server: its processes inherit the keys."""
     assert s3.environment.items() <= os.environ.items()
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S", "3")  # of ranks that wait for one that failed
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -159,6 +164,16 @@ def test_a_diverged_training_names_its_rows_and_is_not_tried_again(place: Place)
         place.train("diverged", learning_rate=1e30, workers=1, max_failures=3)
     assert "\n" not in str(caught.value)
     assert time.monotonic() - started < 60
+
+
+def test_a_full_gpu_of_one_rank_ends_all_and_is_not_tried_again(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = tmp_path / "starts"
+    monkeypatch.setattr(trainer, "train_on_ray", partial(train_on_ray_full, starts))
+    with pytest.raises(CgdError, match=r"^a GPU has no room \(CUDA out of memory\): lower [^\n]*$"):
+        place.train("full", workers=2, max_failures=3)
+    assert sorted(starts.read_text().split()) == ["0", "1"]
 
 
 def test_no_rows_is_said_with_the_reasons(place: Place) -> None:

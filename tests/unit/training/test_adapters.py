@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from bitsandbytes.functional import dequantize_4bit
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.checkpoints import Checkpoints
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loss import summed_loss
+from cgd_ray.training.merge import Mergeable
 from cgd_ray.training.worker import _Rank, train_rank
 from tests.unit.training.loop import ROWS, make_job, mean_loss
-from tests.unit.training.tiny import encoded_rows, write_tiny_model
+from tests.unit.training.tiny import encoded_rows, tiny_tokenizer, write_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_rank")
 
@@ -84,6 +85,42 @@ def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, s
     adapter = json.loads(encoded.store.read(f"{job.student}/adapter/adapter_config.json"))
     assert adapter["base_model_name_or_path"] == job.model
     assert encoded.store.exists(f"{job.student}/adapter/adapter_model.safetensors")
+
+
+def test_the_adapter_is_stored_before_the_merge(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: object) -> None:
+        raise MemoryError
+
+    job = make_job(encoded, tiny_dir, lora=LoraSection(rank=4, alpha=8))
+    job = replace(job, checkpoints="lora-first", student="lora-first-student")
+    with monkeypatch.context() as patch:
+        patch.setattr(Mergeable, "write", die)
+        with pytest.raises(MemoryError):
+            train_rank(job, lambda _: False)
+    assert encoded.store.names(f"{job.student}/adapter", ".safetensors") == ["adapter_model.safetensors"]
+    assert encoded.store.names(job.student) == []
+    assert train_rank(job, lambda _: False).resumed_from_step == 1
+    assert encoded.store.names(f"{job.student}/adapter", ".safetensors") == ["adapter_model.safetensors"]
+    AutoModelForCausalLM.from_pretrained(encoded.store.path(job.student))
+
+
+def test_an_adapter_of_experts_is_merged_too(encoded: Table, tmp_path: Path) -> None:
+    """They do not lie in the file as in the model."""
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = MixtralConfig(**small, num_hidden_layers=1, num_local_experts=2, vocab_size=400)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    job = make_job(encoded, tmp_path, lora=LoraSection(rank=4, alpha=8), learning_rate=1e-2)
+    job = replace(job, checkpoints="experts", student="experts-student")
+    train_rank(job, lambda _: False)
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (tmp_path, encoded.store.path(job.student))
+    )
+    assert before.keys() == after.keys()
+    changed = {name for name, weight in after.items() if (weight - before[name]).abs().max() > 1e-3}
+    assert any("experts" in name for name in changed)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_projj"], ["all-linear"], ["proj"]])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, modeling_flash_attention_utils
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -216,6 +216,50 @@ def test_each_student_gets_the_fastest_attention_that_it_has(tmp_path: Path, mon
     assert made.config._attn_implementation == "sdpa"
     with pytest.raises(RefusedError, match=r"^training\.attention: flash_attention_2 does not work .*FlashAttention2"):
         load_student(tmp_path, TrainingSection(attention="flash_attention_2"), CPU)
+
+
+class FakeFlash:
+    """In the place of flash-attn's kernel: attends by sdpa within the borders that it is given."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[list[int], list[int], int, int]] = []
+
+    def varlen(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, cu_seqlens_q: torch.Tensor,
+        cu_seqlens_k: torch.Tensor, max_seqlen_q: int, max_seqlen_k: int, softmax_scale: float, **_: Any,
+    ) -> torch.Tensor:  # fmt: skip
+        assert {cu_seqlens_q.dtype, cu_seqlens_k.dtype} == {torch.int32}
+        self.calls.append((cu_seqlens_q.tolist(), cu_seqlens_k.tolist(), max_seqlen_q, max_seqlen_k))
+        lengths = cu_seqlens_q.diff().tolist()
+        rows = zip(*(states.transpose(0, 1).split(lengths, dim=1) for states in (query, key, value)), strict=True)
+        attend = torch.nn.functional.scaled_dot_product_attention
+        outputs = [attend(*row, is_causal=True, scale=softmax_scale, enable_gqa=True) for row in rows]
+        return torch.cat(outputs, dim=1).transpose(0, 1)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "olmo2"])
+@pytest.mark.parametrize("wrap", [lambda made: made, Wrapped], ids=["bare", "wrapped"])
+def test_flash_attention_is_told_where_rows_lie(architecture: str, wrap: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every layer looks for them in the positions, and the host waits for the device each time."""
+
+    def look(*_: object) -> bool:
+        raise AssertionError("looked for rows in the positions")
+
+    flash = FakeFlash()
+    functions = (look, flash.varlen, None, None, None), (lambda **options: options, None)
+    monkeypatch.setattr(modeling_flash_attention_utils, "lazy_import_flash_attention", lambda _: functions)
+    monkeypatch.setattr(modeling_flash_attention_utils, "_is_packed_sequence", look)
+    made, masked = model(architecture, SDPA), model(architecture, SDPA)
+    made.config._attn_implementation = "flash_attention_2"
+    losses = [summed_loss(each, pack(), CPU) for each in (wrap(made), masked)]
+    for loss in losses:
+        loss.backward()
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-6)
+    borders = [0, 9, 26, 28, 58, 122]
+    assert flash.calls == [(borders, borders, 64, 64)] * made.config.num_hidden_layers
+    flash.calls.clear()
+    packed_logits(made, join([(np.arange(5), 2)]), CPU)
+    assert flash.calls[0] == ([0, 5], [0, 5], 5, 5)
 
 
 def test_a_pass_is_the_same_with_padding(tmp_path: Path) -> None:

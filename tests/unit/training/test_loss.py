@@ -64,7 +64,7 @@ class Leaking(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
     def forward(self, **inputs: Any) -> Any:
         return self.model(**inputs | {"use_cache": True})

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from bitsandbytes.nn import Params4bit
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from cgd_ray.config.training import LoraSection, TrainingSection
 from cgd_ray.training.adapters import quantized, with_adapter
 from cgd_ray.training.loss import summed_loss
-from cgd_ray.training.memory import NoEstimateError, memory, model_sizes
+from cgd_ray.training.memory import NoEstimateError, export_memory, memory, model_sizes
 from cgd_ray.training.packing import join
 from tests.unit.training.tiny import write_tiny_model
 
@@ -95,6 +95,18 @@ def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
     assert told(zero_stage=3, offload="cpu") == ((2 + 2) * trained, (2 / 4 + 16 / 4) * trained + copy / 4)
     on_disk = told(zero_stage=3, offload="nvme", offload_folder="/disk")
     assert on_disk == ((2 + 2) * trained, (2 / 4 + 16 / 4) * trained, 16 / 4 * trained)
+
+
+def test_the_export_is_told(tiny_dir: Path, tmp_path: Path) -> None:
+    whole, lora = (TrainingSection(micro_batch_tokens=64, lora=lora) for lora in (None, LoraSection(rank=4)))
+    trained = model_sizes(tiny_dir, whole, *ROW)
+    assert export_memory(trained, whole) == 2 * trained.trained
+    shape = {"hidden_size": 8192, "intermediate_size": 28_672, "num_hidden_layers": 80, "num_attention_heads": 64}
+    config = LlamaConfig(**shape, num_key_value_heads=8, vocab_size=128_256)
+    config.save_pretrained(tmp_path)
+    large = model_sizes(tmp_path, lora, *ROW)
+    assert large.widest == 8192 * 128_256
+    assert 10 * GIB < export_memory(large, lora) < 20 * GIB  # of 70B parameters; in memory it were 390 GB
 
 
 def test_four_bits_are_told(tmp_path: Path) -> None:

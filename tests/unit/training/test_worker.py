@@ -1,5 +1,6 @@
 """The loop of one rank, alone in its process group: what it computes is checked against plain PyTorch."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -151,13 +152,36 @@ def test_a_second_start_that_dies_as_it_writes_a_step_again_leaves_the_whole_che
     assert distance(dict(rank.engine.module.named_parameters()), weights) == 0
 
 
-def test_a_full_gpu_is_said_with_what_helps(encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+FULL = {
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...": "CUDA out of memory",
+    "CUDA error: out of memory\nCompile with ...": "CUDA error: out of memory",
+    "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`": "CUBLAS_STATUS_ALLOC_FAILED",
+    "NCCL error in: ...\nLast error:\nCuda failure 2 'out of memory'": "Cuda failure 2 'out of memory",
+}
+
+
+@pytest.mark.parametrize("text", FULL)
+def test_a_full_gpu_is_said_with_what_helps(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
     def fill(*_: object, **__: object) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        raise torch.OutOfMemoryError(text) if "Tried" in text else RuntimeError(text)
 
     monkeypatch.setattr(worker, "summed_loss", fill)
-    with pytest.raises(GpuMemoryError, match=r"no room \(CUDA out of memory\): lower training.micro_batch_tokens"):
+    reason = re.escape(FULL[text])
+    with pytest.raises(GpuMemoryError, match=rf"no room \({reason}\): lower training.micro_batch_tokens"):
         train_rank(replace(make_job(encoded, tiny_dir), checkpoints="full-gpu"), lambda _: False)
+
+
+def test_another_error_of_pytorch_is_no_full_gpu(
+    encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> torch.Tensor:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(worker, "summed_loss", fail)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        train_rank(replace(make_job(encoded, tiny_dir), checkpoints="broken-gpu"), lambda _: False)
 
 
 def test_validation_loss_is_of_all_rows_set_aside_which_are_not_trained_on(encoded: Table, tiny_dir: Path) -> None:

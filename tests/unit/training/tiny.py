@@ -71,7 +71,7 @@ def write_tiny_model(folder: Path, **changes: Any) -> None:
     tiny_tokenizer().save_pretrained(folder)
 
 
-def encoded_rows(model: Path, root: Path, count: int) -> Table:
+def encoded_rows(model: Path, root: Path | str, count: int) -> Table:
     """A table of that many rows: bare prompts with their refinements."""
     table = Table(Store(str(root)), "encoded", "tiny", ENCODED)
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(model), {})
