@@ -151,6 +151,7 @@ class ChainRunner:
                 committer.flush()
 
     async def _one(self, stage: Stage, row: Row) -> "asyncio.Future[None]":
+        self._tallies.setdefault(stage.name, StageTally()).admitted += 1
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
         made: Completion | CompletionError
         try:

@@ -80,13 +80,23 @@ def _unanswered(stage: Stage, rows: pa.Table) -> list[Row]:
 
 
 def _require_answers(results: pa.Table, name: str, most: float) -> None:
-    """Refuse to call a model wrong that was hardly asked."""
-    unanswered = [row for row in results.to_pylist() if row["status"] not in ("ok", "truncated")]
-    if len(unanswered) > most * len(results):
+    """Refuse to call a model wrong that was hardly asked.
+
+    An over-long prompt is one that this student cannot answer, trained or not: it counts as wrong.
+    """
+    statuses, errors = results["status"], results["error"]
+    failed = errors.filter(pc.is_in(statuses, pa.array(["failed", "quarantined"])))
+    over_long = errors.filter(pc.equal(statuses, "over-long"))
+    where = f"evaluation of the {name} student"
+    if len(failed) > most * len(results):
         raise CgdError(
-            f"evaluation of the {name} student: {len(unanswered)} of {len(results)} prompts have no answer, more than "
-            f"generation.max_failed_fraction {most}; the last reason: {unanswered[-1]['error']}"
+            f"{where}: {len(failed)} of {len(results)} prompts have no answer, more than "
+            f"generation.max_failed_fraction {most}; the last reason: {failed[-1]}"
         )
+    if len(over_long) and len(failed) + len(over_long) == len(results):
+        raise CgdError(f"{where}: none of {len(results)} prompts has an answer; the last reason: {over_long[-1]}")
+    if len(over_long):
+        log.warning(f"{where}: prompts leave no room for an answer, and count as wrong", prompts=len(over_long))
 
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
