@@ -62,7 +62,12 @@ class ChainRunner:
         for stage in stages:
             before = next(reversed(self._results.values()), None)
             self._results[stage.name] = Committer(
-                stage.results, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds, after=before
+                stage.results,
+                attempt=stage.attempt,
+                flush_rows=flush_rows,
+                flush_seconds=flush_seconds,
+                after=before,
+                borders=stage.borders,
             )
         # Nothing waits for telemetry, and a kill may lose it: fewer, larger parts.
         self._telemetry = {
