@@ -66,7 +66,7 @@ def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row],
     filters = build_filters(recipe.curation, targets(recipe.training))
     kept: list[Row] = []
     looked = 0
-    for row in _faulted(joined):
+    for row in _faulted(joined.rows_near(joined.stages[-1].name)):
         if row["fault"] and row["fault"][1] == "missing":
             continue
         looked += 1

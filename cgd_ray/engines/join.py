@@ -106,6 +106,12 @@ class Join:
             for sample in range(self.samples):
                 yield self._row(prompt, sample, results)
 
+    def rows_near(self, stage: str) -> Iterator[JoinedRow]:
+        """Rows of the shards that may hold results of a stage: those of a probe are few among millions."""
+        for shard in self.shards():
+            if shard.results[stage]:
+                yield from self.rows(shard)
+
     def shard_digest(self, shard: Shard) -> str:
         """Of the marks of a shard's rows."""
         return rows_digest(row.mark for row in self.rows(shard, texts=False))
