@@ -93,13 +93,14 @@ class Table:
             CgdError: a part is damaged.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        for part in self.parts() if parts is None else parts:
-            table = self._read_part(part, schema)
+        names = list(self.parts() if parts is None else parts)
+        contents = self.store.read_each([f"{self.folder}/{name}" for name in names])
+        for part, content in zip(names, contents, strict=True):
+            table = self._decoded(part, content, schema)
             yield table.append_column("part", pa.array([part] * len(table), pa.string()))
 
-    def _read_part(self, part: str, schema: pa.Schema) -> pa.Table:
+    def _decoded(self, part: str, content: bytes, schema: pa.Schema) -> pa.Table:
         name = f"{self.folder}/{part}"
-        content = self.store.read(name)
         try:
             return pq.read_table(
                 io.BytesIO(content), schema=schema, columns=schema.names, page_checksum_verification=True

@@ -63,15 +63,15 @@ def draft_all(join: Join) -> Stage:
 
 def rows_read(join: Join, monkeypatch: pytest.MonkeyPatch) -> float:
     """Rows of drafts that a plan reads, for each draft."""
-    read, rows = Table._read_part, list[int]()
+    decoded, rows = Table._decoded, list[int]()
 
-    def counting(self: Table, part: str, schema: pa.Schema) -> pa.Table:
-        found = read(self, part, schema)
+    def counting(self: Table, part: str, content: bytes, schema: pa.Schema) -> pa.Table:
+        found = decoded(self, part, content, schema)
         rows.append(len(found) if self.stage == "draft" else 0)
         return found
 
     with monkeypatch.context() as counted:
-        counted.setattr(Table, "_read_part", counting)
+        counted.setattr(Table, "_decoded", counting)
         assert plan(join).counts["draft"].ok == ROWS
     return sum(rows) / ROWS
 
