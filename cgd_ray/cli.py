@@ -223,11 +223,12 @@ def _status(path: Path, overrides: list[str]) -> None:
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.data.prepare import prepare_prompts
-    from cgd_ray.forecast import forecast_training
+    from cgd_ray.evaluation.run import heldout_rows
+    from cgd_ray.forecast import forecast_evaluation, forecast_training
     from cgd_ray.generation.probe import probe
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import preflight
-    from cgd_ray.report.estimate import print_estimate, print_training
+    from cgd_ray.report.estimate import print_estimate, print_evaluation, print_training
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(recipe)
@@ -235,6 +236,7 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
     console = _console(160)
     with ray_session():
         prompts = prepare_prompts(recipe, store)
+        questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
         estimate = probe(recipe, prompts.table, rows, gpu_hour_price)
     if estimate is None:
         console.print("nothing is left to generate")
@@ -242,6 +244,8 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
         print_estimate(estimate, console)
     if recipe.training.enabled:
         print_training(forecast_training(recipe, store, prompts), recipe.training, console)
+    if questions is not None:
+        print_evaluation(forecast_evaluation(recipe, store, prompts, questions, estimate), console)
 
 
 def _explain(path: Path, overrides: list[str]) -> None:

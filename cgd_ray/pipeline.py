@@ -80,14 +80,13 @@ def _run_phases(recipe: Recipe, store: Store, phases: Set[Phase]) -> Outcome:
     may = "generate" in phases
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome, may_generate=may))
     recorded = {"generation": _record(run, "generation", outcome.generation, outcome, settings)}
-    joined = join_of(recipe, prompts.table, generated.stages)
-    curated = _timed(outcome, "curation", lambda: curate(recipe, store, joined, outcome))
+    curated = _timed(outcome, "curation", lambda: curate(recipe, store, generated.join, outcome))
     if recipe.training.enabled and phases & {"train", "evaluate"}:
         _timed(outcome, "training", lambda: train(recipe, store, curated, outcome, may_train="train" in phases))
         recorded["training"] = _record(run, "training", outcome.training, outcome, settings)
     if questions is not None and "evaluate" in phases:
         _timed(outcome, "evaluation", lambda: evaluate(recipe, store, questions, outcome))
-        outcome.evaluation["generated"] = generated_quality(joined)
+        outcome.evaluation["generated"] = generated_quality(generated.join)
         recorded["evaluation"] = _record(run, "evaluation", outcome.evaluation, outcome, settings)
     if "evaluate" in phases:
         _finish(run, outcome, recorded, settings)

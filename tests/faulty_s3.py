@@ -1,8 +1,12 @@
-"""A proxy before the S3 server that makes a network of it: refusals, delays and connections cut in the middle."""
+"""A proxy before the S3 server that makes a network of it: refusals, delays and connections cut in the middle.
+
+It can also stand for a role without the right to delete.
+"""
 
 import asyncio
 import contextlib
 import random
+import re
 import threading
 from collections.abc import Iterator
 from typing import Literal
@@ -27,23 +31,36 @@ class FaultyProxy:
         self.port = 0
         self.met = 0
         """Requests that met the fault."""
+        self.keeps_all = False
+        """Whether bulk deletes are answered as S3 does where no key may be deleted: with success, and errors by key."""
         self._server = server
         self._random = random.Random(seed)
+        self._connections: set[asyncio.Task[None]] = set()
 
     async def serve(self, ready: threading.Event) -> None:
         listener = await asyncio.start_server(self._connection, "127.0.0.1", 0)
         self.port = listener.sockets[0].getsockname()[1]
         ready.set()
-        async with listener:
-            await listener.serve_forever()
+        try:
+            async with listener:
+                await listener.serve_forever()
+        finally:
+            for connection in self._connections:
+                connection.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def _connection(self, client: asyncio.StreamReader, to_client: asyncio.StreamWriter) -> None:
+        if this := asyncio.current_task():
+            self._connections.add(this)
+            this.add_done_callback(self._connections.discard)
         with contextlib.suppress(OSError, asyncio.CancelledError):
             server, to_server = await asyncio.open_connection("127.0.0.1", self._server)
             back = asyncio.create_task(_pass_on(server, to_client))
             try:
                 while sent := await client.read(2**16):
-                    if not await self._one(sent, to_server, to_client):
+                    if self.keeps_all and re.match(rb"POST [^ ]*\?delete", sent):
+                        to_client.write(await _refuse_each(sent, client))
+                    elif not await self._one(sent, to_server, to_client):
                         break
             finally:
                 back.cancel()
@@ -77,6 +94,15 @@ def faulty_proxy(server: int, seed: int) -> Iterator[FaultyProxy]:
     proxy = FaultyProxy(server, seed)
     with serving(proxy.serve):
         yield proxy
+
+
+async def _refuse_each(sent: bytes, client: asyncio.StreamReader) -> bytes:
+    while b"</Delete>" not in sent:
+        sent += await client.read(2**16)
+    keys = re.findall(rb"<Key>(.*?)</Key>", sent)
+    errors = b"".join(b"<Error><Key>%b</Key><Code>AccessDenied</Code></Error>" % key for key in keys)
+    body = b"<?xml version='1.0'?><DeleteResult>%b</DeleteResult>" % errors
+    return b"HTTP/1.1 200 OK\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
 
 
 async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -64,7 +64,8 @@ class GenerationSection(Section):
     max_total_tokens: PositiveInt | None = None
     """Prompt plus completion tokens that one invocation may spend on generation; then the run stops resumably."""
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """A stage that has seen 20 rows and failed on more than this share of them stops the run."""
+    """A stage that surely fails on more than this share of its rows stops the run. It is judged by the rows that it has
+    begun, of at least 20, with a one-sided confidence bound. Over-long prompts are passed by and do not count."""
 
     retry_quarantined: bool = False
     """Whether rows that killed their engine are tried again, as failed ones always are: after a mend of the engine, or

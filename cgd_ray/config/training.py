@@ -186,8 +186,9 @@ class EvaluationSection(Section):
     """Base and trained student on the held-out prompts, with the bare prompt, through the same engine."""
 
     enabled: bool = True
-    limit: PositiveInt | None = None
-    """At most this many held-out prompts, smallest hash first."""
+    limit: PositiveInt | None = 5000
+    """At most this many held-out prompts, smallest hash first; `null` asks all. 5,000, as MATH's test set has, tell an
+    accuracy to 1.4 points; a tenth of ten million prompts would be asked for days and tell little more."""
     max_tokens: PositiveInt = 1024
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

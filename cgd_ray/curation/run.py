@@ -1,7 +1,5 @@
 """The curation phase: generated rows in, training examples and the dropped rows with their reasons out."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters, targets
-from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.engines.join import Join, JoinedRow, Shard, rows_digest
 from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.spread import spread
@@ -22,7 +20,7 @@ from cgd_ray.storage.schemas import DROPPED, EXAMPLES
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_VERSION = 2  # raise it whenever filters or the grader judge otherwise, and examples are made anew
+_VERSION = 3  # raise it whenever filters or the grader judge otherwise, and examples are made anew
 Key = tuple[str, int]
 
 
@@ -68,7 +66,7 @@ def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row],
     filters = build_filters(recipe.curation, targets(recipe.training))
     kept: list[Row] = []
     looked = 0
-    for row in _faulted(joined):
+    for row in _faulted(joined.rows_near(joined.stages[-1].name)):
         if row["fault"] and row["fault"][1] == "missing":
             continue
         looked += 1
@@ -98,14 +96,10 @@ def _content(recipe: Recipe, joined: Join) -> dict[str, Any]:
 
 
 def _rows_digest(joined: Join) -> str:
-    """Of every row's key, texts and states; told from digests, without reading a text."""
-    whole = hashlib.sha256()
-    for shard in joined.shards():
-        for row in joined.rows(shard, texts=False):
-            states = {name: result and (result["status"], result["digest"]) for name, result in row.results.items()}
-            key = [row.texts["prompt_id"], row.texts["sample"], row.digests["prompt"], row.digests["reference"]]
-            whole.update(json.dumps([key, states]).encode())
-    return whole.hexdigest()[:16]
+    """Of every row's key, texts and states: as whoever planned has read them, else told side by side."""
+    if joined.digest is not None:
+        return joined.digest
+    return rows_digest(digest.encode() for digest in spread(joined.shard_digest, joined.shards()))
 
 
 def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:

@@ -11,7 +11,8 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-_ID_BITS = 128
+from cgd_ray.storage.tables import ID_DIGITS
+
 _BATCH_ROWS = 512  # of each run in memory: ten million prompts are two hundred runs
 
 
@@ -34,9 +35,12 @@ class SortedRows:
         self._count += len(rows)
 
     def parts(self, size: int) -> Iterator[pa.Table]:
-        """The rows by id, cut at equal steps of the id's range into parts of about `size` rows; ids are hashes."""
+        """The rows by id, cut at equal steps of the id's range into parts of about `size` rows; ids are hashes.
+
+        Cut where the digits in parts' names change: parts that share these are read together ever after.
+        """
         number = max(1, math.ceil(self._count / size))
-        cuts = [f"{(part << _ID_BITS) // number:032x}" for part in range(1, number)]
+        cuts = [f"{16**ID_DIGITS * part // number:0{ID_DIGITS}x}" for part in range(1, number)]
         with contextlib.ExitStack() as files:
             runs = [_Run(files.enter_context(pa.OSFile(str(path), "rb"))) for path in self._runs]
             for cut in [*cuts, None]:

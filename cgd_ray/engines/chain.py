@@ -62,7 +62,12 @@ class ChainRunner:
         for stage in stages:
             before = next(reversed(self._results.values()), None)
             self._results[stage.name] = Committer(
-                stage.results, attempt=stage.attempt, flush_rows=flush_rows, flush_seconds=flush_seconds, after=before
+                stage.results,
+                attempt=stage.attempt,
+                flush_rows=flush_rows,
+                flush_seconds=flush_seconds,
+                after=before,
+                borders=stage.borders,
             )
         # Nothing waits for telemetry, and a kill may lose it: fewer, larger parts.
         self._telemetry = {
@@ -151,6 +156,7 @@ class ChainRunner:
                 committer.flush()
 
     async def _one(self, stage: Stage, row: Row) -> "asyncio.Future[None]":
+        self._tallies.setdefault(stage.name, StageTally()).admitted += 1
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
         made: Completion | CompletionError
         try:

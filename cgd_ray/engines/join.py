@@ -1,7 +1,9 @@
 """The one join of prompts with what the stages made of them: by key, and by the digest of the texts."""
 
 import bisect
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
 
 import pyarrow.compute as pc
@@ -25,6 +27,13 @@ class JoinedRow:
     digests: dict[str, str] = field(default_factory=dict)
     """Of the prompt, the reference, and every stage's text that succeeded."""
 
+    @property
+    def mark(self) -> bytes:
+        """Its key, texts and states, told without the stages' texts."""
+        states = {name: result and (result["status"], result["digest"]) for name, result in self.results.items()}
+        key = [self.texts["prompt_id"], self.texts["sample"], self.digests["prompt"], self.digests["reference"]]
+        return json.dumps([key, states]).encode()
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -45,6 +54,30 @@ class Join:
     prompts: Table
     samples: int
     stages: list[Stage]
+    parts: dict[str, list[str]] | None = None
+    """Of `prompts` and of each stage's table, where they were listed; parts that are merged since are found anew."""
+    digest: str | None = None
+    """Of all rows' marks, where somebody has read all rows; see `rows_digest`."""
+
+    def listed(self, only: Set[str] | None = None) -> "Join":
+        """The same with the parts that are there now; where `only` some stages have made any, theirs."""
+        known = {name: parts for name, parts in (self.parts or {}).items() if only is not None and name not in only}
+        tables = {"prompts": self.prompts, **{stage.name: stage.results for stage in self.stages}}
+        parts = {name: known[name] if name in known else table.parts() for name, table in tables.items()}
+        return replace(self, parts=parts, digest=None)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**vars(self), "parts": None}  # megabytes, which nobody needs who is given a shard
+
+    @property
+    def borders(self) -> tuple[str, ...]:
+        """Where the shards begin, see `shard_of`."""
+        ranges = sorted(IdRange.of_part(part) for part in self._parts["prompts"])
+        return tuple(ids.first for ids in ranges[1:])
+
+    @property
+    def _parts(self) -> dict[str, list[str]]:
+        return self.parts or self.listed().parts or {}
 
     def before(self, making: list[Stage]) -> "Join":
         """The same, but as if nothing had been made by the attempts of these stages, or later."""
@@ -52,9 +85,10 @@ class Join:
         return replace(self, stages=[numbered.get(stage.name, stage) for stage in self.stages])
 
     def shards(self) -> list[Shard]:
-        """All shards, in the order of the prompts' ids; lists every table once."""
-        prompts = self.prompts.parts()
-        results = {stage.name: _by_range(prompts, stage.results.parts()) for stage in self.stages}
+        """All shards, in the order of the prompts' ids."""
+        parts = self._parts
+        prompts = parts["prompts"]
+        results = {stage.name: _by_range(prompts, parts[stage.name]) for stage in self.stages}
         return [
             Shard(part, {stage: held[place] for stage, held in results.items()}) for place, part in enumerate(prompts)
         ]
@@ -71,6 +105,16 @@ class Join:
         for prompt in prompts.to_pylist():
             for sample in range(self.samples):
                 yield self._row(prompt, sample, results)
+
+    def rows_near(self, stage: str) -> Iterator[JoinedRow]:
+        """Rows of the shards that may hold results of a stage: those of a probe are few among millions."""
+        for shard in self.shards():
+            if shard.results[stage]:
+                yield from self.rows(shard)
+
+    def shard_digest(self, shard: Shard) -> str:
+        """Of the marks of a shard's rows."""
+        return rows_digest(row.mark for row in self.rows(shard, texts=False))
 
     def __iter__(self) -> Iterator[JoinedRow]:
         for shard in self.shards():
@@ -96,6 +140,14 @@ class Join:
                 joined.texts[stage.name] = result.get("text")
                 digests[stage.name] = result["digest"]
         return joined
+
+
+def rows_digest(marks: Iterable[bytes]) -> str:
+    """Of the marks of rows, or of the digests of many of them, in the order of the rows."""
+    whole = hashlib.sha256()
+    for mark in marks:
+        whole.update(mark)
+    return whole.hexdigest()
 
 
 def caught_up(stages: list[Stage], listing: dict[str, list[str]], rows: list[Row]) -> list[Row]:

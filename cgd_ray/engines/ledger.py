@@ -154,7 +154,7 @@ class _Ledger:
         """What an engine did since it last said so; returns whether it should stop."""
         add_tallies(self._tallies, tallies)
         self._ceiling = ceiling or self._ceiling
-        if tallies:
+        if any(tally.rows for tally in tallies.values()):  # an engine that only begins rows may die of each
             self._progress = time.monotonic()
             self._engines[engine].deaths = 0
         return self._stopping

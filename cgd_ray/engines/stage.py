@@ -47,6 +47,7 @@ class Stage:
     has_verdict: bool = False
     again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run tries again
     description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
+    borders: tuple[str, ...] = ()  # of the shards that rows come from: no part holds results of two
 
     def parent(self, digests: dict[str, str]) -> str:
         """Digest of exactly the texts that a result is made from, given the digest of each by its name."""

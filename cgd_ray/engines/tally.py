@@ -3,12 +3,20 @@
 import math
 from dataclasses import dataclass
 
+ENOUGH_ROWS = 20
+"""Of fewer rows a share says little."""
+
+_SURE = 3.7  # standard deviations: one chance in 10,000, since a run is looked at thousands of times
+
 
 @dataclass
 class StageTally:
     """What one stage did in one invocation, or since it was last asked."""
 
+    admitted: int = 0
+    """Rows that the stage was begun with, finished or not; one whose engine died counts again."""
     rows: int = 0
+    """Those that are finished, with or without a text."""
     failed: int = 0
     truncated: int = 0
     over_long: int = 0
@@ -31,8 +39,23 @@ class StageTally:
 
     @property
     def lost(self) -> int:
-        """Rows without a text."""
-        return self.failed + self.over_long + self.quarantined
+        """Rows that the engine failed on. An over-long prompt says nothing of the engine."""
+        return self.failed + self.quarantined
+
+    def surely_above(self, count: int, share: float) -> bool:
+        """Whether more than this share of the stage's rows will be among those that so many are among by now.
+
+        Among rows that were begun, not finished: refusals come at once and completions late, so nothing but refusals
+        is finished at first, and the slowest are missing to the end.
+
+        Source: the lower end of E. B. Wilson's score interval, JASA 22 (1927).
+        """
+        rows = max(self.admitted, self.rows)
+        if rows < ENOUGH_ROWS:
+            return False
+        found, square = count / rows, _SURE * _SURE / rows
+        low = (found + square / 2 - math.sqrt(square * (found * (1 - found) + square / 4))) / (1 + square)
+        return low > share
 
     def add(self, other: "StageTally") -> None:
         """Take another tally of the same stage in."""
@@ -44,6 +67,7 @@ class StageTally:
 
 
 _COUNTS = (
+    "admitted",
     "rows",
     "failed",
     "truncated",

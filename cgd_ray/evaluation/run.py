@@ -1,6 +1,7 @@
 """The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,9 +17,10 @@ from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.placement import engine_demand, read_cluster
 from cgd_ray.engines.pool import block_rows, work_of
 from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Row, Stage
+from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Stage
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.answers import gold_of
+from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.lease import Lease, held
@@ -31,24 +33,57 @@ log = structlog.get_logger(__name__)
 def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
     """The held-out prompts that can be graded, smallest hash first, at most `evaluation.limit`.
 
+    Parts are looked at side by side, and no more rows are held than are asked for: those to train on may be millions,
+    and the tenth that is held out, too.
+
     Raises:
         CgdError: none has a reference that states an answer.
     """
-    # Part by part: those to train on may be millions.
-    parts = (part.filter(pc.equal(part["split"], "heldout")) for part in prompts.batches())
-    heldout = pa.concat_tables([PROMPTS.empty_table(), *(part.drop_columns("part") for part in parts)])
-    gradable = [bool(reference and gold_of(reference)) for reference in heldout["reference"].to_pylist()]
-    table = heldout.filter(pa.array(gradable, pa.bool_()))
-    if len(table) == 0:
+    limit = recipe.evaluation.limit
+    chosen, heldout, gradable = PROMPTS.empty_table(), 0, 0
+    for found in spread(partial(_heldout, prompts, limit), prompts.parts()):
+        chosen = pa.concat_tables([chosen, found.rows])
+        if limit is not None and len(chosen) > 2 * limit:
+            chosen = _first(chosen, limit)
+        heldout, gradable = heldout + found.heldout, gradable + found.gradable
+    if not gradable:
         raise CgdError(
-            f"evaluation: none of {len(heldout)} held-out prompts has a reference that states an answer (a "
+            f"evaluation: none of {heldout} held-out prompts has a reference that states an answer (a "
             'number, a box, "#### ...", "the answer is ..."); name another data.reference_column, or set '
             "evaluation.enabled=false"
         )
-    if len(table) < len(heldout):
-        log.warning("held-out prompts without a gradable reference are left out", count=len(heldout) - len(table))
-    order = sorted(range(len(table)), key=lambda i: holdout_position(table["prompt_id"][i].as_py()))
-    return table.take(pa.array(order[: recipe.evaluation.limit], pa.int64()))
+    if gradable < heldout:
+        log.warning("held-out prompts without a gradable reference are left out", count=heldout - gradable)
+    if limit is not None and gradable > limit:
+        log.info(
+            f"evaluation asks {limit} of {gradable} held-out prompts (evaluation.limit); the others are not trained on "
+            "either, unless data.holdout holds out fewer"
+        )
+    return _first(chosen, limit)
+
+
+@dataclass(frozen=True)
+class _Heldout:
+    """What a part of the prompts has for evaluation."""
+
+    rows: pa.Table  # gradable ones, at most `evaluation.limit`
+    heldout: int
+    gradable: int
+
+
+def _heldout(prompts: Table, limit: int | None, part: str) -> _Heldout:
+    rows = pa.concat_tables(prompts.batches([part])).drop_columns("part")
+    rows = rows.filter(pc.equal(rows["split"], "heldout"))
+    references = (reference.as_py() for reference in rows["reference"])
+    gradable = rows.filter(pa.array([bool(text and gold_of(text)) for text in references], pa.bool_()))
+    return _Heldout(_first(gradable, limit), len(rows), len(gradable))
+
+
+def _first(rows: pa.Table, limit: int | None) -> pa.Table:
+    """Those with the smallest hashes, in their order."""
+    positions = [holdout_position(identity.as_py()) for identity in rows["prompt_id"]]
+    order = sorted(range(len(rows)), key=positions.__getitem__)
+    return rows.take(pa.array(order[:limit], pa.int64()))
 
 
 def run_evaluation(
@@ -59,34 +94,61 @@ def run_evaluation(
     Returns the results (RESULTS schema, one per row) and what this invocation spent (empty where all was there).
     """
     stage = _stage(recipe, store, identity)
-    spent: dict[str, Any] = {}
-    if _unanswered(stage, rows):
+    parts, spent = stage.results.parts(), dict[str, Any]()
+    rows = _with_parents(stage, rows)
+    if len(_lacking(stage, rows, parts)):
         with held(store, stage.results.folder, wait=True) as lease:
-            if work := _unanswered(stage, rows):  # nobody else answered them while this command waited
-                log.info(f"evaluating the {name} student", prompts=len(work))
+            parts = stage.results.parts()
+            if len(lacking := _lacking(stage, rows, parts)):  # nobody else answered them while this command waited
+                log.info(f"evaluating the {name} student", prompts=len(lacking))
                 stage.results.describe(stage.description)
-                spent = _generate(recipe, stage, model, pa.Table.from_pylist(work, schema=WORK), lease)
+                spent = _generate(recipe, replace(stage, attempt=1 + len(parts)), model, _work(lacking), lease)
+                parts = stage.results.parts()
     if not spent:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
-    table = stage.results.read()
-    table = table.filter(pc.is_in(table["parent"], pa.array([stage.parent_of(row) for row in rows.to_pylist()])))
+    table = stage.results.read(parts)
+    table = table.filter(pc.is_in(table["parent"], rows["parent"].combine_chunks()))
     _require_answers(table, name, recipe.generation.max_failed_fraction)
     return table, spent
 
 
-def _unanswered(stage: Stage, rows: pa.Table) -> list[Row]:
-    done = {row["parent"] for row in stage.results.read().to_pylist() if row["status"] not in stage.again}
-    return [_work(row) for row in rows.to_pylist() if stage.parent_of(row) not in done]
+def unanswered(recipe: Recipe, store: Store, rows: pa.Table, identity: str) -> int:
+    """How many of the held-out rows a model was not asked yet."""
+    stage = _stage(recipe, store, identity)
+    return len(_lacking(stage, _with_parents(stage, rows), stage.results.parts()))
+
+
+def _with_parents(stage: Stage, rows: pa.Table) -> pa.Table:
+    """With the digest of what an answer is made from; one row at a time, since there may be many."""
+    parents = [stage.parent_of({"prompt": prompt.as_py()}) for prompt in rows["prompt"]]
+    return rows.append_column("parent", pa.array(parents, pa.string()))
+
+
+def _lacking(stage: Stage, rows: pa.Table, parts: list[str]) -> pa.Table:
+    """The rows without an answer in these parts."""
+    results = stage.results.read(parts, ["prompt_id", "sample", "parent", "status", "attempt"])
+    done = results.filter(pc.invert(pc.is_in(results["status"], pa.array(sorted(stage.again)))))
+    return rows.filter(pc.invert(pc.is_in(rows["parent"], done["parent"].combine_chunks())))
 
 
 def _require_answers(results: pa.Table, name: str, most: float) -> None:
-    """Refuse to call a model wrong that was hardly asked."""
-    unanswered = [row for row in results.to_pylist() if row["status"] not in ("ok", "truncated")]
-    if len(unanswered) > most * len(results):
+    """Refuse to call a model wrong that was hardly asked.
+
+    An over-long prompt is one that this student cannot answer, trained or not: it counts as wrong.
+    """
+    statuses, errors = results["status"], results["error"]
+    failed = errors.filter(pc.is_in(statuses, pa.array(["failed", "quarantined"])))
+    over_long = errors.filter(pc.equal(statuses, "over-long"))
+    where = f"evaluation of the {name} student"
+    if len(failed) > most * len(results):
         raise CgdError(
-            f"evaluation of the {name} student: {len(unanswered)} of {len(results)} prompts have no answer, more than "
-            f"generation.max_failed_fraction {most}; the last reason: {unanswered[-1]['error']}"
+            f"{where}: {len(failed)} of {len(results)} prompts have no answer, more than "
+            f"generation.max_failed_fraction {most}; the last reason: {failed[-1]}"
         )
+    if len(over_long) and len(failed) + len(over_long) == len(results):
+        raise CgdError(f"{where}: none of {len(results)} prompts has an answer; the last reason: {over_long[-1]}")
+    if len(over_long):
+        log.warning(f"{where}: prompts leave no room for an answer, and count as wrong", prompts=len(over_long))
 
 
 def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
@@ -117,7 +179,6 @@ def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
         seed=recipe.run.seed,
         inputs=("prompt",),
         conversation=BarePrompt(),
-        attempt=1 + len(results.parts()),
         description=content,
     )
 
@@ -126,15 +187,15 @@ def _given(template: dict[str, Any]) -> dict[str, Any]:
     return {"chat_template_kwargs": template} if template else {}
 
 
-def _work(row: Row) -> Row:
-    return {
-        **dict.fromkeys(TEXTS),
-        "prompt_id": row["prompt_id"],
-        "sample": 0,
-        "prompt": row["prompt"],
-        "reference": row["reference"],
-        "todo": ["evaluation"],
+def _work(rows: pa.Table) -> pa.Table:
+    """Held-out rows as work (WORK schema)."""
+    columns = {
+        **{name: pa.nulls(len(rows), pa.string()) for name in TEXTS},
+        **{name: rows[name] for name in ("prompt_id", "prompt", "reference")},
+        "sample": pa.repeat(pa.scalar(0, pa.int32()), len(rows)),
+        "todo": pa.repeat(pa.scalar(["evaluation"], pa.list_(pa.string())), len(rows)),
     }
+    return pa.table(columns, schema=WORK)
 
 
 def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table, lease: Lease) -> dict[str, Any]:

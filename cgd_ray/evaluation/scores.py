@@ -1,17 +1,22 @@
 """From graded answers to figures: accuracy with intervals, and the paired difference."""
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.engines.stage import Row
 from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.storage.runs import Document
+
+_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,26 @@ class Graded:
 
 def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
     """Grade results (RESULTS schema) against the rows' references. A truncated or missing answer is wrong."""
-    by_id = {row["prompt_id"]: row for row in results.to_pylist()}
     columns: dict[str, list[Any]] = defaultdict(list)
-    for row in rows.to_pylist():
-        result = by_id.get(row["prompt_id"], {"status": "failed", "text": None, "completion_tokens": 0})
-        ok = result["status"] == "ok"
-        mark = grade(result["text"], row["reference"]) if ok else None
+    for row in _answered(results, rows):
+        ok = row["status"] == "ok"
+        mark = grade(row["text"], row["reference"]) if ok else None
         columns["correct"].append(mark is not None and mark.correct)
         columns["boxed"].append(mark is not None and mark.correct and mark.boxed)
-        columns["truncated"].append(result["status"] == "truncated")
-        columns["mentions"].append(mentions_inputs(result["text"] or "", row["prompt"]))
-        columns["tokens"].append(result["completion_tokens"] or 0)
+        columns["truncated"].append(row["status"] == "truncated")
+        columns["mentions"].append(mentions_inputs(row["text"] or "", row["prompt"]))
+        columns["tokens"].append(row["completion_tokens"] or 0)
     return Graded(**{name: np.array(values) for name, values in columns.items()})
+
+
+def _answered(results: pa.Table, rows: pa.Table) -> Iterator[Row]:
+    """The rows with `status`, `text` and `completion_tokens` of their results; few at a time: there may be many."""
+    places = pc.index_in(rows["prompt_id"], results["prompt_id"].combine_chunks())
+    joined = rows.select(["prompt", "reference"])
+    for name in ("status", "text", "completion_tokens"):
+        joined = joined.append_column(name, results[name].take(places))
+    for batch in joined.to_batches(max_chunksize=_ROWS):
+        yield from batch.to_pylist()
 
 
 def accuracy_table(graded: Graded, rows: pa.Table, confidence: float) -> Document:

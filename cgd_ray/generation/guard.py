@@ -10,7 +10,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
-from cgd_ray.engines.tally import StageTally, Tallies
+from cgd_ray.engines.tally import ENOUGH_ROWS, StageTally, Tallies
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation.planning import Plan
 from cgd_ray.runtime.spread import spread
@@ -24,8 +24,6 @@ _LOOKS = 4  # at parts that another command merges
 class Guard:
     """Counts what comes back and stops the run when it spends too much or fails too often."""
 
-    # Below this many rows a stage's share of failures says little.
-    _ENOUGH_ROWS = 20
     # So many may fail again, though they are more than may in all: a recipe may have let them pass before.
     _MANY_ROWS = 100
 
@@ -53,6 +51,7 @@ class Guard:
         self._errors: dict[str, str] = {}
         self._deaths = 0
         self._quarantined: dict[str, int] = {}
+        self._said_over_long: set[str] = set()
 
     def check(self, snapshot: Snapshot) -> None:
         """Stop where the run must not go on.
@@ -66,6 +65,7 @@ class Guard:
         self._say_what_died(snapshot.deaths, tallies)
         for stage, tally in tallies.items():
             self._check_failures(stage, tally)
+            self._say_over_long(stage, tally)
         if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
             raise StoppedError(
                 f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
@@ -76,11 +76,10 @@ class Guard:
         """Stop where a stage has no result at all, few rows as there were: what comes next would only hide why."""
         for stage, error in self._errors.items():
             count = done.counts[stage]
-            if not (count.ok or count.truncated):
-                raise StoppedError(
-                    f"{stage}: all {count.failed + count.over_long + count.quarantined} rows failed; "
-                    f"the last error: {error}"
-                )
+            lost = count.failed + count.quarantined
+            # A few over-long prompts among so few rows, as in a probe, say nothing of the others.
+            if not (count.ok or count.truncated) and (lost or count.over_long >= ENOUGH_ROWS):
+                raise StoppedError(f"{stage}: all {lost + count.over_long} rows failed; the last error: {error}")
 
     def _say_what_died(self, deaths: int, tallies: Tallies) -> None:
         if deaths > self._deaths:
@@ -94,13 +93,22 @@ class Guard:
     def _check_failures(self, stage: str, tally: StageTally) -> None:
         if tally.error is not None:
             self._errors[stage] = tally.error
-        if tally.rows < self._ENOUGH_ROWS:
-            return
-        news = tally.lost - self._again[stage]
-        if news > self._max_failed * tally.rows or tally.lost > max(self._MANY_ROWS, self._max_failed * self._rows):
+        many = tally.lost > max(self._MANY_ROWS, self._max_failed * self._rows)
+        news = max(0, tally.lost - self._again[stage])
+        if many or tally.surely_above(news, self._max_failed):
             raise StoppedError(
-                f"{stage}: {tally.lost} of {tally.rows} rows failed, more than generation.max_failed_fraction "
-                f"{self._max_failed}; the last error: {tally.error}"
+                f"{stage}: {tally.lost} of {max(tally.admitted, tally.rows)} rows failed, more than "
+                f"generation.max_failed_fraction {self._max_failed}; the last error: {tally.error}"
+            )
+
+    def _say_over_long(self, stage: str, tally: StageTally) -> None:
+        if stage not in self._said_over_long and tally.surely_above(tally.over_long, self._max_failed):
+            self._said_over_long.add(stage)
+            log.warning(
+                f"{stage}: many prompts leave no room for a completion, and are passed by: raise the engine's "
+                "max_model_len, or lower max_tokens",
+                rows=tally.over_long,
+                last=tally.error,
             )
 
     def _check_spending(self, tallies: Tallies) -> None:

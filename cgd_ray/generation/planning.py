@@ -7,10 +7,9 @@ from itertools import islice
 
 import pyarrow as pa
 
-from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.engines.join import Join, JoinedRow, Shard, rows_digest
 from cgd_ray.engines.stage import TEXTS, WORK, Row, Stage
 from cgd_ray.runtime.spread import spread
-from cgd_ray.storage.tables import Table
 
 _WORK_ROWS = 256
 
@@ -38,6 +37,7 @@ class Plan:
     first: dict[str, int] = field(default_factory=dict)  # rows for which nothing is to be done before this stage
     shards: list[Shard] = field(default_factory=list)
     untried: int = 0  # rows that lack a stage which was never tried; the others failed
+    digest: str = ""  # of all rows, see `Join.digest`
 
     @property
     def is_done(self) -> bool:
@@ -55,10 +55,11 @@ def plan(join: Join) -> Plan:
 
     A stage whose upstream is still to be made counts as pending; failed rows are to be done again.
     """
-    whole = _empty(join.stages)
+    whole, digests = _empty(join.stages), list[bytes]()
     for part in spread(partial(_plan_shard, join), join.shards()):
         _add(whole, part)
-    return whole
+        digests.append(part.digest.encode())
+    return replace(whole, digest=rows_digest(digests))
 
 
 def work(join: Join, shard: Shard, stages: Set[str]) -> Iterator[pa.Table]:
@@ -77,14 +78,20 @@ def todo(stages: list[Stage], joined: JoinedRow) -> list[str]:
     return lacking
 
 
-def with_attempts(stages: list[Stage]) -> list[Stage]:
-    """The stages, numbered for this invocation: one more than the highest attempt in their tables."""
-    return [replace(stage, attempt=_next_attempt(stage.results)) for stage in stages]
+def with_attempts(stages: list[Stage], join: Join | None = None) -> list[Stage]:
+    """The stages, numbered for this invocation: one more than the highest attempt in their tables.
+
+    Where `join` says which parts there are, and where its shards begin, no table is listed.
+    """
+    parts = (join and join.parts) or {stage.name: stage.results.parts() for stage in stages}
+    borders = join.borders if join else ()
+    return [replace(stage, attempt=_next_attempt(parts[stage.name]), borders=borders) for stage in stages]
 
 
 def _plan_shard(join: Join, shard: Shard) -> Plan:
-    found = _empty(join.stages)
+    found, marks = _empty(join.stages), list[bytes]()
     for joined in join.rows(shard, texts=False):
+        marks.append(joined.mark)
         todo: list[str] = []
         for stage in join.stages:
             _judge(joined, stage, todo, found.counts[stage.name])
@@ -96,7 +103,7 @@ def _plan_shard(join: Join, shard: Shard) -> Plan:
             found.untried += joined.results[todo[0]] is None
     if any(found.todo.values()):
         found.shards.append(shard)
-    return found
+    return replace(found, digest=rows_digest(marks))
 
 
 def _empty(stages: list[Stage]) -> Plan:
@@ -134,6 +141,6 @@ def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) 
             todo.append(stage.name)
 
 
-def _next_attempt(table: Table) -> int:
-    names = table.parts()  # part-ATTEMPT-WRITER-SEQUENCE-FIRST-LAST.parquet
-    return 1 + max((int(name.split("-")[1]) for name in names), default=0)
+def _next_attempt(parts: list[str]) -> int:
+    """Of a table with these parts: part-ATTEMPT-WRITER-SEQUENCE-FIRST-LAST.parquet."""
+    return 1 + max((int(name.split("-")[1]) for name in parts), default=0)

@@ -162,7 +162,10 @@ class _Probe:
         pool = [tally for name, tally in self._tallies.items() if role_of(name) == role_of(stage)]
         seconds = max(t["started"] + t["seconds"] for t in pool) - min(t["started"] for t in pool)
         share = self._tallies[stage]["busy_seconds"] / max(1e-9, sum(t["busy_seconds"] for t in pool))
-        return seconds * share / self._tallies[stage]["rows"]
+        tally = self._tallies[stage]
+        # Refused rows took no time, and are not among those that are told.
+        answered = tally["rows"] - tally["failed"] - tally["over_long"] - tally["quarantined"]
+        return seconds * share / max(1, answered)
 
     def _gpus(self, role: str) -> float:
         options, _ = engine_of(self._recipe, role)

@@ -46,6 +46,8 @@ class GenerationResult:
     """What generation did in this invocation, and how its tables stand."""
 
     stages: Stages
+    join: Join
+    """The run's rows with what is generated of them: listed, and read once."""
     counts: dict[str, dict[str, int]]
     tallies: dict[str, dict[str, float]] = field(default_factory=dict)
     execution: str = "none"
@@ -70,23 +72,22 @@ def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate
     """
     stages = build_stages(recipe, store)
     join = join_of(recipe, prompts, stages)
-    if may_generate:
-        compact(join)
-    seen = _listing(stages)
+    join = compact(join) if may_generate else join.listed()
     current = plan(join)
-    if not may_generate:
-        return GenerationResult(stages, _counts(current))
-    if current.is_done:
+    if may_generate and current.is_done:
         log.info("generation: nothing to do, no engine is loaded", rows=current.rows)
-        return GenerationResult(stages, _counts(current))
+    if current.is_done or not may_generate:
+        return GenerationResult(stages, _read(join, current), _counts(current))
     with _sole_maker(store, stages, current) as leases:
-        if _listing(stages) != seen:  # another command made some of it meanwhile
-            current = plan(join)
-        return _generate(recipe, join, stages, current, leases)
+        now = join.listed({stage.name for stage in stages.all})
+        if now.parts != join.parts:  # another command made some of it meanwhile
+            current = plan(now)
+        return _generate(recipe, now, stages, current, leases)
 
 
-def _listing(stages: Stages) -> dict[str, list[str]]:
-    return {stage.name: stage.results.parts() for stage in stages.all}
+def _read(join: Join, current: Plan) -> Join:
+    """The rows, by whoever has planned with them."""
+    return replace(join, digest=current.digest)
 
 
 def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases: list[Lease]) -> GenerationResult:
@@ -105,11 +106,12 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
             # A row whose draft failed would pass the teacher's engine by.
             if any(current.first[stage.name] for stage in part):
                 _run(recipe, guard, join, current, _needed(current, stages, part))
+                join = join.listed({stage.name for stage in part})
                 current = plan(join)  # with what this part made
     guard.require_some(current)
     if current.untried:
         raise CgdError(f"{current.untried} rows were passed by, which is an error of ours; the same command makes them")
-    return GenerationResult(stages, _counts(current), guard.progress.summary(), execution)
+    return GenerationResult(stages, _read(join, current), _counts(current), guard.progress.summary(), execution)
 
 
 @contextlib.contextmanager
@@ -191,7 +193,7 @@ class _Blocks:
 
 
 def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:
-    making = with_attempts(needed)
+    making = with_attempts(needed, join)
     chains = [
         replace(chain, rows=max(current.todo[stage.name] for stage in chain.stages))
         for chain in _chains(recipe, making, guard.paid_before)

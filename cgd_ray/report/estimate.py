@@ -3,6 +3,7 @@
 from rich.console import Console
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.forecast import EvaluationEstimate
 from cgd_ray.generation.probe import Estimate, Spread, StageEstimate, sum_of
 from cgd_ray.report.cells import Cells, rich_table
 from cgd_ray.training.estimate import TrainingEstimate
@@ -32,6 +33,20 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
             f"{estimate.probed} rows did not fill the engines, so the run will be faster than this; a probe of more "
             "rows is closer"
         )
+
+
+def print_evaluation(estimate: EvaluationEstimate | None, console: Console) -> None:
+    """Answers, tokens and time."""
+    if estimate is None:
+        console.print("evaluation: there is no draft to tell it from")
+        return
+    time = f", {_time(estimate.hours)}" if estimate.hours else ""
+    time += f", {_spread(estimate.gpu_hours)} GPU-hours" if estimate.gpu_hours else ""
+    console.print(
+        f"evaluation: {_number(estimate.answers)} answers to {_number(estimate.questions)} held-out prompts "
+        f"(evaluation.limit), as long as the drafts: {_spread(estimate.prompt_tokens)} prompt tok, "
+        f"{_spread(estimate.completion_tokens)} completion tok{time}"
+    )
 
 
 def print_training(estimate: TrainingEstimate | None, training: TrainingSection, console: Console) -> None:

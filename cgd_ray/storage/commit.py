@@ -2,28 +2,51 @@
 
 import asyncio
 import secrets
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.tables import Table, shard_of
+
+_Entry = tuple[dict[str, Any], "asyncio.Future[None]"]
 
 
 class Committer:
     """Collects rows for one table and writes them as parts, on one event loop.
 
-    A part is written when `flush_rows` wait, when the oldest has waited `flush_seconds`, or on `flush`. Part names hold
+    A part is written when `flush_rows` wait, when the oldest has waited `flush_seconds`, or on `flush`. No part holds
+    rows of two shards: an engine works on several at a time, and who reads one of them would read all. Part names hold
     the attempt and a token of this writer, so writers never meet. What `after` was given before is on storage first,
     and where it could not be written, nothing more is: a row whose input is lost would have to be made again.
     """
 
     def __init__(
-        self, table: Table, *, attempt: int, flush_rows: int, flush_seconds: float, after: "Committer | None" = None
+        self,
+        table: Table,
+        *,
+        attempt: int,
+        flush_rows: int,
+        flush_seconds: float,
+        after: "Committer | None" = None,
+        borders: Sequence[str] = (),
     ) -> None:
+        """A committer.
+
+        Args:
+            table: where the rows go.
+            attempt: of the command, for the parts' names.
+            flush_rows: of one shard, that make a part.
+            flush_seconds: the longest time that a row waits for others.
+            after: the committer of what these rows are made from.
+            borders: between shards, see `shard_of`.
+        """
         self._table = table
+        self._borders = borders
         self._after = after
         self._prefix = f"part-{attempt:04d}-{secrets.token_hex(6)}"
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
-        self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
+        self._waiting: dict[int, list[_Entry]] = defaultdict(list)
         self._timer: asyncio.TimerHandle | None = None
         self._writes: set[asyncio.Task[None]] = set()
         self._sequence = 0
@@ -34,9 +57,10 @@ class Committer:
         """Take a row; the future ends when the row is on storage, or with the error that kept it from there."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
-        self._waiting.append((row, done))
-        if len(self._waiting) >= self._flush_rows:
-            self.flush()
+        shard = shard_of(self._borders, row["prompt_id"])
+        self._waiting[shard].append((row, done))
+        if len(self._waiting[shard]) >= self._flush_rows:
+            self._begin(shard)
         elif self._timer is None:
             self._timer = loop.call_later(self._flush_seconds, self.flush)
         return done
@@ -44,30 +68,38 @@ class Committer:
     @property
     def waiting(self) -> int:
         """Rows that nobody writes yet."""
-        return len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
     def flush(self) -> None:
         """Start writing what waits."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._waiting:
-            task = asyncio.get_running_loop().create_task(self._write(self._waiting))
-            self._writes.add(task)
-            task.add_done_callback(self._writes.discard)
-            self._waiting = []
+        for shard in list(self._waiting):
+            self._begin(shard)
 
     async def close(self) -> None:
         """Write what waits and wait for all writes."""
         self.flush()
         await asyncio.gather(*self._writes)
 
-    async def _write(self, entries: list[tuple[dict[str, Any], "asyncio.Future[None]"]]) -> None:
+    def _begin(self, shard: int) -> None:
+        task = asyncio.get_running_loop().create_task(self._write(shard, self._waiting.pop(shard)))
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        if self._timer is not None and not self._waiting:
+            self._timer.cancel()
+            self._timer = None
+
+    async def settle(self, shard: int) -> None:
+        """Write what waits of a shard, and wait for all writes."""
+        if shard in self._waiting:
+            self._begin(shard)
+        await asyncio.gather(*self._writes)
+
+    async def _write(self, shard: int, entries: list[_Entry]) -> None:
         part = f"{self._prefix}-{self._sequence:06d}"
         self._sequence += 1
         rows = [row for row, _ in entries]
         if self._after is not None:
-            await self._after.close()
+            await self._after.settle(shard)
             self.failure = self.failure or self._after.failure
         failure = self.failure
         if failure is None:

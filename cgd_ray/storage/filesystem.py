@@ -3,20 +3,34 @@
 import contextlib
 import os
 import secrets
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict
 
 import fsspec
+import structlog
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
 
+log = structlog.get_logger(__name__)
+
 # botocore waits up to 20 s before each further try: a store that is away or says "slow down" costs minutes, no run.
 _PATIENCE = {"mode": "standard", "max_attempts": 12}
+
+
+_MOST_KEYS = 1000  # that S3 deletes with one request
+_AT_A_TIME = 16  # files that are fetched: a small one takes some 20 ms, whatever its size
+
+
+class NotDeletedError(OSError):
+    """Files are still there. S3 answers a bulk delete with success, and says for each key whether it may be deleted."""
 
 
 class _Entry(TypedDict):
@@ -70,6 +84,22 @@ class Store:
         """
         content: bytes = self.fs.cat_file(self.path(name))
         return content
+
+    def read_each(self, names: Sequence[str]) -> Iterator[bytes]:
+        """The files' bytes, in the order of the names; from S3, where each takes a while to come, a few at a time.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        if not self.is_s3 or len(names) == 1:
+            yield from map(self.read, names)
+            return
+        with ThreadPoolExecutor(_AT_A_TIME, thread_name_prefix="read") as threads:
+            left, coming = iter(names), deque[Future[bytes]]()
+            coming.extend(threads.submit(self.read, name) for name in islice(left, _AT_A_TIME))
+            while coming:
+                yield coming.popleft().result()
+                coming.extend(threads.submit(self.read, name) for name in islice(left, 1))
 
     def write(self, name: str, content: bytes) -> None:
         """Put the whole file, or none of it, under its final name.
@@ -134,20 +164,56 @@ class Store:
             self.fs.get_file(source, str(target))
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder, if it is there."""
-        if self.fs.exists(self.path(name)):
+        """Delete a file or folder, if it is there.
+
+        Raises:
+            NotDeletedError: the store keeps some of it.
+        """
+        if self.is_s3:
+            self.fs.invalidate_cache(self.path(name))
+            self._delete_keys([str(path) for path in self.fs.find(self.path(name))])
+        elif self.fs.exists(self.path(name)):
             with contextlib.suppress(FileNotFoundError):  # somebody else was faster
                 self.fs.rm(self.path(name), recursive=True)
 
     def remove_files(self, names: list[str]) -> None:
-        """Delete files, those that are there: on S3 a thousand with one request."""
+        """Delete files, those that are there: on S3 a thousand with one request.
+
+        Raises:
+            NotDeletedError: the store keeps some of them.
+        """
         if self.is_s3:
-            # s3fs takes no file at all for one that is missing, and so do stores that say when they delete nothing.
-            with contextlib.suppress(FileNotFoundError):
-                self.fs.rm([self.path(name) for name in names])
+            self._delete_keys([self.path(name) for name in names])
             return
         for name in names:
             Path(self.path(name)).unlink(missing_ok=True)
+
+    def discard(self, name: str) -> bool:
+        """Delete what only takes room; returns whether that was allowed, and says where it was not."""
+        try:
+            self.remove(name)
+        except (NotDeletedError, PermissionError) as error:
+            log.warning(f"{self.url(name)}: cannot be deleted, and stays: {error}")
+            return False
+        return True
+
+    def _delete_keys(self, paths: list[str]) -> None:
+        """As s3fs does it, which does not look at what is said of single keys."""
+        bucket = self.path("").split("/", 1)[0]
+        refused: list[dict[str, str]] = []
+        for start in range(0, len(paths), _MOST_KEYS):
+            some = paths[start : start + _MOST_KEYS]
+            keys = [{"Key": path.split("/", 1)[1]} for path in some]
+            answer = self.fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+            refused += [error for error in answer.get("Errors", []) if error["Code"] != "NoSuchKey"]
+            for path in some:
+                self.fs.invalidate_cache(path)
+        if refused:
+            first = refused[0]
+            raise NotDeletedError(
+                f"s3://{bucket}/{first['Key']}: {first['Code']}: {len(refused)} of {len(paths)} files are not deleted; "
+                "Fix: give the keys the right to delete (s3:DeleteObject)"
+            )
 
 
 def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False) -> Any:
@@ -177,7 +243,7 @@ def store_errors() -> tuple[type[Exception], ...]:
 
 
 def require_writable(store: Store) -> None:
-    """Write and delete a probe file.
+    """Write and delete a probe file. Where it cannot be deleted, a warning says what that costs.
 
     Raises:
         CgdError: the root cannot be written; the text says why and what to check.
@@ -185,7 +251,11 @@ def require_writable(store: Store) -> None:
     name = f".probe-{secrets.token_hex(4)}"
     try:
         store.write(name, b"probe")
-        store.remove(name)
+        if not store.discard(name) or store.exists(name):
+            log.warning(
+                f"run.root {store.root}: files can be written and not deleted: small parts are not merged, old "
+                "checkpoints stay, no student is replaced. Fix: give the right to delete (on S3 s3:DeleteObject)"
+            )
     except Exception as error:
         what = "endpoint, bucket and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if store.is_s3 else "directory"
         detail = " ".join(str(error).split())

@@ -107,7 +107,7 @@ class Lease:
         if self._heart.is_alive():  # S3 is asked for minutes, and who is told to end has half a minute
             return
         with contextlib.suppress(*store_errors()):
-            self._store.remove(self._file(self._mine.name))
+            self._withdraw(self._mine.name)
 
     def _come_to_hold(self, *, wait: bool) -> bool:
         waited, said = False, -math.inf
@@ -171,13 +171,18 @@ class Lease:
         others = [claim for claim in claims if claim is not None and claim.name != self._mine.name]
         dead = [claim for claim in others if self._is_dead(claim)]
         for claim in dead:
-            self._store.remove(self._file(claim.name))
+            self._withdraw(claim.name)
         return [claim for claim in others if claim not in dead]
+
+    def _withdraw(self, name: str) -> None:
+        """Take a claim away; one that cannot be deleted is made none, for which nobody has to wait."""
+        if not self._store.discard(self._file(name)):
+            self._store.write(self._file(name), b"{}")
 
     def _read(self, file: str) -> Claim | None:
         try:
             return Claim(**json.loads(self._store.read(f"{self.folder}/.lease/{file}")))
-        except (FileNotFoundError, TypeError, ValueError):  # given back since it was listed, or another version's
+        except (FileNotFoundError, TypeError, ValueError):  # given back or withdrawn, or another version's
             return None
 
     def _is_dead(self, claim: Claim) -> bool:

@@ -4,11 +4,12 @@ Work is given out in the order of prompt ids, so a part holds a narrow range of 
 what a listing says is the index, and rows of some prompts are found without opening the other parts.
 """
 
+import bisect
 import functools
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,10 @@ from cgd_ray.storage.filesystem import Store
 
 _PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
 _LOOKS = 4  # at a listing before a reader gives up
-_DIGITS = 4  # of an id, in a part's name: 65,536 ranges
+_ONE_LOOK = 256  # files that a store lists at one moment: S3 gives 1,000 in a page, Linux 32 KiB of names in a call
+ID_DIGITS = 4
+"""Of an id, in a part's name: 65,536 ranges. Parts of prompts begin where one of them does, so that they share none."""
+
 # Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
 _STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "quarantined": 1, "failed": 2}
 
@@ -74,10 +78,11 @@ class Table:
         A listing of many parts comes in pages: a merged part may be written to a page that was read before its sources
         are deleted from one that was not. It was written first, so a second listing has it.
         """
-        return sorted(self.sizes() | self.sizes())
+        found = self.sizes()
+        return sorted(found if len(found) <= _ONE_LOOK else found | self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the parts, by their names; what else lies beside them is nobody's."""
+        """Bytes of the parts, by their names, at one look; what else lies beside them is nobody's."""
         return {name: size for name, size in self.store.sizes(self.folder).items() if _PART.fullmatch(name)}
 
     def batches(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
@@ -88,13 +93,14 @@ class Table:
             CgdError: a part is damaged.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        for part in self.parts() if parts is None else parts:
-            table = self._read_part(part, schema)
+        names = list(self.parts() if parts is None else parts)
+        contents = self.store.read_each([f"{self.folder}/{name}" for name in names])
+        for part, content in zip(names, contents, strict=True):
+            table = self._decoded(part, content, schema)
             yield table.append_column("part", pa.array([part] * len(table), pa.string()))
 
-    def _read_part(self, part: str, schema: pa.Schema) -> pa.Table:
+    def _decoded(self, part: str, content: bytes, schema: pa.Schema) -> pa.Table:
         name = f"{self.folder}/{part}"
-        content = self.store.read(name)
         try:
             return pq.read_table(
                 io.BytesIO(content), schema=schema, columns=schema.names, page_checksum_verification=True
@@ -145,7 +151,7 @@ class IdRange:
     @staticmethod
     def between(first: str, last: str) -> "IdRange":
         """The range from one id to another."""
-        return IdRange(first[:_DIGITS], last[:_DIGITS])
+        return IdRange(first[:ID_DIGITS], last[:ID_DIGITS])
 
     @staticmethod
     def around(ranges: "list[IdRange]") -> "IdRange":
@@ -163,6 +169,11 @@ class IdRange:
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
+
+
+def shard_of(borders: Sequence[str], prompt_id: str) -> int:
+    """Which of the stretches between the borders an id lies in; a border is where a part of the prompts begins."""
+    return bisect.bisect_right(borders, prompt_id)
 
 
 def _one_per_key(table: pa.Table) -> pa.Table:

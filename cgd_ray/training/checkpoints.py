@@ -156,16 +156,16 @@ class Checkpoints:
         """Remove what writers before these, who were killed, left of the same step."""
         for name in self._store.folders(place):
             if name != self._writers:
-                self._store.remove(f"{place}/{name}")
+                self._store.discard(f"{place}/{name}")
 
     def _forget_old(self, best: str) -> None:
         """Remove what is older than those to keep, with what a kill left half written among it."""
         oldest = self._whole()[-self._keep :][0]
-        for name in self._store.folders(self._folder):
-            if name.startswith("step-") and name < oldest and f"{self._folder}/{name}" != best:
-                # What says that it is whole goes first.
-                self._store.remove(f"{self._folder}/{name}/{_PROGRESS}")
-                self._store.remove(f"{self._folder}/{name}")
+        older = [name for name in self._store.folders(self._folder) if name.startswith("step-") and name < oldest]
+        for place in (f"{self._folder}/{name}" for name in older):
+            # What says that it is whole goes first.
+            if place != best and self._store.discard(f"{place}/{_PROGRESS}"):
+                self._store.discard(place)
 
 
 @dataclass(frozen=True)

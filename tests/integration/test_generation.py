@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from cgd_ray.engines.pool import Chain, stream_rows
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.generation.stages import build_stages
+from cgd_ray.pipeline import run_pipeline
 from cgd_ray.report.status import print_status
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
@@ -130,6 +133,26 @@ def test_shards_of_more_rows_than_the_engines_are_given_are_read_in_turn(
     assert max(rooms) < 700
     assert len(list(tmp_path.glob("tables/prompts/*/*.parquet"))) >= 3
     assert result.counts["refine"]["ok"] == 2000
+
+
+def test_a_command_lists_a_table_once_for_each_time_that_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe(tmp_path, training={"enabled": False}, generation={"execution": "staged"})
+    listings, entries = Counter[str](), Store._entries
+
+    def counted(self: Store, folder: str) -> Any:
+        listings[folder] += 1
+        return entries(self, folder)
+
+    monkeypatch.setattr(Store, "_entries", counted)
+    run_pipeline(made, Store(made.run.root))
+    tables = [stage.results for stage in build_stages(made, Store(made.run.root)).all]
+    assert [listings[table.folder] for table in tables] == [3, 3, 3]  # at the start, under the lease, and when made
+    listings.clear()
+    run_pipeline(made, Store(made.run.root))
+    assert [listings[table.folder] for table in tables] == [1, 1, 1]
+    assert max(listings.values()) <= 2
 
 
 def test_a_text_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import _require_answers
 
 
-def results(over_long: int, answered: int) -> pa.Table:
-    lost = [{"status": "over-long", "error": "the prompt has 9 tokens"}] * over_long
+def results(failed: int, answered: int, over_long: int = 0) -> pa.Table:
+    lost = [{"status": "failed", "error": "refused"}] * failed
+    lost += [{"status": "over-long", "error": "the prompt has 9 tokens"}] * over_long
     return pa.Table.from_pylist(lost + [{"status": "truncated", "error": None}] * answered)
 
 
@@ -17,5 +18,14 @@ def test_few_unanswered_prompts_are_borne() -> None:
 
 
 def test_many_unanswered_prompts_are_named_with_their_reason() -> None:
-    with pytest.raises(CgdError, match=r"the base student: 2 of 10 prompts have no answer.*the prompt has 9 tokens"):
+    with pytest.raises(CgdError, match=r"the base student: 2 of 10 prompts have no answer.*refused"):
         _require_answers(results(2, 8), "base", 0.1)
+
+
+def test_over_long_prompts_are_no_failures_of_the_engine() -> None:
+    _require_answers(results(1, 4, over_long=5), "base", 0.1)
+
+
+def test_a_model_that_answered_nothing_is_not_called_wrong() -> None:
+    with pytest.raises(CgdError, match=r"none of 5 prompts has an answer; the last reason: the prompt has 9 tokens"):
+        _require_answers(results(0, 0, over_long=5), "base", 0.1)

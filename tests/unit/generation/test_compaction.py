@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,24 @@ def test_parts_that_somebody_else_has_merged_are_no_error(stages: Stages) -> Non
     merge_parts(table, listed)
     assert len(table.parts()) == 1
     assert table.read().equals(before)
+
+
+def test_a_store_that_silently_keeps_everything_doubles_one_group_once(
+    stages: Stages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = stages.draft.results
+    fill(table)
+    before = table.read()
+    monkeypatch.setattr(compaction, "_GROUP_BYTES", 4 * max(table.sizes().values()))
+    with monkeypatch.context() as keeping:
+        keeping.setattr(Store, "remove_files", lambda *_: None)
+        for _ in range(3):
+            compact(joined(stages))
+        ended = threading.Event()
+        compaction._merge_if_many(table, FEW_PARTS, ended)
+    assert len(before) < sum(len(part) for part in table.batches()) < 1.1 * len(before)
+    assert table.read().equals(before)
+    compact(joined(stages))
+    assert sum(len(part) for part in table.batches()) == len(before)
+    assert PARTS / 6 < len(table.parts()) < PARTS / 3
+    assert _begun(table) == []

@@ -136,6 +136,20 @@ def test_a_row_waits_no_longer_than_the_flush_time(table: Table) -> None:
     assert len(table.read()) == 1
 
 
+def test_no_part_holds_rows_of_two_shards(table: Table) -> None:
+    async def scenario() -> list[list[str]]:
+        committer = Committer(table, attempt=1, flush_rows=3, flush_seconds=0.2, borders=("4000", "8000"))
+        names = ["0001", "4000", "8001", "0002", "7fff", "0003"]  # three shards; only the first has enough rows
+        rows = [committer.add(result(name, "ok", 1, name)) for name in names]
+        await asyncio.gather(rows[0], rows[3], rows[5])
+        assert [rows[number].done() for number in (1, 2, 4)] == [False] * 3
+        await asyncio.wait_for(asyncio.gather(*rows), timeout=5)
+        assert committer.waiting == 0
+        return [part["prompt_id"].to_pylist() for part in table.batches()]
+
+    assert sorted(asyncio.run(scenario())) == [["0001", "0002", "0003"], ["4000", "7fff"], ["8001"]]
+
+
 def test_what_a_row_was_made_from_is_on_storage_before_the_row(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     write = Table.write_part

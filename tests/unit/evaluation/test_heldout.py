@@ -1,0 +1,121 @@
+"""Which held-out prompts are asked, however many there are, and what an evaluation of them takes."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.training import EvaluationSection
+from cgd_ray.data.identity import holdout_position
+from cgd_ray.data.prepare import PreparedPrompts
+from cgd_ray.errors import CgdError
+from cgd_ray.evaluation import run as evaluation
+from cgd_ray.evaluation.run import heldout_rows, run_evaluation
+from cgd_ray.evaluation.scores import grade_results
+from cgd_ray.forecast import forecast_evaluation
+from cgd_ray.generation.stages import build_stages
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.schemas import PROMPTS, RESULTS
+from cgd_ray.storage.tables import Table
+from tests.unit.generation.test_planning import engine, joined, lacking, prompts, recipe, walk
+
+PART, PARTS = 50, 12
+
+
+def limited(root: Path, limit: int | None) -> Recipe:
+    return recipe(root, evaluation={"limit": limit})
+
+
+def heldout_table(root: Path, reference: str | None = "the answer is 7") -> Table:
+    """Every other prompt is held out, every fifth without an answer to grade."""
+    table = Table(Store(str(root)), "prompts", "e" * 16, PROMPTS)
+    for part in range(PARTS):
+        rows = prompts(PART * PARTS).slice(part * PART, PART).to_pylist()
+        for number, row in enumerate(rows):
+            row |= {"split": "heldout" if number % 2 else "train", "reference": reference if number % 5 else None}
+        table.write_part(f"part-{part:06d}", pa.Table.from_pylist(rows, schema=PROMPTS))
+    return table
+
+
+def asked(recipe: Recipe, table: Table) -> list[str]:
+    ids: list[str] = heldout_rows(recipe, table)["prompt_id"].to_pylist()
+    return ids
+
+
+def test_the_smallest_hashes_are_asked_whatever_their_part(tmp_path: Path) -> None:
+    table = heldout_table(tmp_path)
+    everything = asked(limited(tmp_path, None), table)
+    assert len(everything) == PARTS * 20
+    assert everything == sorted(everything, key=holdout_position)
+    assert asked(limited(tmp_path, 7), table) == everything[:7]
+
+
+def test_only_a_few_of_a_million_are_asked_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert EvaluationSection().limit == 5000
+    held = list[int]()
+    first = evaluation._first
+
+    def counted(rows: pa.Table, limit: int | None) -> pa.Table:
+        held.append(len(rows))
+        return first(rows, limit)
+
+    monkeypatch.setattr(evaluation, "_first", counted)
+    heldout_rows(limited(tmp_path, 7), heldout_table(tmp_path))
+    assert max(held) <= 3 * 7  # beside the twenty of one part
+
+
+def test_prompts_without_an_answer_to_grade_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CgdError, match=r"evaluation: none of 300 held-out prompts has a reference that states"):
+        heldout_rows(recipe(tmp_path), heldout_table(tmp_path, reference=None))
+
+
+def answer(row: dict[str, Any], parent: str, status: str, text: str | None) -> dict[str, Any]:
+    made = {"prompt_id": row["prompt_id"], "sample": 0, "parent": parent, "status": status, "text": text}
+    return dict.fromkeys(RESULTS.names) | made | {"model": "m", "attempt": 1, "completion_tokens": 3}
+
+
+def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, store = limited(tmp_path, 6), Store(str(tmp_path))
+    rows = heldout_rows(made, heldout_table(tmp_path))
+    texts = ["the answer is 7", "the answer is 8", None]
+    asked_for = list[list[str]]()
+
+    def generate(_recipe: Recipe, stage: Any, _model: str, work: pa.Table, _lease: object) -> dict[str, Any]:
+        todo = [row for row in work.to_pylist() if row["todo"] == ["evaluation"] and row["sample"] == 0]
+        asked_for.append([row["prompt_id"] for row in todo])
+        statuses = ["ok", "ok", "truncated"]
+        results = [answer(row, stage.parent_of(row), statuses[n % 3], texts[n % 3]) for n, row in enumerate(todo)]
+        stage.results.write_part(f"part-{stage.attempt:04d}-a-000000", results[::-1])
+        return {"rows": len(todo)}
+
+    monkeypatch.setattr(evaluation, "_generate", generate)
+    run_evaluation(made, store, rows.slice(0, 3), "base", "m", "identity")
+    results, spent = run_evaluation(made, store, rows, "base", "m", "identity")
+    assert spent == {"rows": 3}
+    ids = rows["prompt_id"].to_pylist()
+    assert asked_for == [ids[:3], ids[3:]]
+    graded = grade_results(results, rows)
+    assert graded.correct.tolist() == [True, False, False] * 2
+    assert graded.truncated.tolist() == [False, False, True] * 2
+    assert grade_results(results.slice(0, 0), rows).correct.tolist() == [False] * 6
+
+
+def test_a_plan_counts_the_answers_of_both_students(tmp_path: Path) -> None:
+    made, store = limited(tmp_path, 9), Store(str(tmp_path))
+    stages = build_stages(made, store)
+    join = joined(stages, prompts(5))
+    ready = PreparedPrompts(join.prompts, train=5, heldout=0, duplicates=0, reused=True)
+    questions = heldout_rows(made, heldout_table(tmp_path))
+    assert forecast_evaluation(made, store, ready, questions, None) is None
+    walk(stages, lacking(join), engine(), only=["draft"])
+    told = forecast_evaluation(made, store, ready, questions, None)
+    assert told
+    assert (told.questions, told.answers) == (9, 18)
+    drafts = stages.draft.results.read()
+    mean = sum(drafts["completion_tokens"].to_pylist()) / 5
+    assert told.completion_tokens.value == pytest.approx(18 * mean)
+    assert told.hours is None
