@@ -1,10 +1,13 @@
 """Real models for tests, the `gpu` marker, and CI's rule that nothing may be skipped unseen."""
 
+import contextlib
 import os
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 import structlog
 
@@ -41,6 +44,9 @@ class SkipGuard:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # nohup and a shell's background jobs ignore it, and what a test starts would inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if os.environ.get("CI") == "true":
         config.pluginmanager.register(SkipGuard())
 
@@ -50,6 +56,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if needing and not _has_cuda():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that fails ends what it started: it would take the cores from all later ones."""
+    before = set(psutil.Process().children(recursive=True))
+    try:
+        return (yield)
+    except BaseException:
+        _end(set(psutil.Process().children(recursive=True)) - before)
+        raise
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=20)[1]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 @pytest.fixture(autouse=True)
