@@ -12,7 +12,7 @@ from cgd_ray.engines.stage import BarePrompt, Row, Stage
 from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.prompts.chat import template_text
 from cgd_ray.prompts.templates import PromptSet, load_prompts
-from cgd_ray.runtime.device import has_native_bfloat16, installed_device
+from cgd_ray.runtime.device import training_precision
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.models import model_identity, pinned_revision
@@ -131,9 +131,8 @@ def pin_models(recipe: Recipe) -> Recipe:
         revision = pinned_revision(teacher.model, teacher.revision, "teacher.engine.model")
         engine = _pinned_engine(teacher, "teacher").model_copy(update={"revision": revision})
         changes["teacher"] = TeacherSection(engine=engine)
-    if recipe.training.precision == "auto":
-        precision = "bf16" if has_native_bfloat16(installed_device()) else "fp32"
-        changes["training"] = recipe.training.model_copy(update={"precision": precision})
+    precision = training_precision(recipe.training.precision)
+    changes["training"] = recipe.training.model_copy(update={"precision": precision})
     return recipe.model_copy(update=changes)
 
 

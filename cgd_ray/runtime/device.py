@@ -58,6 +58,13 @@ def has_native_bfloat16(device: Device) -> bool:
     return device == "cuda" or bool(_BFLOAT16_FLAGS & cpu_flags())
 
 
+def training_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
+    """What training computes in; `auto` is decided by the installed device."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if has_native_bfloat16(installed_device()) else "fp32"
+
+
 def cpu_flags() -> frozenset[str]:
     """Features that this machine's CPU has, as Linux names them; none where Linux does not say."""
     if not _CPU_INFO.exists():

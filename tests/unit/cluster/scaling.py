@@ -22,6 +22,7 @@ from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.placement import engine_demand, read_cluster
 from cgd_ray.engines.pool import _resources
 from cgd_ray.generation.run import _READER, engine_of
+from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.training.resources import worker_resources
 
 Bundle = dict[str, float]
@@ -62,6 +63,11 @@ class Autoscaler:
         self.workers: dict[str, Bundle] = {
             name: kind.resources for name, kind in self._types.items() if name != self._config.get_head_node_type()
         }
+
+    def pretend_packages(self, monkeypatch: Any) -> None:
+        """Let the project's code ask for GPUs where this cluster's image would be the one for GPUs."""
+        if any(kind.get("GPU") for kind in self.workers.values()):
+            monkeypatch.setenv(PRETEND_GPUS, "1")
 
     def decide(self, phase: Phase) -> SchedulingReply:
         """Ray's decision on a phase that starts now."""

@@ -24,12 +24,15 @@ from .test_manifests import DOCUMENT, clusters, of_kind, recipe_of, serve_args, 
 def job(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch) -> Autoscaler:
     autoscaler = Autoscaler(of_kind(manifests, "RayJob")["spec"]["rayClusterSpec"])
     only_running([autoscaler.head], monkeypatch)
+    autoscaler.pretend_packages(monkeypatch)
     return autoscaler
 
 
 @pytest.fixture
-def service(manifests: list[Manifest]) -> Autoscaler:
-    return Autoscaler(of_kind(manifests, "RayService")["spec"]["rayClusterConfig"])
+def service(manifests: list[Manifest], monkeypatch: pytest.MonkeyPatch) -> Autoscaler:
+    autoscaler = Autoscaler(of_kind(manifests, "RayService")["spec"]["rayClusterConfig"])
+    autoscaler.pretend_packages(monkeypatch)
+    return autoscaler
 
 
 def test_every_phase_gets_its_nodes(job: Autoscaler, manifests: list[Manifest], tmp_path: Path) -> None:

