@@ -17,6 +17,7 @@ setup: ## Make .venv from the lock and fetch the demo models (once: about 3 minu
 	@$(PY) -m cgd_ray.storage.demo_models $(MODELS)
 
 demo: setup ## Run all phases with real small models on this machine's CPU (minutes)
+	@$(PY) -m cgd_ray.runtime.device
 	$(PY) jobs/pipeline.py jobs/recipes/demo.yaml
 
 demo-full: setup ## The same at a size where the student gets measurably better (longer)

@@ -169,6 +169,7 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> None:
     recipe = load_recipe(path, overrides)
+    from cgd_ray.engines.nodes import check_nodes
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.pipeline import PHASES, run_pipeline
     from cgd_ray.preflight import preflight
@@ -181,6 +182,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     console = _console(120)
     chosen = {phase for phase in PHASES if phases is None or phase in phases}
     with ray_session():
+        check_nodes(store)
         outcome = asdict(run_pipeline(recipe, store, chosen))
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome["training"] and outcome["evaluation"]:
@@ -192,6 +194,7 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     matched = [*overrides, f"training.compared_with=[{', '.join(methods)}]"]
     recipes = {name: load_recipe(path, [*matched, f"training.method={name}"]) for name in methods}
     from cgd_ray.comparison import compare_methods
+    from cgd_ray.engines.nodes import check_nodes
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import preflight
     from cgd_ray.runtime.session import ray_session
@@ -199,6 +202,7 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     store = preflight(next(iter(recipes.values())))
     pinned = {name: pin_models(recipe) for name, recipe in recipes.items()}
     with ray_session():
+        check_nodes(store)
         compare_methods(pinned, store, _console(140))
 
 
@@ -223,6 +227,7 @@ def _status(path: Path, overrides: list[str]) -> None:
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.data.prepare import prepare_prompts
+    from cgd_ray.engines.nodes import check_nodes
     from cgd_ray.evaluation.run import heldout_rows
     from cgd_ray.forecast import forecast_evaluation, forecast_training
     from cgd_ray.generation.probe import probe
@@ -235,6 +240,7 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
     recipe = pin_models(recipe)
     console = _console(160)
     with ray_session():
+        check_nodes(store)
         prompts = prepare_prompts(recipe, store)
         questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
         estimate = probe(recipe, prompts.table, rows, gpu_hour_price)

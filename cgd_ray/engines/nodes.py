@@ -1,0 +1,90 @@
+"""What must hold on every node before anything is paid for: the root is the same one, and so is the device."""
+
+import contextlib
+import secrets
+from dataclasses import dataclass, replace
+
+import ray
+import ray.exceptions
+import structlog
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cgd_ray.errors import ConfigError
+from cgd_ray.runtime.device import Device, installed_device, pretends_gpus
+from cgd_ray.storage.filesystem import Store, store_errors
+
+log = structlog.get_logger(__name__)
+_ANSWER_SECONDS = 120.0  # a node starts a process for it, and imports torch
+
+
+@dataclass(frozen=True)
+class _View:
+    """What one node answers."""
+
+    trouble: str | None
+    """Why it cannot read the probe."""
+    device: Device | None
+    """None where it has no GPU, so that it does not matter."""
+
+
+def check_nodes(store: Store) -> None:
+    """Write a file into the root that every living node must read, and compare the devices of nodes that have GPUs.
+
+    A root on local disks would take each engine's rows to a disk of its own, and training would find none of them.
+
+    Raises:
+        ConfigError: names the nodes, and the mend.
+    """
+    nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
+    if len(nodes) < 2:
+        return
+    name = f".probe-{secrets.token_hex(4)}"
+    store.write(name, b"probe")
+    try:
+        views = _ask(nodes, replace(store, patient=False), name)
+    finally:
+        store.discard(name)
+    names = {key: str(node["NodeManagerHostname"]) for key, node in nodes.items()}
+    if blind := {key: view.trouble for key, view in views.items() if view.trouble}:
+        one = next(iter(blind))
+        raise ConfigError(
+            f"run.root {store.root}: {len(blind)} of {len(nodes)} nodes cannot read what was written there, "
+            f"{names[one]} for instance ({blind[one]}). Fix: take a directory that all nodes share, or "
+            "s3://bucket/prefix with the same keys on every node"
+        )
+    here = installed_device()
+    if other := [names[key] for key, view in views.items() if view.device not in {None, here}]:
+        raise ConfigError(
+            f"the packages of {other[0]} compute on another device than those of the driver ({here}; {len(other)} "
+            "nodes). Fix: install the same packages on every node (`make setup DEVICE=gpu` or cgd-ray[gpu])"
+        )
+    if silent := len(nodes) - len(views):
+        log.warning("nodes that did not answer whether they see the root", nodes=silent, seconds=_ANSWER_SECONDS)
+
+
+def _ask(nodes: dict[str, dict[str, dict[str, float]]], store: Store, name: str) -> dict[str, _View]:
+    """The views of the nodes that answer in time."""
+    look = ray.remote(num_cpus=0, max_retries=0)(_look)
+    asked = {
+        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
+            store, name, has_gpu=found["Resources"].get("GPU", 0) > 0 and not pretends_gpus()
+        ): node
+        for node, found in nodes.items()
+    }
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    views = {}
+    for one in ready:
+        with contextlib.suppress(ray.exceptions.RayError):  # the node went away: who comes later is asked by nobody
+            views[asked[one]] = ray.get(one)
+    return views
+
+
+def _look(store: Store, name: str, *, has_gpu: bool) -> _View:
+    errors: tuple[type[Exception], ...] = store_errors()
+    trouble = None
+    try:
+        if store.read(name) != b"probe":
+            trouble = "it holds something else"
+    except errors as error:
+        trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return _View(trouble, installed_device() if has_gpu else None)

@@ -1,0 +1,70 @@
+"""Every node must see the root: a real second node whose disk is its own, in a mount namespace."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from cgd_ray.engines import nodes
+from cgd_ray.engines.nodes import check_nodes
+from cgd_ray.errors import ConfigError
+from cgd_ray.storage.filesystem import Store
+from tests.servers import REPOSITORY
+
+
+@pytest.fixture(scope="module")
+def other_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("root")
+
+
+@pytest.fixture(scope="module")
+def _second_node(cluster: Cluster, other_disk: Path) -> Iterator[None]:
+    """A node that finds an empty disk where the driver's root is."""
+    start = (
+        f"{Path(sys.executable).with_name('ray')} start --address={cluster.address} --num-cpus=1 --num-gpus=1 --block"
+    )
+    command = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        f"mount -t tmpfs none {other_disk} && exec {ray_start} --num-cpus=1 --num-gpus=1",
+    ]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    node = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while sum(found["Alive"] for found in ray.nodes()) < 2:
+            assert node.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield
+    finally:
+        node.terminate()
+        node.wait(timeout=60)
+
+
+@pytest.mark.usefixtures("_second_node")
+def test_a_root_on_a_nodes_own_disk_is_refused(other_disk: Path) -> None:
+    with pytest.raises(ConfigError, match=r"run\.root .*: 1 of 2 nodes cannot read .*No such file.* Fix: take a dir"):
+        check_nodes(Store(str(other_disk)))
+    assert list(other_disk.iterdir()) == []
+
+
+@pytest.mark.usefixtures("_second_node")
+def test_a_root_that_all_nodes_see_is_taken(tmp_path: Path) -> None:
+    check_nodes(Store(str(tmp_path)))
+
+
+@pytest.mark.usefixtures("_second_node")
+def test_packages_for_another_device_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The node with a GPU computes on CPU; the driver is made to believe that it does not."""
+    monkeypatch.setattr(nodes, "installed_device", lambda: "cuda")
+    with pytest.raises(ConfigError, match=r"the packages of .* compute on another device than those of the driver"):
+        check_nodes(Store(str(tmp_path)))
