@@ -26,16 +26,8 @@ def other_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def _second_node(cluster: Cluster, other_disk: Path) -> Iterator[None]:
     """A node that finds an empty disk where the driver's root is."""
-    start = (
-        f"{Path(sys.executable).with_name('ray')} start --address={cluster.address} --num-cpus=1 --num-gpus=1 --block"
-    )
-    command = [
-        "unshare",
-        "--mount",
-        "sh",
-        "-c",
-        f"mount -t tmpfs none {other_disk} && exec {ray_start} --num-cpus=1 --num-gpus=1",
-    ]
+    join = [f"{Path(sys.executable).with_name('ray')} start --address={cluster.address}", "--num-gpus=1 --block"]
+    command = ["unshare", "--mount", "sh", "-c", f"mount -t tmpfs none {other_disk} && exec {' '.join(join)}"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     node = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
