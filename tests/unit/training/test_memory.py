@@ -67,7 +67,7 @@ def test_a_pass_of_targets_alone_is_told(tiny_dir: Path) -> None:
 def test_experts_are_told_in_bfloat16_only(tmp_path: Path) -> None:
     small = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2}
     MixtralConfig(**small, num_hidden_layers=2, vocab_size=400).save_pretrained(tmp_path)
-    training = TrainingSection(micro_batch_tokens=64, zero_stage=2)
+    training = TrainingSection(micro_batch_tokens=64, zero_stage=2, precision="bf16")
     sizes = model_sizes(tmp_path, training, *ROW)
     assert sizes.flops is None
     assert sizes.layer > sizes.layer_input == 64 * 64 * 2
@@ -77,11 +77,13 @@ def test_experts_are_told_in_bfloat16_only(tmp_path: Path) -> None:
 
 def test_sharding_and_offload_move_what_they_say(tiny_dir: Path) -> None:
     def told(**training: object) -> tuple[float, ...]:
-        section = TrainingSection.model_validate({"workers": 4, "micro_batch_tokens": 64} | training)
+        section = TrainingSection.model_validate(
+            {"workers": 4, "micro_batch_tokens": 64, "precision": "bf16"} | training
+        )
         needed = memory(sizes, section)
         return (needed.device - needed_by_pass, needed.host, needed.disk)[: 3 if needed.disk else 2]
 
-    sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64), *ROW)
+    sizes = model_sizes(tiny_dir, TrainingSection(micro_batch_tokens=64, precision="bf16"), *ROW)
     needed_by_pass = sizes.activations(checkpointed=False)
     trained = sizes.trained
     copy = 12 * trained  # of a checkpoint

@@ -3,6 +3,7 @@
 import pytest
 
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.training.resources import worker_resources
 
 Node = dict[str, float]
@@ -21,6 +22,8 @@ HEAD = {"CPU": 16.0}
     ],
 )
 def test_all_workers_have_room(monkeypatch: pytest.MonkeyPatch, nodes: list[Node], workers: int, cpus: int) -> None:
+    if any("GPU" in node for node in nodes):
+        monkeypatch.setenv(PRETEND_GPUS, "1")
     total = {kind: sum(node.get(kind, 0.0) for node in nodes) for kind in ("CPU", "GPU")}
     monkeypatch.setattr("ray.cluster_resources", lambda: total)
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": node} for node in nodes])
