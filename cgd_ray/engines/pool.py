@@ -16,16 +16,20 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cgd_ray.engines.base import Engine
 from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.join import caught_up
-from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours, give_up
-from cgd_ray.engines.placement import Demand, require_room
+from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours, wait_for_release
+from cgd_ray.engines.placement import Wanted, require_room
+from cgd_ray.engines.replicas import Pool
 from cgd_ray.engines.stage import DONE, WORK, Row, Stage, row_name
 from cgd_ray.engines.ward import RevivedEngine
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime import processes
+from cgd_ray.runtime.cluster import Cluster, Demand
+from cgd_ray.runtime.packing import holds
 from cgd_ray.storage.filesystem import store_errors
 
 # A block is one task and leaves its actor when its slowest row is done: where one row in a hundred takes ten times as
@@ -47,6 +51,7 @@ T = TypeVar("T")
 # does by itself, they took 40 % of an engine's process with the scripted engine.
 _COLLECT = (100_000, 20, 20)
 _REPORT_SECONDS = 1.0
+_SPARE_DEATHS = 16  # of actors that start, in a row; the ledger counts them more closely
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,16 @@ class Chain:
     cpus: float
     gpus: float
     accelerator_type: str | None = None
+    min_replicas: int = 1
     flush_rows: int = 256
     flush_seconds: float = 5.0
     rows: int | None = None
     """Rows that lack a stage of this chain, where that is known: of few rows no engine takes more than its share."""
+
+    @property
+    def demand(self) -> Demand:
+        """Of one engine."""
+        return Demand(self.cpus, self.gpus, self.accelerator_type)
 
     @property
     def spare_rows(self) -> int:
@@ -104,11 +115,13 @@ class ChainActor:
         self._look = threading.Lock()
         self._parts: dict[str, list[str]] = {}
         self._listed = 0  # deaths that there had been in the run when the parts were listed
-        ray.get(ledger.arrive.remote(self._name))
+        self._node = ray.get_runtime_context().get_node_id()
+        place = ray.util.get_current_placement_group()
+        self._place = place.id.hex() if place else None
+        hopeless = ray.get(ledger.arrive.remote(self._name, chain.role, self._place))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
         self._engine = RevivedEngine(chain.make_engine, self._report_suspects)
-        self._start()
         self._runner = ChainRunner(
             self._engine,
             chain.stages,
@@ -118,7 +131,8 @@ class ChainActor:
             spare_rows=chain.spare_rows,
             on_left=self._engine.left,
         )
-        ray.get(ledger.up.remote(self._name))
+        self._is_lost = False
+        self._start(hopeless)
         self._reporting = self._soon(self._report())
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -130,12 +144,18 @@ class ChainActor:
         self._reporting.cancel()
         self._soon(self._runner.close()).result(timeout=CLOSE_SECONDS)
 
-    def _start(self) -> None:
-        try:
-            self._soon(self._engine.start()).result()
-        except self._ending as error:
-            give_up(self._ledger, error)
-            raise
+    def _start(self, hopeless: str | None) -> None:
+        """Load. Where that fails, another engine is started elsewhere, unless this one had been up before."""
+        failure = CgdError(hopeless) if hopeless else self._soon(self._engine.start()).exception()
+        if failure is None:
+            ray.get(self._ledger.up.remote(self._name))
+            return
+        self._is_lost = ray.get(self._give_up(failure))
+        if not self._is_lost:
+            raise failure
+
+    def _give_up(self, error: BaseException) -> "ray.ObjectRef[bool]":
+        return self._ledger.give_up.remote(self._name, self._chain.role, self._place, self._node, as_ours(error))
 
     def _soon(self, work: "Coroutine[object, object, T]") -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -147,10 +167,16 @@ class ChainActor:
         with what they had not written yet.
         """
         try:
-            return await self._go_on(rows)
+            done = rows if self._is_lost else await self._go_on(rows)
         except self._ending as error:
-            await self._ledger.fail.remote(as_ours(error))
-            return rows
+            if not self._engine.is_broken:
+                await self._ledger.fail.remote(as_ours(error))
+                return rows
+            done = rows
+            await self._lose(error)
+        if self._is_lost:
+            await self._hold(rows)
+        return done
 
     async def _go_on(self, rows: list[Row]) -> list[Row]:
         names = [row_name(row) for row in rows]
@@ -161,10 +187,30 @@ class ChainActor:
             rows = await asyncio.to_thread(self._caught_up, rows, admission.look_again)
         suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
+        if not self._is_lost:
+            await self._end(names)
+        return rows
+
+    async def _end(self, names: list[str]) -> None:
         await self._ledger.end.remote(
             self._name, self._chain.role, names, self._runner.take_tallies(), self._runner.ceiling
         )
-        return rows
+
+    async def _lose(self, error: Exception) -> None:
+        """The engine died and cannot be started again: write what it had finished, and leave the rest to others."""
+        if not self._is_lost:
+            self._is_lost = True
+            await self._runner.stop()
+            await self._give_up(error)
+
+    async def _hold(self, rows: list[Row]) -> None:
+        """Keep the rows, which nobody may do here, until the other engines have nothing left to do.
+
+        Ray Data cannot take them back: it ends a run whose actor is gone for good, and gives new rows to an actor that
+        has returned its own.
+        """
+        await asyncio.to_thread(wait_for_release, self._ledger)
+        await self._end([row_name(row) for row in rows])
 
     async def _report(self) -> None:
         """Say what was done, and hear whether to stop."""
@@ -199,9 +245,11 @@ def stream_rows(chains: list[Chain]) -> int:
     return 2 * sum(chain.replicas * chain.admitted_rows for chain in chains)
 
 
-def set_context() -> None:
+def set_context(chains: list[Chain]) -> None:
     """How this process runs datasets that are made from now on: each keeps the context that it was made in."""
     context = DataContext.get_current()
+    # Who cannot start has told the ledger, which ends the run where too few are left.
+    context.max_consecutive_actor_init_deaths = _SPARE_DEATHS + 2 * max(chain.replicas for chain in chains)
     context.enable_progress_bars = False
     context.memory_usage_poll_interval_s = None  # a thread for each block, for a number that nobody asks for
 
@@ -213,8 +261,9 @@ def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
 
 def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHandle) -> ray.data.Dataset:
     """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
-    # Ray 2.60 has no other way to let a pool's actors start again, and says so at every call.
-    warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated", category=RayDeprecationWarning)
+    # Ray 2.60 has no other way to let a pool's actors start again, or each in a place of its own, and says so at every
+    # call.
+    warnings.filterwarnings("ignore", message="`ray_remote_args", category=RayDeprecationWarning)
     rows = block_rows(chains)
     for chain in chains:
         tasks = min(_MOST_BLOCKS, math.ceil(chain.admitted_rows / rows))
@@ -232,21 +281,44 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
             # Nodes may go away every night; who keeps dying for a reason of its own is found by the ward.
             max_restarts=-1,
             max_task_retries=-1,
+            ray_remote_args_fn=_places(chain, ledger),
             **_resources(chain),
         )
     return work
 
 
+def _places(chain: Chain, ledger: ActorHandle) -> Callable[[], dict[str, Any]]:
+    """Options of an actor of the pool, called for each that is started."""
+
+    def options() -> dict[str, Any]:
+        group = ray.get(ledger.take_place.remote(chain.role))
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
+
+    return options
+
+
 def require_chains_fit(chains: list[Chain]) -> None:
-    """Refuse chains that could only wait for ever.
+    """Refuse chains that could only wait for ever; see `require_room`.
 
     Raises:
-        ConfigError: together they ask for more than a cluster has that does not grow.
+        ConfigError: no node holds an engine, or a cluster that does not grow not all of them.
     """
-    if chains:
-        cpus = sum(chain.cpus * chain.replicas for chain in chains)
-        gpus = sum(chain.gpus * chain.replicas for chain in chains)
-        require_room(" and ".join(f"{chain.role}.engine" for chain in chains), Demand(cpus, gpus))
+    require_room([Wanted(f"{chain.role}.engine", chain.demand, chain.replicas) for chain in chains])
+
+
+def pools_of(chains: list[Chain], cluster: Cluster) -> list[Pool]:
+    """What the chains ask of the cluster, and whether it may grow by nodes for them."""
+    shapes = [shape for shape, _ in cluster.declared]
+    return [
+        Pool(
+            chain.role,
+            chain.demand,
+            chain.replicas,
+            chain.min_replicas,
+            may_come=cluster.grows or any(holds(shape, chain.demand) for shape in shapes),
+        )
+        for chain in chains
+    ]
 
 
 def _resources(chain: Chain) -> dict[str, Any]:
