@@ -86,7 +86,7 @@ def require_room(wanted: Sequence[Wanted]) -> None:
     for one in wanted:
         if not _has_place(one.demand, cluster):
             raise ConfigError(
-                f"{_asks(one)}, {one.demand} on one node; {_largest(one.demand, cluster)}. Fix: lower "
+                f"{_asks(one)} {_each(one)}on one node; {_largest(one.demand, cluster)}. Fix: lower "
                 "tensor_parallel_size, GPUs or CPUs there, correct accelerator_type, or add such a node"
             )
     demands = [one.demand for one in wanted for _ in range(one.count)]
@@ -103,6 +103,10 @@ def _has_place(demand: Demand, cluster: Cluster) -> bool:
 
 def _asks(wanted: Wanted) -> str:
     return f"{wanted.key} asks for {wanted.demand.times(wanted.count)}"
+
+
+def _each(wanted: Wanted) -> str:
+    return f"in {wanted.count} parts, each of {wanted.demand} " if wanted.count > 1 else ""
 
 
 def _largest(demand: Demand, cluster: Cluster) -> str:

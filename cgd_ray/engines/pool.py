@@ -248,6 +248,7 @@ def stream_rows(chains: list[Chain]) -> int:
 def set_context(chains: list[Chain]) -> None:
     """How this process runs datasets that are made from now on: each keeps the context that it was made in."""
     context = DataContext.get_current()
+    context.issue_detectors_config.detectors.clear()  # one asks for an actor's options, and so takes an engine's place
     # Who cannot start has told the ledger, which ends the run where too few are left.
     context.max_consecutive_actor_init_deaths = _SPARE_DEATHS + 2 * max(chain.replicas for chain in chains)
     context.enable_progress_bars = False
