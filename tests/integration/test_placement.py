@@ -4,9 +4,9 @@ Large engines beside small ones, kinds of GPUs, a node that comes late, nodes on
 """
 
 import os
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def recipe(root: Path, student: dict[str, Any], teacher: dict[str, Any], **gener
         "student": {"model": "s", "engine": {"type": "scripted", "max_in_flight": 4, **student}},
         "teacher": {"engine": {"type": "scripted", "model": "t", "max_in_flight": 4, **teacher}},
         "evaluation": {"enabled": False},
-        "generation": {"stall_timeout_s": 300, **generation},
+        "generation": {"stall_timeout_s": 120, **generation},
     }
     return parse_recipe(tree, "test")
 
@@ -111,13 +111,14 @@ def test_what_no_node_holds_is_refused_at_once(tmp_path: Path, engine: dict[str,
 
 
 def test_an_engine_waits_for_a_node_that_comes_late(two_nodes: Cluster, tmp_path: Path) -> None:
-    added = []
-    late = threading.Timer(8, lambda: added.append(two_nodes.add_node(num_cpus=2, num_gpus=2)))
-    late.start()
-    result = generate(recipe(tmp_path, {"gpus": 1}, {"gpus": 2, "replicas": 2}, execution="streaming"))
-    late.join()
-    require_whole(result)
-    two_nodes.remove_node(added[0])
+    made = recipe(tmp_path, {"gpus": 1}, {"gpus": 2, "replicas": 2}, execution="streaming")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(generate, made)
+        time.sleep(8)
+        assert not running.done()
+        late = two_nodes.add_node(num_cpus=2, num_gpus=2)
+        require_whole(running.result())
+    two_nodes.remove_node(late)
 
 
 @pytest.mark.usefixtures("two_nodes")
