@@ -145,7 +145,7 @@ def test_a_run_goes_on_with_fewer_engines_down_to_the_minimum(
 def test_what_is_wrong_everywhere_ends_the_run_with_the_engines_own_error(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text(" ".join(node["NodeID"] for node in ray.nodes()))
     began = time.monotonic()
-    with pytest.raises(CgdError, match="^scripted refusal of node"):
+    with pytest.raises(CgdError, match=r"^scripted refusal of node"):
         generate(recipe(tmp_path, {}, {"gpus": 1, "replicas": 4, "refuse_on": str(tmp_path / "bad")}))
     assert time.monotonic() - began < 200  # not the stall timeout, at each of many tries
 
