@@ -15,10 +15,11 @@ from rich.console import Console
 from cgd_ray.config.engine import VllmEngineOptions, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prepare import prepare_prompts
-from cgd_ray.engines.placement import engine_demand, read_cluster
+from cgd_ray.engines.placement import engine_demand
 from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.generation.stages import student_identity
+from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.runtime.waiting import interruptibly
 from cgd_ray.storage.filesystem import Store

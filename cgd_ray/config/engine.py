@@ -81,15 +81,31 @@ class VllmEngineOptions(Section):
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
 
-class VllmOptions(VllmEngineOptions):
+class Replicated(Section):
+    """Engines of one kind, several of which may run at once."""
+
+    replicas: PositiveInt = 1
+    """Number of engines."""
+    min_replicas: PositiveInt = 1
+    """The run goes on with fewer engines, down to this, where some cannot start or are lost."""
+
+    @model_validator(mode="after")
+    def _minimum_is_no_more(self) -> Self:
+        if self.min_replicas > self.replicas:
+            raise ValueError(
+                f"min_replicas {self.min_replicas} is larger than replicas {self.replicas}. Fix: lower it, or raise "
+                "replicas"
+            )
+        return self
+
+
+class VllmOptions(VllmEngineOptions, Replicated):
     """A Ray Data pool of actors, each around one vLLM AsyncLLM."""
 
     type: Literal["vllm"] = "vllm"
     chat_template: str | None = None
     """A chat template (Jinja), or the file that holds it, for a model that brings none. A student is trained, exported
     and served with it, too. None takes the model's own."""
-    replicas: PositiveInt = 1
-    """Number of engines."""
     max_in_flight: PositiveInt = 64
     """Rows that one engine works on at a time."""
     start_timeout_s: PositiveInt = 1800
@@ -161,14 +177,13 @@ class TeacherOpenAI(Section):
         return self
 
 
-class ScriptedOptions(Section):
+class ScriptedOptions(Replicated):
     """A deterministic function in place of a model, for fault injection and scale tests; never a proof of quality."""
 
     type: Literal["scripted"]
     model: str = "scripted"
     revision: str | None = None
     latency_ms: Annotated[float, Field(ge=0)] = 0.0
-    replicas: PositiveInt = 1
     gpus: Annotated[float, Field(ge=0)] = 0.0
     """GPUs that one engine asks Ray for, and leaves alone: where engines are placed can be tried without models."""
     accelerator_type: str | None = None
@@ -192,6 +207,8 @@ class ScriptedOptions(Section):
     """... and its whole process."""
     hang_on: str | None = None
     """... and such a conversation is never answered."""
+    refuse_on: str | None = None
+    """A file with ids of Ray's nodes, one a line, on which no engine starts."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
 

@@ -7,11 +7,12 @@ from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.engines.base import Engine
 from cgd_ray.engines.openai import OpenAIEngine
-from cgd_ray.engines.placement import Demand, EngineOptions
+from cgd_ray.engines.placement import EngineOptions
 from cgd_ray.engines.pool import Chain
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import Stage
 from cgd_ray.engines.vllm import VllmEngine
+from cgd_ray.runtime.cluster import Demand
 
 MEMORY_ARGS = frozenset({
     "block_size", "cpu_offload_gb", "disable_log_stats", "enable_chunked_prefill", "enforce_eager",
@@ -42,35 +43,29 @@ def build_chain(
         storage: when results are written.
         spent: money that was paid for results of these stages before.
     """
-    replicas, in_flight, accelerator = 1, 0, None
     make: Callable[[], Engine]
     match options:
         case VllmOptions():
             name, revision = model
             make = partial(VllmEngine, options, name, revision, storage, cpus=int(demand.cpus), gpus=demand.gpus)
-            replicas, in_flight, accelerator = (
-                options.replicas,
-                options.max_in_flight,
-                options.accelerator_type,
-            )
         case TeacherOpenAI():
-            make, in_flight = partial(OpenAIEngine, options, spent), options.concurrency
+            make = partial(OpenAIEngine, options, spent)
         case ScriptedOptions():
-            make, replicas, in_flight, accelerator = (
-                partial(ScriptedEngine, options),
-                options.replicas,
-                options.max_in_flight,
-                options.accelerator_type,
-            )
+            make = partial(ScriptedEngine, options)
+    if isinstance(options, TeacherOpenAI):
+        replicas, fewest, in_flight = 1, 1, options.concurrency
+    else:
+        replicas, fewest, in_flight = options.replicas, options.min_replicas, options.max_in_flight
     return Chain(
         role=role,
         make_engine=make,
         stages=stages,
         replicas=replicas,
+        min_replicas=fewest,
         max_in_flight=in_flight,
         cpus=demand.cpus,
         gpus=demand.gpus,
-        accelerator_type=accelerator,
+        accelerator_type=demand.accelerator_type,
         flush_rows=storage.flush_rows,
         flush_seconds=storage.flush_seconds,
     )

@@ -4,17 +4,21 @@ import contextlib
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 
 import ray
 import ray.data
 import ray.exceptions
+import structlog
 from ray.actor import ActorHandle
 
-from cgd_ray.engines.ledger import Snapshot, on_this_node, open_ledger
+from cgd_ray.engines.ledger import CLOSE_SECONDS, Snapshot, on_this_node, open_ledger
 from cgd_ray.engines.placement import held_room, require_returned
-from cgd_ray.engines.pool import Chain, require_chains_fit, set_context, stream_rows, through_pools
+from cgd_ray.engines.pool import Chain, pools_of, require_chains_fit, set_context, stream_rows, through_pools
 from cgd_ray.errors import CgdError, ConfigError, StoppedError
+from cgd_ray.runtime.cluster import read_cluster
 
+log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.5
 _STOP_SECONDS = 20.0
 
@@ -24,7 +28,7 @@ def run_chains(
     work: Callable[[ActorHandle], ray.data.Dataset],
     watch: Callable[[Snapshot], object],
     stall_seconds: float,
-) -> None:
+) -> int:
     """Take blocks of work (WORK schema) through the chains, all pools at once; every result is on storage at the end.
 
     Ray Data's executor runs in a process of its own beside the driver, which is free to look and to be interrupted:
@@ -36,21 +40,28 @@ def run_chains(
         watch: called about twice a second and at the end; what it raises ends the run.
         stall_seconds: the longest time without any progress.
 
+    Returns:
+        How many engines were lost on the way: rows that they had been given are not done.
+
     Raises:
         ConfigError: the engines could only wait for ever for room.
         StoppedError: an engine reached its ceiling, nothing went on, or `watch` said so; what was finished is kept.
-        CgdError: an engine could not start or died; the text is the engine's own, with the tail of its log.
+        CgdError: fewer than `min_replicas` engines of a chain can be up; the text is an engine's own, with the tail of
+            its log.
     """
     require_chains_fit(chains)
     before = held_room()
     wanted = sum(chain.replicas for chain in chains)
-    with open_ledger(chains[-1].role, stream_rows(chains)) as ledger:
+    cluster = read_cluster()
+    look = partial(_look, watch=_Troubles(watch), wanted=wanted, stall_seconds=stall_seconds)
+    with open_ledger(chains[-1].role, stream_rows(chains), pools_of(chains, cluster), cluster) as ledger:
         stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)
         try:
             while not _ended_within(stream, _LOOK_SECONDS):
-                _look(ledger, watch, wanted, stall_seconds)
+                look(ledger)
             ray.get(stream)
-            _look(ledger, watch, wanted, stall_seconds)
+            lost = look(ledger).lost
+            _wait_for_engines(ledger)
         except ray.exceptions.RayError as error:
             ray.cancel(stream, force=True)
             raise _explained(error) from error
@@ -58,10 +69,11 @@ def run_chains(
             _stop(ledger, stream)
             raise
     require_returned(before)
+    return lost
 
 
 def _stream(chains: list[Chain], work: Callable[[ActorHandle], ray.data.Dataset], ledger: ActorHandle) -> None:
-    set_context()
+    set_context(chains)
     for _ in through_pools(chains, work(ledger), ledger).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     ):
@@ -73,7 +85,28 @@ def _ended_within(stream: "ray.ObjectRef[None]", seconds: float) -> bool:
     return bool(ray.wait([stream], timeout=0)[0])
 
 
-def _look(ledger: ActorHandle, watch: Callable[[Snapshot], object], wanted: int, stall_seconds: float) -> None:
+class _Troubles:
+    """A watch that says which engines are gone, each once, before it calls the caller's."""
+
+    def __init__(self, watch: Callable[[Snapshot], object]) -> None:
+        self._watch = watch
+        self._said = 0
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        for trouble in snapshot.troubles[self._said :]:
+            log.warning(trouble)
+        self._said = len(snapshot.troubles)
+        self._watch(snapshot)
+
+
+def _wait_for_engines(ledger: ActorHandle) -> None:
+    """Engines end by themselves after their last row; what is still there when its place is removed is killed."""
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while not ray.get(ledger.is_vacated.remote()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _look(ledger: ActorHandle, *, watch: Callable[[Snapshot], object], wanted: int, stall_seconds: float) -> Snapshot:
     snapshot: Snapshot = ray.get(ledger.snapshot.remote())
     watch(snapshot)
     if snapshot.ceiling:
@@ -86,6 +119,7 @@ def _look(ledger: ActorHandle, watch: Callable[[Snapshot], object], wanted: int,
             f"of {wanted} engines loaded: look at the engines' logs, or at `ray status` where they wait for room; the "
             "same command continues"
         )
+    return snapshot
 
 
 def _stop(ledger: ActorHandle, stream: "ray.ObjectRef[None]") -> None:

@@ -7,20 +7,27 @@ import contextlib
 import hashlib
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import ray
+import ray.exceptions
 from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.engines.pace import Pace
+from cgd_ray.engines.replicas import Pool, Replicas
 from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 from cgd_ray.errors import CgdError
+from cgd_ray.runtime.cluster import Cluster
 
 CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
 _ROOM_SECONDS = 0.2
+_HOLD_SECONDS = 10.0  # without progress anywhere, after which there is nothing left but what lost engines hold
+_HOLD_LOOK_SECONDS = 1.0
+_START_DEATHS = 2  # of a process that was loading; the next one is tried on another node
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,10 @@ class Snapshot:
     """Why an engine will not go on."""
     broken: CgdError | None
     """Why there is no hope in going on."""
+    troubles: list[str] = field(default_factory=list)
+    """Engines that could not start, or not again, one line each."""
+    lost: int = 0
+    """Engines of these that had been up: rows that they were given stay undone."""
 
 
 @dataclass
@@ -58,6 +69,9 @@ class _Engine:
     is_up: bool = False
     is_stopped: bool = False
     deaths: int = 0  # of its process, with nothing finished in between
+    start_deaths: int = 0  # ... that had not loaded, in a row
+    was_up: bool = False
+    is_lost: bool = False
 
 
 class Seen:
@@ -85,10 +99,12 @@ class Seen:
 
 
 class _Ledger:
-    def __init__(self, last_role: str, room: int) -> None:
+    def __init__(self, last_role: str, room: int, pools: Sequence[Pool] = ()) -> None:
         self._engines: dict[str, _Engine] = {}
         self._last_role = last_role
         self._pace = Pace(room)
+        self._replicas = Replicas(pools)
+        self._troubles: list[str] = []
         self._strikes = Strikes()
         self._tallies: Tallies = {}
         self._ceiling: str | None = None
@@ -104,28 +120,70 @@ class _Ledger:
         """See `Pace.may_read`."""
         return self._pace.may_read(shard, rows)
 
-    def arrive(self, engine: str) -> None:
-        """An engine's process is there; the second time it has died in between."""
+    def request_places(self, cluster: Cluster) -> None:
+        """See `Replicas.request`."""
+        self._replicas.request(cluster)
+
+    def take_place(self, role: str) -> PlacementGroup:
+        """See `Replicas.take`."""
+        return self._replicas.take(role)
+
+    def is_vacated(self) -> bool:
+        """See `Replicas.is_vacated`."""
+        return self._replicas.is_vacated()
+
+    def remove_places(self) -> None:
+        """See `Replicas.remove_places`."""
+        self._replicas.remove_places()
+
+    def arrive(self, engine: str, role: str | None = None, place: str | None = None) -> str | None:
+        """An engine's process is there; the second time it has died in between.
+
+        Returns why it should not try to load, where it has died of that again and again.
+        """
         gone = self._engines.get(engine)
-        self._engines[engine] = _Engine(deaths=gone.deaths + 1 if gone else 0)
+        self._engines[engine] = now = _Engine(deaths=gone.deaths + 1 if gone else 0)
+        if role:
+            self._replicas.arrive(engine, role, place)
         if gone is None:
             self._progress = time.monotonic()
-            return
+            return None
+        now.was_up = gone.was_up
+        now.start_deaths = 0 if gone.is_up else gone.start_deaths + 1
         self._deaths += 1
         self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
-        if self._engines[engine].deaths > MOST_DEATHS:
+        if now.deaths > MOST_DEATHS:
             self.fail(
                 CgdError(
                     f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between: look "
                     "at the engines' logs; the same command continues"
                 )
             )
+        if now.start_deaths < _START_DEATHS:
+            return None
+        return f"an engine's process died {now.start_deaths} times in a row while it loaded: look at the engines' logs"
 
     def up(self, engine: str) -> None:
         """An engine has loaded."""
-        self._engines[engine].is_up = True
+        self._engines[engine].is_up = self._engines[engine].was_up = True
+        self._replicas.up(engine)
         if not self._engines[engine].deaths:  # an engine that loads again and again is no progress
             self._progress = time.monotonic()
+
+    def give_up(self, engine: str, role: str, place: str | None, node: str, error: CgdError) -> bool:
+        """An engine cannot start on its node, or not again; returns whether it had been up."""
+        state = self._engines[engine]
+        state.is_up, state.is_stopped, state.is_lost = False, True, state.was_up
+        self._replicas.give_up(engine, role, None if state.was_up else place, node, error)
+        what = "is lost" if state.was_up else "could not start, and its place is tried on another node"
+        self._troubles.append(f"an engine of the {role} on node {node} {what}: {error}")
+        return state.was_up
+
+    def may_release(self) -> bool:
+        """Whether lost engines may let the rows go that they hold: the others have nothing left to do."""
+        others = [engine for engine in self._engines.values() if not engine.is_lost and not engine.is_stopped]
+        is_idle = time.monotonic() - self._progress > _HOLD_SECONDS
+        return self._stopping or (is_idle and all(engine.is_up and not engine.rows for engine in others))
 
     def begin(self, engine: str, role: str, rows: list[str]) -> Admission:
         """An engine is about to work on a block of these rows."""
@@ -179,21 +237,30 @@ class _Ledger:
         """How the run stands."""
         engines = sum(engine.is_up for engine in self._engines.values())
         idle = time.monotonic() - self._progress
-        return Snapshot(self._tallies, engines, idle, self._deaths - 1, self._ceiling, self._broken)
+        broken = self._broken or self._replicas.broken()
+        lost = sum(engine.is_lost for engine in self._engines.values())
+        return Snapshot(
+            self._tallies, engines, idle, self._deaths - 1, self._ceiling, broken, list(self._troubles), lost
+        )
 
 
 @contextlib.contextmanager
-def open_ledger(last_role: str, room: int) -> Iterator[ActorHandle]:
+def open_ledger(last_role: str, room: int, pools: Sequence[Pool], cluster: Cluster) -> Iterator[ActorHandle]:
     """A ledger on the driver's own node: it is gone only where the driver is gone, too.
 
     Args:
         last_role: rows leave the stream when an engine of this role is done with them.
         room: rows that may be in the stream.
+        pools: a place for each of their engines is held until the end.
+        cluster: where.
     """
-    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote(last_role, room)
+    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote(last_role, room, pools)
     try:
+        ray.get(ledger.request_places.remote(cluster))
         yield ledger
     finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(ledger.remove_places.remote(), timeout=CLOSE_SECONDS)
         ray.kill(ledger)
 
 
@@ -201,6 +268,12 @@ def wait_for_room(ledger: ActorHandle, shard: int, rows: int) -> None:
     """Wait until a shard's rows, so many of them, may come into the stream."""
     while not ray.get(ledger.may_read.remote(shard, rows)):
         time.sleep(_ROOM_SECONDS)
+
+
+def wait_for_release(ledger: ActorHandle) -> None:
+    """Wait until a lost engine may let the rows go that it holds."""
+    while not ray.get(ledger.may_release.remote()):
+        time.sleep(_HOLD_LOOK_SECONDS)
 
 
 def give_up(ledger: ActorHandle, error: Exception) -> None:
@@ -212,7 +285,7 @@ def give_up(ledger: ActorHandle, error: Exception) -> None:
     time.sleep(CLOSE_SECONDS)
 
 
-def as_ours(error: Exception) -> CgdError:
+def as_ours(error: BaseException) -> CgdError:
     """An error of ours as it is, one of the storage as one of ours."""
     return error if isinstance(error, CgdError) else CgdError(f"generation stopped: {type(error).__name__}: {error}")
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
@@ -14,7 +15,9 @@ from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
 from cgd_ray.engines.vllm_arguments import engine_gpus
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime import processes
+from cgd_ray.runtime.cluster import Cluster, Demand, could_launch, read_cluster
 from cgd_ray.runtime.device import asks_for_gpus, require_gpu_packages
+from cgd_ray.runtime.packing import holds, pack
 from cgd_ray.runtime.session import joins_cluster
 
 log = structlog.get_logger(__name__)
@@ -26,35 +29,13 @@ EngineOptions = VllmOptions | TeacherOpenAI | ScriptedOptions
 
 
 @dataclass(frozen=True)
-class Cluster:
-    """What placement needs to know of a Ray cluster."""
+class Wanted:
+    """Engines or workers of one kind that run at once."""
 
-    cpus: float
-    gpus: float
-    largest_node_cpus: float
-
-
-@dataclass(frozen=True)
-class Demand:
-    """Resources of one engine, or of several together."""
-
-    cpus: float
-    gpus: float
-
-    def fits_into(self, other: "Demand") -> bool:
-        """Whether the other is as large."""
-        return self.cpus <= other.cpus + _ROUNDING and self.gpus <= other.gpus + _ROUNDING
-
-    def fits(self, cluster: Cluster) -> bool:
-        """Whether the cluster has as much."""
-        return self.cpus <= cluster.cpus and self.gpus <= cluster.gpus
-
-
-def read_cluster() -> Cluster:
-    """The connected cluster."""
-    resources = ray.cluster_resources()
-    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
-    return Cluster(resources.get("CPU", 0.0), resources.get("GPU", 0.0), max(nodes, default=0.0))
+    key: str
+    """What asks for them: a section of the recipe."""
+    demand: Demand
+    count: int
 
 
 def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> Demand:
@@ -69,13 +50,13 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
     if isinstance(options, TeacherOpenAI):
         return Demand(cpus=0.01, gpus=0)
     if isinstance(options, ScriptedOptions):
-        return Demand(cpus=0.01, gpus=options.gpus)
+        return Demand(0.01, options.gpus, options.accelerator_type)
     if options.gpus_per_worker is None:
         require_same_packages("engine", cluster.gpus)
     gpus = engine_gpus(options)
     require_gpu_packages("engine.gpus_per_worker", gpus)
     if gpus:
-        return Demand(cpus=options.cpus or 1, gpus=gpus)
+        return Demand(options.cpus or 1, gpus, options.accelerator_type)
     return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)
 
 
@@ -92,18 +73,50 @@ def require_same_packages(key: str, gpus: float) -> None:
         )
 
 
-def require_room(what: str, demand: Demand) -> None:
-    """Refuse what could only wait for ever: a cluster that this command started does not grow.
+def require_room(wanted: Sequence[Wanted]) -> None:
+    """Refuse what could only wait for ever.
+
+    One engine or worker must have room on a node that lives or that an autoscaler may add. All of them must have room
+    at once on a cluster that this command started, which does not grow; a joined one may wait for nodes.
 
     Raises:
-        ConfigError: names what asks for more than there is.
+        ConfigError: names what asks for more than there is, and the largest node.
     """
     cluster = read_cluster()
-    if not joins_cluster() and not demand.fits(cluster):
+    for one in wanted:
+        if not _has_place(one.demand, cluster):
+            raise ConfigError(
+                f"{_asks(one)} {_each(one)}on one node; {_largest(one.demand, cluster)}. Fix: lower "
+                "tensor_parallel_size, GPUs or CPUs there, correct accelerator_type, or add such a node"
+            )
+    demands = [one.demand for one in wanted for _ in range(one.count)]
+    if not joins_cluster() and pack(demands, cluster) is None:
         raise ConfigError(
-            f"{what} asks for {demand.cpus:g} CPUs and {demand.gpus:g} GPUs at once, and this machine has "
-            f"{cluster.cpus:g} and {cluster.gpus:g}; ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
+            f"{' and '.join(_asks(one) for one in wanted)} at once, and this machine has {cluster.cpus:g} CPUs and "
+            f"{cluster.gpus:g} GPUs. Fix: ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
         )
+
+
+def _has_place(demand: Demand, cluster: Cluster) -> bool:
+    return any(holds(shape, demand) for shape in cluster.shapes) or (cluster.grows and could_launch(demand))
+
+
+def _asks(wanted: Wanted) -> str:
+    return f"{wanted.key} asks for {wanted.demand.times(wanted.count)}"
+
+
+def _each(wanted: Wanted) -> str:
+    return f"in {wanted.count} parts, each of {wanted.demand} " if wanted.count > 1 else ""
+
+
+def _largest(demand: Demand, cluster: Cluster) -> str:
+    kind = demand.accelerator_type
+    shapes = [shape for shape in cluster.shapes if kind is None or kind in shape.accelerator_types]
+    if not shapes:
+        kinds = sorted({one for shape in cluster.shapes for one in shape.accelerator_types})
+        return f"no node has accelerator type {kind} (there are: {', '.join(kinds) or 'none'})"
+    largest = max(shapes, key=lambda shape: (shape.gpus, shape.cpus) if demand.gpus else (shape.cpus, shape.gpus))
+    return f"the largest node has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs"
 
 
 def held_room() -> Demand:
@@ -122,7 +135,7 @@ def require_returned(before: Demand) -> None:
             it: a warning.
     """
     deadline = time.monotonic() + _RETURN_SECONDS
-    while not (now := held_room()).fits_into(before):
+    while (now := held_room()).cpus > before.cpus + _ROUNDING or now.gpus > before.gpus + _ROUNDING:
         if time.monotonic() > deadline:
             text = (
                 f"engines or workers have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are held where "
@@ -165,14 +178,13 @@ def _say_ended(count: int) -> None:
 
 
 def fits(options: list[EngineOptions], cluster: Cluster) -> bool:
-    """Whether all replicas of these engines can run at once without starving each other.
+    """Whether all replicas of these engines can run at once without starving each other, each on one node.
 
     On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many
     they want.
     """
     demands = [(engine_demand(entry, cluster, sharing=1), _replicas(entry)) for entry in options]
-    cpus = sum(demand.cpus * replicas for demand, replicas in demands)
-    return Demand(cpus, sum(demand.gpus * replicas for demand, replicas in demands)).fits(cluster)
+    return pack([demand for demand, replicas in demands for _ in range(replicas)], cluster) is not None
 
 
 def _replicas(options: EngineOptions) -> int:

@@ -3,9 +3,13 @@
 import asyncio
 import hashlib
 import os
+from pathlib import Path
+
+import ray
 
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.engines.base import Completion, CompletionError, EngineDiedError, Request, answered_within
+from cgd_ray.errors import CgdError
 
 
 class ScriptedEngine:
@@ -17,7 +21,13 @@ class ScriptedEngine:
         self._dead = False
 
     async def start(self) -> None:
-        """Nothing to load."""
+        """Nothing to load.
+
+        Raises:
+            CgdError: the engine is told to refuse this node.
+        """
+        if self._options.refuse_on and (node := _refused_node(Path(self._options.refuse_on))):
+            raise CgdError(f"scripted refusal of node {node}")
 
     async def complete(self, request: Request) -> Completion:
         """A text made of the request's hash; critiques end in the scripted verdict."""
@@ -57,3 +67,9 @@ class ScriptedEngine:
 
     async def close(self) -> None:
         """Nothing to give back."""
+
+
+def _refused_node(file: Path) -> str | None:
+    """The id of this node, where the file names it."""
+    here: str = ray.get_runtime_context().get_node_id()
+    return here if file.exists() and here in file.read_text().split() else None

@@ -128,6 +128,11 @@ class RevivedEngine:
         """What is held against rows."""
         return self._ward.strikes
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether it died and cannot be started again."""
+        return self._broken is not None
+
     async def start(self) -> None:
         """See `Engine`."""
         await self._engine.start()

@@ -6,7 +6,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import ray.data
 import structlog
+from ray.actor import ActorHandle
 
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
@@ -14,12 +16,13 @@ from cgd_ray.data.identity import holdout_position
 from cgd_ray.engines.build import build_chain, engine_identity
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.ledger import Snapshot
-from cgd_ray.engines.placement import engine_demand, read_cluster
+from cgd_ray.engines.placement import engine_demand
 from cgd_ray.engines.pool import block_rows, work_of
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Stage
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.answers import gold_of
+from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
@@ -102,7 +105,8 @@ def run_evaluation(
             if len(lacking := _lacking(stage, rows, parts)):  # nobody else answered them while this command waited
                 log.info(f"evaluating the {name} student", prompts=len(lacking))
                 stage.results.describe(stage.description)
-                spent = _generate(recipe, replace(stage, attempt=1 + len(parts)), model, _work(lacking), lease)
+                stage = replace(stage, attempt=1 + len(parts))
+                spent = _generate(recipe, stage, model, (rows, lacking), lease)
                 parts = stage.results.parts()
     if not spent:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
@@ -198,7 +202,11 @@ def _work(rows: pa.Table) -> pa.Table:
     return pa.table(columns, schema=WORK)
 
 
-def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table, lease: Lease) -> dict[str, Any]:
+def _generate(
+    recipe: Recipe, stage: Stage, model: str, asked: tuple[pa.Table, pa.Table], lease: Lease
+) -> dict[str, Any]:
+    """Answer the rows of which there is no answer yet; `asked` is all of them, and those."""
+    questions, left = asked
     chain = build_chain(
         "student",
         recipe.student.engine,
@@ -207,13 +215,22 @@ def _generate(recipe: Recipe, stage: Stage, model: str, work: pa.Table, lease: L
         demand=engine_demand(recipe.student.engine, read_cluster(), sharing=1),
         storage=recipe.storage,
     )
-    chain = replace(chain, rows=len(work))
-    with Progress({"evaluation": len(work)}) as progress:
+    with Progress({"evaluation": len(left)}) as progress:
 
         def watch(snapshot: Snapshot) -> None:
             lease.require()
             progress.update(snapshot.tallies)
 
-        rows = block_rows([chain])
-        run_chains([chain], lambda _: work_of(work, rows), watch, recipe.generation.stall_timeout_s)
+        while len(left):
+            sized = replace(chain, rows=len(left))
+            make = partial(_blocks, _work(left), block_rows([sized]))
+            lost = run_chains([sized], make, watch, recipe.generation.stall_timeout_s)
+            before, left = len(left), _lacking(stage, questions, stage.results.parts())
+            if not lost or len(left) >= before:
+                break
+            progress.next_engines()
     return progress.summary()["evaluation"]
+
+
+def _blocks(work: pa.Table, rows: int, _ledger: ActorHandle) -> ray.data.Dataset:
+    return work_of(work, rows)

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.join import Join, Shard
-from cgd_ray.engines.placement import engine_demand, read_cluster
+from cgd_ray.engines.placement import engine_demand
 from cgd_ray.generation.planning import Plan, plan, todo
 from cgd_ray.generation.run import GenerationResult, engine_of, join_of, role_of, run_generation
 from cgd_ray.generation.stages import build_stages
+from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table

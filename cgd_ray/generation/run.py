@@ -17,7 +17,7 @@ from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join, Shard
 from cgd_ray.engines.ledger import give_up, wait_for_room
-from cgd_ray.engines.placement import EngineOptions, engine_demand, fits, read_cluster
+from cgd_ray.engines.placement import EngineOptions, engine_demand, fits
 from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
@@ -27,6 +27,7 @@ from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.storage.filesystem import Store, store_errors
 from cgd_ray.storage.lease import Lease, held
 from cgd_ray.storage.tables import Table
@@ -104,10 +105,13 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
     with guard.progress, merging(join, [stage.results for stage in stages.all if current.todo[stage.name]]):
         for part in parts:
             # A row whose draft failed would pass the teacher's engine by.
-            if any(current.first[stage.name] for stage in part):
-                _run(recipe, guard, join, current, _needed(current, stages, part))
+            while left := sum(current.first[stage.name] for stage in part):
+                lost = _run(recipe, guard, join, current, _needed(current, stages, part))
                 join = join.listed({stage.name for stage in part})
                 current = plan(join)  # with what this part made
+                if not lost or sum(current.first[stage.name] for stage in part) >= left:
+                    break
+                log.warning("engines were lost: what they had been given is done now", engines=lost)
     guard.require_some(current)
     if current.untried:
         raise CgdError(f"{current.untried} rows were passed by, which is an error of ours; the same command makes them")
@@ -192,7 +196,8 @@ class _Blocks:
             yield from blocks
 
 
-def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> None:
+def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> int:
+    """Take the rows through the engines of these stages; returns how many engines were lost on the way."""
     making = with_attempts(needed, join)
     chains = [
         replace(chain, rows=max(current.todo[stage.name] for stage in chain.stages))
@@ -203,7 +208,7 @@ def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[S
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
     guard.progress.next_engines()
     rows = partial(_work, join.before(making), current.shards, needed, block_rows(chains))
-    run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
+    return run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
 
 
 def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import pyarrow.fs
-import ray
 import ray.train
 import structlog
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.engines.placement import Demand, require_room, require_same_packages
+from cgd_ray.engines.placement import Wanted, require_room, require_same_packages
+from cgd_ray.runtime.cluster import Cluster, Demand, read_cluster
 from cgd_ray.runtime.device import Device, asks_for_gpus, installed_device, require_gpu_packages
+from cgd_ray.runtime.packing import pack
 from cgd_ray.storage.filesystem import Store
 
 _CPUS_BESIDE_A_GPU = 8
@@ -45,10 +46,10 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     """
     wanted = training.resources
     if wanted.gpus_per_worker is None:
-        require_same_packages("training.resources", ray.cluster_resources().get("GPU", 0.0))
+        require_same_packages("training.resources", read_cluster().gpus)
     gpus = int(asks_for_gpus()) if wanted.gpus_per_worker is None else wanted.gpus_per_worker
     require_gpu_packages("training.resources.gpus_per_worker", gpus)
-    cpus = wanted.cpus_per_worker or _default_cpus(training.workers, gpus)
+    cpus = wanted.cpus_per_worker or _default_cpus(training.workers, gpus, wanted.accelerator_type)
     return WorkerResources(installed_device() if gpus else "cpu", cpus, gpus)
 
 
@@ -56,25 +57,24 @@ def check_room(training: TrainingSection, resources: WorkerResources) -> None:
     """Say that training will wait for a cluster to grow.
 
     Raises:
-        ConfigError: this command's own cluster, which does not grow, has too few CPUs or GPUs.
+        ConfigError: no node holds a worker, or this command's own cluster, which does not grow, not all of them.
     """
     fewest = training.min_workers or training.workers
-    require_room(f"training with {fewest} workers", Demand(resources.cpus * fewest, resources.gpus * fewest))
-    cluster = ray.cluster_resources()
-    if resources.cpus * fewest > cluster.get("CPU", 0):
+    demand = Demand(resources.cpus, resources.gpus, training.resources.accelerator_type)
+    require_room([Wanted(f"training with {fewest} workers", demand, fewest)])
+    if pack([demand] * fewest, Cluster(read_cluster().nodes)) is None:
         log.warning(
-            "the cluster has fewer CPUs than training asks for; waiting for it to grow",
-            workers=fewest, cpus_per_worker=resources.cpus, cluster_cpus=cluster.get("CPU", 0),
+            "the nodes do not hold all workers of the training; waiting for more nodes",
+            workers=fewest, cpus_per_worker=resources.cpus, gpus_per_worker=resources.gpus,
         )  # fmt: skip
 
 
-def _default_cpus(workers: int, gpus: float) -> int:
+def _default_cpus(workers: int, gpus: float, accelerator_type: str | None) -> int:
     """The most with which all workers have room on the nodes that there are; 1 where they have none."""
-    found = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    nodes = [(node.get("CPU", 0.0), node.get("GPU", 0.0)) for node in found if node.get("GPU", 0.0) >= gpus]
-    largest = int(max((cpus for cpus, _ in nodes), default=1))
+    cluster = read_cluster()
+    largest = int(max((node.cpus for node in cluster.nodes if node.gpus >= gpus), default=1))
     for each in range(min(largest, _CPUS_BESIDE_A_GPU) if gpus else largest, 1, -1):
-        if sum(int(min(cpus // each, held // gpus if gpus else cpus)) for cpus, held in nodes) >= workers:
+        if pack([Demand(each, gpus, accelerator_type)] * workers, Cluster(cluster.nodes)) is not None:
             return each
     return 1
 

@@ -19,9 +19,9 @@ from ray.train._internal.autoscaling_coordinator_client import build_train_resou
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.run import StorageSection
 from cgd_ray.engines.build import build_chain
-from cgd_ray.engines.placement import engine_demand, read_cluster
-from cgd_ray.engines.pool import _resources
+from cgd_ray.engines.placement import engine_demand
 from cgd_ray.generation.run import _READER, engine_of
+from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.training.resources import worker_resources
 
@@ -106,23 +106,23 @@ def phases(recipe: Recipe) -> Iterable[Phase]:
     """The pipeline's phases as they follow each other, each with all that it holds at one time."""
     readers = [resources_from_ray_options({"num_cpus": _READER["num_cpus"]})]
     student, teacher = (_engines(recipe, role, sharing=1) for role in ("student", "teacher"))
-    yield Phase("drafts", student + readers, [])
-    yield Phase("critiques and refinements", teacher + readers, [])
+    yield Phase("drafts", readers, student)
+    yield Phase("critiques and refinements", readers, teacher)
     if recipe.generation.execution == "streaming":  # `auto` looks whether there is room for both
-        both = [bundle for role in ("student", "teacher") for bundle in _engines(recipe, role, sharing=2)]
-        yield Phase("generation", both + readers, [])
+        both = [group for role in ("student", "teacher") for group in _engines(recipe, role, sharing=2)]
+        yield Phase("generation", readers, both)
     if recipe.training.enabled:
         yield _training(recipe)
     if recipe.evaluation.enabled:
-        yield Phase("evaluation", student, [])
+        yield Phase("evaluation", [], student)
 
 
-def _engines(recipe: Recipe, role: str, *, sharing: int) -> list[Bundle]:
-    """What the actors of a role's pool ask for."""
+def _engines(recipe: Recipe, role: str, *, sharing: int) -> list[Group]:
+    """The places that a role's pool asks for, one for each engine."""
     options, model = engine_of(recipe, role)
     demand = engine_demand(options, read_cluster(), sharing=sharing)
     chain = build_chain(role, options, model, [], demand=demand, storage=StorageSection())
-    return [resources_from_ray_options(_resources(chain))] * chain.replicas
+    return [Group([chain.demand.bundle()], "STRICT_PACK")] * chain.replicas
 
 
 def _training(recipe: Recipe) -> Phase:

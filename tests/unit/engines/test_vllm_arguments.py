@@ -6,15 +6,16 @@ import pytest
 
 from cgd_ray.config.engine import StudentSection, VllmEngineOptions, VllmOptions
 from cgd_ray.config.recipe import parse_recipe
-from cgd_ray.engines.placement import Cluster, engine_demand
+from cgd_ray.engines.placement import engine_demand
 from cgd_ray.engines.vllm_arguments import compute_dtype, cpu_environment, engine_gpus, vllm_arguments
 from cgd_ray.errors import ConfigError
+from cgd_ray.runtime.cluster import Cluster, Node
 from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.serving_trial import serve_args
 from serving.app import llm_config
 from serving.options import parse_args
 
-NODE = Cluster(cpus=8, gpus=8, largest_node_cpus=8)
+NODE = Cluster((Node(8, 8),))
 CHANGES: dict[str, Any] = {
     "dtype": "float16",
     "quantization": "fp8",

@@ -8,13 +8,15 @@ import torch
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.engines.placement import Cluster, engine_demand
+from cgd_ray.engines.placement import engine_demand
 from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.errors import ConfigError
 from cgd_ray.runtime import device
+from cgd_ray.runtime.cluster import Cluster, Node
 from cgd_ray.training.resources import worker_resources
 
 GPUS = {"CPU": 8.0, "GPU": 4.0}
+NODE = Cluster((Node(8, 4),))
 
 
 @pytest.fixture
@@ -67,7 +69,7 @@ def test_cpu_packages_ask_for_no_gpu_that_ray_counts(packages: pytest.MonkeyPatc
     packages.delenv("RAY_ADDRESS", raising=False)
     packages.setattr("ray.cluster_resources", lambda: GPUS)
     packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": GPUS}])
-    assert engine_demand(VllmOptions(), Cluster(8, 4, 8), sharing=2).gpus == 0
+    assert engine_demand(VllmOptions(), NODE, sharing=2).gpus == 0
     resources = worker_resources(TrainingSection())
     assert (resources.device, resources.gpus) == ("cpu", 0)
 
@@ -79,17 +81,17 @@ def test_gpus_for_cpu_packages_are_refused(packages: pytest.MonkeyPatch, options
     with pytest.raises(
         ConfigError, match=r"asks for 1 GPUs, but the installed packages compute on CPU .* Fix: install"
     ):
-        engine_demand(options, Cluster(8, 4, 8), sharing=1)
+        engine_demand(options, NODE, sharing=1)
 
 
 def test_cpu_packages_on_a_cluster_with_gpus_are_refused(packages: pytest.MonkeyPatch) -> None:
     packages.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     packages.setattr("ray.cluster_resources", lambda: GPUS)
     with pytest.raises(ConfigError, match="the cluster has 4 GPUs, but the packages installed here compute on CPU"):
-        engine_demand(VllmOptions(), Cluster(8, 4, 8), sharing=1)
+        engine_demand(VllmOptions(), NODE, sharing=1)
     with pytest.raises(ConfigError, match=r"training\.resources\.gpus_per_worker: the cluster has 4 GPUs"):
         worker_resources(TrainingSection())
-    assert engine_demand(VllmOptions(gpus_per_worker=0), Cluster(8, 4, 8), sharing=1).gpus == 0
+    assert engine_demand(VllmOptions(gpus_per_worker=0), NODE, sharing=1).gpus == 0
 
 
 def test_a_person_is_told_the_device_and_how_to_get_the_other(packages: pytest.MonkeyPatch) -> None:

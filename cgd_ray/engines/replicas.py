@@ -1,0 +1,186 @@
+"""The engines of a run and their places: which start, where the next is tried, and when too few are left.
+
+Each engine has a placement group of one bundle, so that it has all of its GPUs on one node, and small engines do not
+take the room of a large one. Where an engine cannot start, its place is tried on another node.
+"""
+
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+
+from cgd_ray.errors import CgdError
+from cgd_ray.runtime.cluster import Cluster, Demand, Node
+from cgd_ray.runtime.packing import largest_first, pack
+
+_NODE = "ray.io/node-id"  # the label that Ray gives each node
+_NOWHERE = {_NODE: "none"}
+_SETTLE_SECONDS = 3.0  # until a new group has got the room that there is
+_SAME_NODES, _MOST_NODES = 2, 3  # that say of a model that it never starts: with one error, or with several
+_SPARE_TRIES = 3  # beside one for each replica: an autoscaler would launch new nodes for ever
+_VACANT = 1000.0  # what Ray holds of a bundle's own resource while nothing runs in it
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Engines of one role, as they are asked for."""
+
+    role: str
+    demand: Demand
+    replicas: int
+    min_replicas: int = 1
+    may_come: bool = False
+    """Whether nodes that hold such an engine may be added to the cluster."""
+
+
+@dataclass
+class _Failure:
+    node: str
+    error: CgdError
+
+    @property
+    def kind(self) -> str:
+        """The same for two nodes on which the same is wrong: numbers and addresses aside."""
+        return re.sub(r"\b[0-9a-f]{8,}\b|\d+", "#", str(self.error).partition("\n")[0])
+
+
+@dataclass
+class _Place:
+    role: str
+    group: PlacementGroup
+    is_taken: bool = False
+    """An engine's process has been there."""
+
+
+@dataclass
+class _Role:
+    pool: Pool
+    running: set[str] = field(default_factory=set)  # engines that start or are up
+    starting: set[str] = field(default_factory=set)
+    was_up: bool = False
+    left: list[str] = field(default_factory=list)  # places of engines that could not start
+    owed: int = 0  # engines that Ray Data starts in the stead of those that could not
+    failures: list[_Failure] = field(default_factory=list)
+    short_since: float | None = None
+
+    @property
+    def tries_left(self) -> bool:
+        return len(self.failures) <= self.pool.replicas + _SPARE_TRIES
+
+    def never_starts(self) -> bool:
+        """Whether it is the model, or what else is the same on all nodes, that is wrong."""
+        nodes = {failure.node for failure in self.failures}
+        alike = len({failure.kind for failure in self.failures}) == 1
+        return not self.was_up and not self.starting and len(nodes) >= (_SAME_NODES if alike else _MOST_NODES)
+
+
+class Replicas:
+    """Engines of all pools of a run. Lives in the ledger, which outlives them."""
+
+    def __init__(self, pools: Sequence[Pool]) -> None:
+        self._roles = {pool.role: _Role(pool) for pool in pools}
+        self._places: dict[str, _Place] = {}
+        self._free: dict[str, list[str]] = {pool.role: [] for pool in pools}
+
+    def request(self, cluster: Cluster) -> None:
+        """Ask for a place for each engine, large ones first: what is asked for first is placed first.
+
+        Ray would put each on the emptiest node; the node that packing found is a hint, and another is taken where that
+        one has no room.
+        """
+        pools = [role.pool for role in self._roles.values() for _ in range(role.pool.replicas)]
+        demands = [pool.demand for pool in pools]
+        nodes: Sequence[Node | None] = pack(demands, cluster) or [None] * len(demands)
+        for index in largest_first(demands):
+            node = nodes[index]
+            self._free[pools[index].role].append(self._ask(pools[index], hint=node.name if node else None))
+
+    def take(self, role: str) -> PlacementGroup:
+        """A place for an engine that is about to start; for one in another's stead, on a node where none failed."""
+        if not self._free[role]:
+            self._roles[role].owed -= 1
+            self._remove(self._roles[role].left)  # only now: the engine's process was still ending
+            self._free[role].append(self._ask(self._roles[role].pool))
+        return self._places[self._free[role].pop(0)].group
+
+    def arrive(self, engine: str, role: str, place: str | None) -> None:
+        """An engine's process is there."""
+        self._roles[role].running.add(engine)
+        self._roles[role].starting.add(engine)
+        if place in self._places:
+            self._places[place].is_taken = True
+
+    def up(self, engine: str) -> None:
+        """An engine has loaded."""
+        for role in self._roles.values():
+            if engine in role.starting:
+                role.starting.remove(engine)
+                role.was_up = True
+
+    def give_up(self, engine: str, role: str, place: str | None, node: str, error: CgdError) -> None:
+        """An engine cannot start on this node. It leaves its place, for one elsewhere.
+
+        An engine that was up once has no successor before the run's next stream, and keeps its place (None) till then.
+        """
+        state = self._roles[role]
+        state.running.discard(engine)
+        state.starting.discard(engine)
+        state.failures.append(_Failure(node, error))
+        if place in self._places:
+            state.left.append(place)
+            state.owed += 1
+
+    def broken(self) -> CgdError | None:
+        """The engine's own error, where fewer than `min_replicas` can ever be up."""
+        return next((error for role in self._roles.values() if (error := self._broken(role))), None)
+
+    def is_vacated(self) -> bool:
+        """Whether nothing runs in any place: what is removed earlier is killed, vLLM's processes not included."""
+        free = ray.available_resources() if self._places else {}
+        return all(free.get(f"bundle_group_{place}", _VACANT) >= _VACANT for place in self._places)
+
+    def remove_places(self) -> None:
+        """Give all room back; what still runs there is killed."""
+        self._remove(list(self._places))
+
+    def _remove(self, places: list[str]) -> None:
+        for place in places:
+            remove_placement_group(self._places.pop(place).group)
+        places.clear()
+
+    def _ask(self, pool: Pool, hint: str | None = None) -> str:
+        role = self._roles[pool.role]
+        avoided = sorted({failure.node for failure in role.failures})
+        selector = {_NODE: f"!in({','.join(avoided)})"} if role.tries_left else _NOWHERE
+        group = placement_group(
+            [pool.demand.bundle()],
+            "STRICT_PACK",
+            _soft_target_node_id=hint,
+            bundle_label_selector=[selector] if avoided else None,
+        )
+        name: str = group.id.hex()
+        self._places[name] = _Place(pool.role, group)
+        return name
+
+    def _broken(self, role: _Role) -> CgdError | None:
+        if not role.failures:
+            return None
+        error = role.failures[-1].error
+        if role.never_starts():
+            return error
+        if len(role.running) + self._to_come(role) >= role.pool.min_replicas:
+            role.short_since = None
+            return None
+        role.short_since = role.short_since or time.monotonic()
+        return error if time.monotonic() - role.short_since > _SETTLE_SECONDS else None
+
+    def _to_come(self, role: _Role) -> int:
+        """Engines that have not come yet, and will."""
+        waiting = [one.group for one in self._places.values() if one.role == role.pool.role and not one.is_taken]
+        if role.pool.may_come and role.tries_left:
+            return role.owed + len(waiting)
+        placed: int = sum(placement_group_table(group)["state"] == "CREATED" for group in waiting)
+        return role.owed + placed

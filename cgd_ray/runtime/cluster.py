@@ -1,0 +1,157 @@
+"""The nodes of the connected Ray cluster: those that live, and those that an autoscaler may add."""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import ray
+from ray._private.state import state
+from ray._private.worker import global_worker
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from cgd_ray.runtime.session import joins_cluster
+from cgd_ray.runtime.waiting import interruptibly
+
+_ACCELERATOR = "accelerator_type:"
+_ACCELERATOR_SHARE = 0.001  # what Ray takes of a node's accelerator for an actor that names its type
+_ANSWER_SECONDS = 30.0  # an autoscaler looks every 5 s
+_LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one engine or worker needs on one node, or several of them in all."""
+
+    cpus: float
+    gpus: float
+    accelerator_type: str | None = None
+
+    def bundle(self) -> dict[str, float]:
+        """As a bundle of a placement group; Ray refuses zeros."""
+        amounts = {"CPU": self.cpus, "GPU": self.gpus}
+        if self.accelerator_type:
+            amounts[_ACCELERATOR + self.accelerator_type] = _ACCELERATOR_SHARE
+        return {kind: amount for kind, amount in amounts.items() if amount}
+
+    def times(self, count: int) -> "Demand":
+        """So many of them."""
+        return Demand(self.cpus * count, self.gpus * count, self.accelerator_type)
+
+    def __str__(self) -> str:
+        kind = f" ({self.accelerator_type})" if self.accelerator_type else ""
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{kind}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node, or the shape of nodes that an autoscaler may add."""
+
+    cpus: float
+    gpus: float
+    accelerator_types: frozenset[str] = frozenset()
+    name: str | None = None
+    """Ray's id of a node that lives."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What placement needs to know of a Ray cluster."""
+
+    nodes: tuple[Node, ...]
+    declared: tuple[tuple[Node, float], ...] = ()
+    """Shapes of nodes, and how many of each there may be at once, those that live included."""
+    grows: bool = False
+    """An autoscaler may add nodes of shapes that it does not tell."""
+
+    @property
+    def cpus(self) -> float:
+        """Of all nodes that live."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """Of all nodes that live."""
+        return sum(node.gpus for node in self.nodes)
+
+    @property
+    def shapes(self) -> list[Node]:
+        """Nodes that live or may come."""
+        return [*self.nodes, *(shape for shape, most in self.declared if most)]
+
+    @property
+    def largest_node_cpus(self) -> float:
+        """Of nodes that live or may come."""
+        return max((node.cpus for node in self.shapes), default=0.0)
+
+
+def read_cluster() -> Cluster:
+    """The connected cluster. One that this command started does not grow."""
+    nodes = tuple(_node(node["Resources"], node.get("NodeID")) for node in ray.nodes() if node["Alive"])
+    if not joins_cluster():
+        return Cluster(nodes)
+    config = state.get_cluster_config()  # an autoscaler need not report it: KubeRay's does not
+    groups = config.node_group_configs if config else []
+    declared = tuple((_node(dict(group.resources)), _most(group.max_count)) for group in groups)
+    return Cluster(nodes, declared, grows=not declared and _has_autoscaler())
+
+
+def could_launch(demand: Demand) -> bool:
+    """Whether an autoscaler that does not tell its shapes of nodes can launch one that holds this.
+
+    The demand is made for as long as the question takes. Version 2 of Ray's autoscaler says which demands are
+    infeasible; version 1 says nothing, which counts as yes.
+    """
+    return interruptibly(partial(_could_launch, demand))
+
+
+def _could_launch(demand: Demand) -> bool:
+    bundle = demand.bundle()
+    group = placement_group([bundle], "STRICT_PACK")
+    try:
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        asked: int | None = None
+        while time.monotonic() < deadline and not group.wait(_LOOK_SECONDS):
+            status = _status()
+            said = status.autoscaling_state
+            infeasible = [
+                dict(one.resources_bundle) for gang in said.infeasible_gang_resource_requests for one in gang.requests
+            ]
+            if bundle in infeasible:
+                return False
+            asked = asked or status.cluster_resource_state.cluster_resource_state_version
+            if said.last_seen_cluster_resource_state_version > asked:
+                break
+        return True
+    finally:
+        remove_placement_group(group)
+
+
+def _node(resources: dict[str, float], name: str | None = None) -> Node:
+    kinds = frozenset(kind.removeprefix(_ACCELERATOR) for kind in resources if kind.startswith(_ACCELERATOR))
+    return Node(float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), kinds, name)
+
+
+def _most(count: int) -> float:
+    return math.inf if count < 0 else count
+
+
+def _has_autoscaler() -> bool:
+    """Whether somebody may launch nodes.
+
+    A head always has a monitor: version 1 calls a node that it did not launch `node_ID`, and version 2 says which
+    demands are infeasible.
+    """
+    if _status().autoscaling_state.autoscaler_state_version:
+        return True
+    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
+    return any(not name.startswith("node_") for name in report.get("active_nodes", {}))
+
+
+def _status() -> GetClusterStatusReply:
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS))
+    return reply

@@ -1,0 +1,183 @@
+"""Where engines run: real Ray clusters with pretend GPUs, scripted engines.
+
+Large engines beside small ones, kinds of GPUs, a node that comes late, nodes on which no engine starts.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.placement_group import placement_group_table
+
+from cgd_ray.config.engine import ScriptedOptions
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.base import Completion, EngineDiedError, Request
+from cgd_ray.engines.scripted import ScriptedEngine
+from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.storage.filesystem import Store
+
+ROWS = 40
+
+
+def recipe(root: Path, student: dict[str, Any], teacher: dict[str, Any], **generation: Any) -> Recipe:
+    prompts = "".join(f'{{"prompt": "Question {number}."}}\n' for number in range(ROWS))
+    (root / "data.jsonl").write_text(prompts)
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "storage": {"flush_seconds": 0.5},
+        "data": {"type": "jsonl", "path": str(root / "data.jsonl"), "holdout": {"count": 1}},
+        "student": {"model": "s", "engine": {"type": "scripted", "max_in_flight": 4, **student}},
+        "teacher": {"engine": {"type": "scripted", "model": "t", "max_in_flight": 4, **teacher}},
+        "evaluation": {"enabled": False},
+        "generation": {"stall_timeout_s": 120, **generation},
+    }
+    return parse_recipe(tree, "test")
+
+
+def generate(made: Recipe) -> GenerationResult:
+    store = Store(made.run.root)
+    return run_generation(made, store, prepare_prompts(made, store).table)
+
+
+def require_whole(result: GenerationResult) -> None:
+    assert result.counts["refine"]["ok"] == ROWS - 1
+    held = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+    assert held == []
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> Iterator[Cluster]:
+    """A head without GPUs, a node of two A100s, a node of two H100s; joined as a submitted job does."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    for kind in ("A100", "H100"):
+        cluster.add_node(num_cpus=2, num_gpus=2, resources={f"accelerator_type:{kind}": 1})
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+def node_of(kind: str) -> str:
+    [node] = [node["NodeID"] for node in ray.nodes() if f"accelerator_type:{kind}" in node["Resources"]]
+    return str(node)
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_small_engines_do_not_take_the_place_of_a_large_one(tmp_path: Path) -> None:
+    result = generate(recipe(tmp_path, {"gpus": 1, "replicas": 2}, {"gpus": 2}))
+    assert result.execution == "streaming"
+    require_whole(result)
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_what_the_totals_hold_and_the_nodes_do_not_runs_one_after_the_other(tmp_path: Path) -> None:
+    """3.8 of 4 GPUs, but no GPU holds two parts of 0.6."""
+    result = generate(recipe(tmp_path, {"gpus": 0.6, "replicas": 3}, {"gpus": 2}))
+    assert result.execution == "staged"
+    require_whole(result)
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_an_engine_that_takes_any_gpu_leaves_the_kind_that_another_needs(tmp_path: Path) -> None:
+    result = generate(recipe(tmp_path, {"gpus": 2}, {"gpus": 1, "replicas": 2, "accelerator_type": "H100"}))
+    assert result.execution == "streaming"
+    require_whole(result)
+
+
+@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.parametrize(
+    ("engine", "said"),
+    [
+        ({"gpus": 4}, "0.01 CPUs and 4 GPUs on one node; the largest node has 2 CPUs and 2 GPUs"),
+        ({"gpus": 3, "replicas": 2}, "6 GPUs in 2 parts, each of .* and 3 GPUs on one node; the largest node has"),
+        ({"gpus": 1, "accelerator_type": "B200"}, r"no node has accelerator type B200 \(there are: A100, H100\)"),
+    ],
+)
+def test_what_no_node_holds_is_refused_at_once(tmp_path: Path, engine: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^teacher.engine asks for .*{said}"):
+        generate(recipe(tmp_path, {"gpus": 1}, engine))
+    assert not list(tmp_path.glob("tables/draft/*/part-*"))
+
+
+def test_an_engine_waits_for_a_node_that_comes_late(two_nodes: Cluster, tmp_path: Path) -> None:
+    made = recipe(tmp_path, {"gpus": 1}, {"gpus": 2, "replicas": 2}, execution="streaming")
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(generate, made)
+        time.sleep(8)
+        assert not running.done()
+        late = two_nodes.add_node(num_cpus=2, num_gpus=2)
+        require_whole(running.result())
+    two_nodes.remove_node(late)
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_an_engine_that_cannot_start_on_a_node_starts_on_another(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text(node_of("A100"))
+    teacher = {"gpus": 1, "replicas": 2, "min_replicas": 2, "refuse_on": str(tmp_path / "bad")}
+    require_whole(generate(recipe(tmp_path, {}, {**teacher, "latency_ms": 200})))
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_a_run_goes_on_with_fewer_engines_down_to_the_minimum(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each node holds one; of three engines of which one cannot start, none finds another place."""
+    (tmp_path / "bad").write_text(node_of("A100"))
+    teacher = {"gpus": 2, "replicas": 2, "refuse_on": str(tmp_path / "bad")}
+    with pytest.raises(CgdError, match=rf"^scripted refusal of node {node_of('A100')}$"):
+        generate(recipe(tmp_path, {}, {**teacher, "min_replicas": 2, "latency_ms": 500}))
+    require_whole(generate(recipe(tmp_path, {}, teacher)))
+    assert f"an engine of the teacher on node {node_of('A100')} could not start" in "".join(capfd.readouterr())
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_what_is_wrong_everywhere_ends_the_run_with_the_engines_own_error(tmp_path: Path) -> None:
+    (tmp_path / "bad").write_text(" ".join(node["NodeID"] for node in ray.nodes()))
+    began = time.monotonic()
+    with pytest.raises(CgdError, match=r"^scripted refusal of node"):
+        generate(recipe(tmp_path, {}, {"gpus": 1, "replicas": 4, "refuse_on": str(tmp_path / "bad")}))
+    assert time.monotonic() - began < 200  # not the stall timeout, at each of many tries
+
+
+class GoesBad(ScriptedEngine):
+    """The first teacher that has made some critiques dies, and its node starts no engine from then on."""
+
+    def __init__(self, options: ScriptedOptions, bad: Path, *, with_process: bool) -> None:
+        super().__init__(options)
+        self._bad = bad
+        self._with_process = with_process
+        self._count = 0
+
+    async def complete(self, request: Request) -> Completion:
+        self._count += self._options.model == "t"
+        if self._count > ROWS // 8 and not self._bad.exists():
+            self._bad.write_text(ray.get_runtime_context().get_node_id())
+            self._dead = True
+            if self._with_process:
+                os._exit(1)
+        if self._dead:
+            raise EngineDiedError("its GPU fell off the bus")
+        return await super().complete(request)
+
+
+@pytest.mark.usefixtures("two_nodes")
+@pytest.mark.parametrize("with_process", [False, True])
+def test_an_engine_that_is_lost_leaves_its_rows_to_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_process: bool
+) -> None:
+    bad = partial(GoesBad, bad=tmp_path / "bad", with_process=with_process)
+    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", bad)
+    made = recipe(tmp_path, {}, {"gpus": 2, "replicas": 2, "latency_ms": 100, "refuse_on": str(tmp_path / "bad")})
+    require_whole(generate(made))
+    assert (tmp_path / "bad").exists()
