@@ -67,7 +67,6 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
 
 def test_cpu_packages_ask_for_no_gpu_that_ray_counts(packages: pytest.MonkeyPatch) -> None:
     packages.delenv("RAY_ADDRESS", raising=False)
-    packages.setattr("ray.cluster_resources", lambda: GPUS)
     packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": GPUS}])
     assert engine_demand(VllmOptions(), NODE, sharing=2).gpus == 0
     resources = worker_resources(TrainingSection())
@@ -86,7 +85,7 @@ def test_gpus_for_cpu_packages_are_refused(packages: pytest.MonkeyPatch, options
 
 def test_cpu_packages_on_a_cluster_with_gpus_are_refused(packages: pytest.MonkeyPatch) -> None:
     packages.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    packages.setattr("ray.cluster_resources", lambda: GPUS)
+    packages.setattr("cgd_ray.training.resources.read_cluster", lambda: NODE)
     with pytest.raises(ConfigError, match="the cluster has 4 GPUs, but the packages installed here compute on CPU"):
         engine_demand(VllmOptions(), NODE, sharing=1)
     with pytest.raises(ConfigError, match=r"training\.resources\.gpus_per_worker: the cluster has 4 GPUs"):
