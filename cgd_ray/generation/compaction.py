@@ -150,12 +150,13 @@ def _groups(parts: dict[str, int], borders: Sequence[str]) -> Iterator[list[str]
     """Parts to be merged: those that begin in one shard, up to so many bytes."""
     ordered = sorted(parts, key=IdRange.of_part)
     for _, ours in itertools.groupby(ordered, lambda part: shard_of(borders, IdRange.of_part(part).first)):
-        group: list[str] = []
+        group, size = list[str](), 0
         for part in ours:
             group.append(part)
-            if sum(parts[one] for one in group) >= _GROUP_BYTES:
+            size += parts[part]
+            if size >= _GROUP_BYTES:
                 yield group
-                group = []
+                group, size = [], 0
         if len(group) > 1:
             yield group
 

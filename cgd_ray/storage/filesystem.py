@@ -205,14 +205,14 @@ class Store:
             some = paths[start : start + _MOST_KEYS]
             keys = [{"Key": path.split("/", 1)[1]} for path in some]
             answer = self.fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
-            refused += [error for error in answer.get("Errors", []) if error["Code"] != "NoSuchKey"]
+            refused += answer.get("Errors", [])
             for path in some:
                 self.fs.invalidate_cache(path)
-        if refused:
-            first = refused[0]
+        # Somebody else may have been faster.
+        if kept := next((error for error in refused if self.fs.exists(f"{bucket}/{error['Key']}")), None):
             raise NotDeletedError(
-                f"s3://{bucket}/{first['Key']}: {first['Code']}: {len(refused)} of {len(paths)} files are not deleted; "
-                "Fix: give the keys the right to delete (s3:DeleteObject)"
+                f"s3://{bucket}/{kept['Key']}: {kept.get('Code')}: {len(refused)} of {len(paths)} files are not "
+                "deleted. Fix: give the keys the right to delete (s3:DeleteObject)"
             )
 
 

@@ -66,7 +66,7 @@ def test_merges_do_not_multiply_rows(
 def test_what_is_not_deleted_is_named(store: Store, name: str) -> None:
     store.write("folder/file", b"")
     for delete in (lambda: store.remove(name), lambda: store.remove_files(["folder/file", "folder/none"])):
-        with pytest.raises(NotDeletedError, match=r"/folder/file: AccessDenied: \d of \d files are not deleted; Fix:"):
+        with pytest.raises(NotDeletedError, match=r"/folder/file: AccessDenied: \d of \d files are not deleted. Fix:"):
             delete()
     assert not store.discard(name)
     assert store.exists("folder/file")
