@@ -22,7 +22,7 @@ PRETEND_GPUS = "CGD_RAY_PRETEND_GPUS"
 # Without one of these a CPU emulates bfloat16: two AVX2 cores then generate 15 tokens/s instead of the 59 of float32
 # (SmolLM2-135M), 7.5 instead of 60 (Qwen2.5-0.5B). AVX-512 alone is not enough.
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what arm64 calls it
-_DEMO_MINUTES = {True: 5, False: 9}  # as measured, see README
+_DEMO_MINUTES = {True: 5, False: 9}  # with native bfloat16, and without: two cores, nothing else on the machine
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
