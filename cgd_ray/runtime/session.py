@@ -80,7 +80,7 @@ def _connect() -> None:
                 logging_level=logging.WARNING,
                 num_gpus=None if asks_for_gpus() else 0,  # None: as many as Ray finds
             )
-    except (ConnectionError, RuntimeError) as error:
+    except Exception as error:  # of a node that starts too slowly, Ray raises nothing more exact
         raise CgdError(f"cannot connect to Ray: {' '.join(str(error).split())}") from error
     quiet_libraries()  # connecting set up their loggers
 
