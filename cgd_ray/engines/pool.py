@@ -107,7 +107,8 @@ def set_context(chains: list[Chain]) -> None:
 
 def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
     """A table of the WORK schema as blocks of so many rows."""
-    return ray.data.from_arrow([table.slice(start, rows) for start in range(0, len(table), rows)])
+    # Not from_arrow: it runs a task of a whole CPU, and the engines may hold all there are.
+    return ray.data.from_blocks([table.slice(start, rows) for start in range(0, len(table), rows)])
 
 
 def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHandle) -> ray.data.Dataset:

@@ -160,7 +160,7 @@ def _work(
     Whatever engines have made since, the rows of a shard are the same ones in the same order each time that they are
     read: a reader that dies is run again by Ray, which leaves out as many of its blocks as it has already.
     """
-    numbers = ray.data.from_arrow([pa.table({"number": [number]}) for number in range(len(shards))])
+    numbers = ray.data.from_blocks([pa.table({"number": [number]}) for number in range(len(shards))])
     blocks = numbers.map_batches(
         _Blocks(join, shards, frozenset(stage.name for stage in needed), ledger),
         batch_size=1,
