@@ -20,6 +20,7 @@ from cgd_ray.training.packing import batches, join, padding, plan_passes
 from cgd_ray.training.rows import EncodedRows
 from tests.servers import RayHead, S3Server, is_engine
 
+pytestmark = pytest.mark.timeout(1800)  # two engines on a core each that emulates bfloat16: a quarter of an hour
 RECIPE = "jobs/recipes/demo.yaml"
 SMALL = [
     "data.limit=10",
