@@ -14,7 +14,7 @@ from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from cgd_ray.engines.vllm_arguments import cpu_environment, engine_gpus, vllm_arguments
-from cgd_ray.runtime.device import require_gpu_packages
+from cgd_ray.runtime.device import require_engine_packages
 from serving.options import ServeArgs, parse_args
 
 # Ray Serve LLM may log prompts unless told otherwise.
@@ -51,10 +51,10 @@ def llm_config(options: ServeArgs) -> LLMConfig:
     """Ray Serve LLM's description of the model, its engine and its replicas.
 
     Raises:
-        ConfigError: it asks for GPUs, and the installed packages compute on CPU.
+        ConfigError: the installed packages compute on the other device.
     """
     gpus = engine_gpus(options)
-    require_gpu_packages("serving: gpus_per_worker", gpus)
+    require_engine_packages("serving: gpus_per_worker", gpus)
     return LLMConfig(
         model_loading_config={"model_id": options.model_id, "model_source": options.model},
         callback_config={

@@ -14,7 +14,7 @@ from cgd_ray.runtime.device import Device, installed_device, pretends_gpus
 from cgd_ray.storage.filesystem import Store, store_errors
 
 log = structlog.get_logger(__name__)
-_ANSWER_SECONDS = 120.0  # a node starts a process for it, and imports torch
+_ANSWER_SECONDS = 120.0  # a node starts a process for it
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from cgd_ray.engines.vllm_arguments import engine_gpus
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime import processes
 from cgd_ray.runtime.cluster import Cluster, Demand, could_launch, read_cluster
-from cgd_ray.runtime.device import asks_for_gpus, require_gpu_packages
+from cgd_ray.runtime.device import asks_for_gpus, require_engine_packages
 from cgd_ray.runtime.packing import holds, pack
 from cgd_ray.runtime.session import joins_cluster
 
@@ -45,7 +45,8 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
     share of a node's cores. An HTTP client needs next to nothing.
 
     Raises:
-        ConfigError: GPUs for packages that compute on CPU, or CPU packages on a cluster with GPUs.
+        ConfigError: GPUs for packages that compute on CPU, none for those that need one, or CPU packages on a cluster
+            with GPUs.
     """
     if isinstance(options, TeacherOpenAI):
         return Demand(cpus=0.01, gpus=0)
@@ -54,7 +55,7 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
     if options.gpus_per_worker is None:
         require_same_packages("engine", cluster.gpus)
     gpus = engine_gpus(options)
-    require_gpu_packages("engine.gpus_per_worker", gpus)
+    require_engine_packages("engine.gpus_per_worker", gpus)
     if gpus:
         return Demand(options.cpus or 1, gpus, options.accelerator_type)
     return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)

@@ -89,6 +89,14 @@ def test_gpus_for_cpu_packages_are_refused(packages: pytest.MonkeyPatch, options
         engine_demand(options, NODE, sharing=1)
 
 
+def test_an_engine_without_a_gpu_is_refused_for_gpu_packages(packages: pytest.MonkeyPatch) -> None:
+    packages.setattr(device, "_torch_has_gpus", lambda: True)
+    packages.setattr(device, "_is_installed", lambda _: False)
+    with pytest.raises(ConfigError, match=r"is 0, but the installed vLLM computes on GPUs only. Fix: leave it out"):
+        engine_demand(VllmOptions(gpus_per_worker=0), NODE, sharing=1)
+    assert engine_demand(VllmOptions(), NODE, sharing=1).gpus == 1
+
+
 def test_cpu_packages_on_a_cluster_with_gpus_are_refused(packages: pytest.MonkeyPatch) -> None:
     packages.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     packages.setattr("cgd_ray.training.resources.read_cluster", lambda: NODE)
