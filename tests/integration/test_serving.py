@@ -20,8 +20,7 @@ from ray import serve
 from transformers import AutoTokenizer
 
 from cgd_ray.training.encode import ChatEncoder
-from serving.app import build, llm_config
-from serving.options import parse_args
+from serving.app import build
 from tests.servers import free_port, is_engine, wait_for_port
 
 MAX_MODEL_LEN = 1024
@@ -101,16 +100,6 @@ def endpoint(bucket: dict[str, Any]) -> Iterator[Endpoint]:
 @pytest.fixture(scope="module")
 def encoder(student_dir: Path) -> ChatEncoder:
     return ChatEncoder(AutoTokenizer.from_pretrained(student_dir), {})
-
-
-def test_gpus_of_a_replica_lie_on_one_node() -> None:
-    config = llm_config(parse_args({"model": "s3://models/student", "accelerator_type": "H100", "gpus": 2, "cpus": 8}))
-    engine = config.get_engine_config()
-    accelerator = {"GPU": 1, "accelerator_type:H100": 0.001}
-    assert engine.placement_bundles == [{**accelerator, "CPU": 8}, accelerator]
-    assert engine.placement_strategy == "STRICT_PACK"
-    assert engine.tensor_parallel_degree == 2
-    assert config.engine_kwargs["enforce_eager"] is False
 
 
 def test_models_lists_the_student(endpoint: Endpoint) -> None:

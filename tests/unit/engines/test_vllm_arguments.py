@@ -76,6 +76,15 @@ def test_what_is_served_is_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) ->
     assert sum(bundle["GPU"] for bundle in bundles) == 6
 
 
+def test_gpus_of_a_replica_lie_on_one_node() -> None:
+    asked = {"accelerator_type": "H100", "tensor_parallel_size": 2, "cpus": 8}
+    engine = llm_config(parse_args({"model": "org/name", **asked})).get_engine_config()
+    accelerator = {"GPU": 1, "accelerator_type:H100": 0.001}
+    assert engine.placement_bundles == [{**accelerator, "CPU": 8}, accelerator]
+    assert engine.placement_strategy == "STRICT_PACK"
+    assert engine.tensor_parallel_degree == 2
+
+
 @pytest.mark.parametrize(
     ("given", "demand"),
     [

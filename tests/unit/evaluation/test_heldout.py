@@ -81,11 +81,16 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
 ) -> None:
     made, store = limited(tmp_path, 6), Store(str(tmp_path))
     rows = heldout_rows(made, heldout_table(tmp_path))
+    ids = rows["prompt_id"].to_pylist()
     texts = ["the answer is 7", "the answer is 8", None]
     asked_for = list[list[str]]()
 
-    def generate(_recipe: Recipe, stage: Any, _model: str, work: pa.Table, _lease: object) -> dict[str, Any]:
-        todo = [row for row in work.to_pylist() if row["todo"] == ["evaluation"] and row["sample"] == 0]
+    def generate(
+        _recipe: Recipe, stage: Any, _model: str, asked: tuple[pa.Table, pa.Table], _lease: object
+    ) -> dict[str, Any]:
+        questions, left = asked
+        assert questions["prompt_id"].to_pylist() == ids[: len(questions)]
+        todo = left.to_pylist()
         asked_for.append([row["prompt_id"] for row in todo])
         statuses = ["ok", "ok", "truncated"]
         results = [answer(row, stage.parent_of(row), statuses[n % 3], texts[n % 3]) for n, row in enumerate(todo)]
@@ -96,7 +101,6 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
     run_evaluation(made, store, rows.slice(0, 3), "base", "m", "identity")
     results, spent = run_evaluation(made, store, rows, "base", "m", "identity")
     assert spent == {"rows": 3}
-    ids = rows["prompt_id"].to_pylist()
     assert asked_for == [ids[:3], ids[3:]]
     graded = grade_results(results, rows)
     assert graded.correct.tolist() == [True, False, False] * 2
