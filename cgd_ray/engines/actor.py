@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import platform
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import Future
@@ -16,8 +17,9 @@ from cgd_ray.engines.join import caught_up
 from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours, wait_for_release
 from cgd_ray.engines.stage import Row, row_name
 from cgd_ray.engines.ward import RevivedEngine
-from cgd_ray.errors import CgdError
+from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime import processes
+from cgd_ray.storage import transfers
 from cgd_ray.storage.filesystem import store_errors
 
 if TYPE_CHECKING:
@@ -76,13 +78,39 @@ class ChainActor:
 
     def _start(self, hopeless: str | None) -> None:
         """Load. Where that fails, another engine is started elsewhere, unless this one had been up before."""
-        failure = CgdError(hopeless) if hopeless else self._soon(self._engine.start()).exception()
+        failure = CgdError(hopeless) if hopeless else self._soon(self._load()).exception()
         if failure is None:
             ray.get(self._ledger.up.remote(self._name))
             return
         self._is_lost = ray.get(self._give_up(failure))
         if not self._is_lost:
             raise failure
+
+    async def _load(self) -> None:
+        await asyncio.to_thread(self._require_root)
+        fetching = asyncio.create_task(self._report_fetching())
+        try:
+            await self._engine.start()
+        finally:
+            fetching.cancel()
+
+    def _require_root(self) -> None:
+        """The driver has described the tables; a node that came after it had asked all nodes must see that."""
+        for stage in self._chain.stages:
+            if stage.results.description() is None:
+                raise ConfigError(
+                    f"run.root {stage.results.store.root} on {platform.node()} is not the driver's: take a directory "
+                    "that all nodes share, or s3://bucket/prefix"
+                )
+
+    async def _report_fetching(self) -> None:
+        """Say how much of the model has come, whenever some has: minutes may go by before an engine is up."""
+        told = transfers.so_far()
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            if (now := transfers.so_far()) != told:
+                await self._ledger.fetching.remote(self._name, now)
+                told = now
 
     def _give_up(self, error: BaseException) -> "ray.ObjectRef[bool]":
         return self._ledger.give_up.remote(self._name, self._chain.role, self._place, self._node, as_ours(error))

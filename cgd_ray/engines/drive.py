@@ -21,6 +21,7 @@ from cgd_ray.runtime.cluster import read_cluster
 log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.5
 _STOP_SECONDS = 20.0
+_FETCHING_SECONDS = 15.0  # between two lines
 
 
 def run_chains(
@@ -53,7 +54,7 @@ def run_chains(
     before = held_room()
     wanted = sum(chain.replicas for chain in chains)
     cluster = read_cluster()
-    look = partial(_look, watch=_Troubles(watch), wanted=wanted, stall_seconds=stall_seconds)
+    look = partial(_look, watch=_Watch(watch), wanted=wanted, stall_seconds=stall_seconds)
     with open_ledger(chains[-1].role, stream_rows(chains), pools_of(chains, cluster), cluster) as ledger:
         stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)
         try:
@@ -85,17 +86,22 @@ def _ended_within(stream: "ray.ObjectRef[None]", seconds: float) -> bool:
     return bool(ray.wait([stream], timeout=0)[0])
 
 
-class _Troubles:
-    """A watch that says which engines are gone, each once, before it calls the caller's."""
+class _Watch:
+    """A watch that says how engines come and which are gone, each once, before it calls the caller's."""
 
     def __init__(self, watch: Callable[[Snapshot], object]) -> None:
         self._watch = watch
         self._said = 0
+        self._line = time.monotonic()
 
     def __call__(self, snapshot: Snapshot) -> None:
         for trouble in snapshot.troubles[self._said :]:
             log.warning(trouble)
         self._said = len(snapshot.troubles)
+        if snapshot.fetching and time.monotonic() - self._line > _FETCHING_SECONDS:
+            self._line = time.monotonic()
+            done, total = (f"{size / 1e9:.1f}" for size in snapshot.fetching)
+            log.info("engines fetch their models", gigabytes=f"{done}/{total}")
         self._watch(snapshot)
 
 

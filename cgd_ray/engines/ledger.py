@@ -22,6 +22,7 @@ from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.cluster import Cluster
+from cgd_ray.storage.transfers import Transfer
 
 CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
 _ROOM_SECONDS = 0.2
@@ -49,7 +50,7 @@ class Snapshot:
     engines: int
     """Engines that have loaded."""
     idle_seconds: float
-    """Since an engine loaded or a stage of a row was finished."""
+    """Since an engine loaded, more of a model came, or a stage of a row was finished."""
     deaths: int
     """Of engines' processes."""
     ceiling: str | None
@@ -60,6 +61,8 @@ class Snapshot:
     """Engines that could not start, or not again, one line each."""
     lost: int = 0
     """Engines of these that had been up: rows that they were given stay undone."""
+    fetching: Transfer | None = None
+    """What the engines that load have of their models, where some had to be fetched."""
 
 
 @dataclass
@@ -72,6 +75,7 @@ class _Engine:
     start_deaths: int = 0  # ... that had not loaded, in a row
     was_up: bool = False
     is_lost: bool = False
+    fetched: Transfer | None = None
 
 
 class Seen:
@@ -170,6 +174,11 @@ class _Ledger:
         if not self._engines[engine].deaths:  # an engine that loads again and again is no progress
             self._progress = time.monotonic()
 
+    def fetching(self, engine: str, transfer: Transfer) -> None:
+        """So much of its model is on the engine's node."""
+        self._engines[engine].fetched = transfer
+        self._progress = time.monotonic()
+
     def give_up(self, engine: str, role: str, place: str | None, node: str, error: CgdError) -> bool:
         """An engine cannot start on its node, or not again; returns whether it had been up."""
         state = self._engines[engine]
@@ -238,10 +247,21 @@ class _Ledger:
         engines = sum(engine.is_up for engine in self._engines.values())
         idle = time.monotonic() - self._progress
         broken = self._broken or self._replicas.broken()
-        lost = sum(engine.is_lost for engine in self._engines.values())
         return Snapshot(
-            self._tallies, engines, idle, self._deaths - 1, self._ceiling, broken, list(self._troubles), lost
+            self._tallies,
+            engines,
+            idle,
+            self._deaths - 1,
+            self._ceiling,
+            broken,
+            list(self._troubles),
+            sum(engine.is_lost for engine in self._engines.values()),
+            self._fetching(),
         )
+
+    def _fetching(self) -> Transfer | None:
+        loading = [engine.fetched for engine in self._engines.values() if engine.fetched and not engine.is_up]
+        return Transfer(*map(sum, zip(*loading, strict=True))) if loading else None
 
 
 @contextlib.contextmanager

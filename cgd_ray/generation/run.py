@@ -27,9 +27,11 @@ from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
 from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.generation.troubles import forget, noting
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.storage.filesystem import Store, store_errors
 from cgd_ray.storage.lease import Lease, held
+from cgd_ray.storage.runs import Run
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
@@ -96,6 +98,7 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
         if reason := set_apart(stage.results, stage.description):
             log.info(f"{stage.name}: {reason}")
         stage.results.describe(stage.description)
+    forget(Run(join.prompts.store, recipe.run.name))
     execution = _execution(recipe, current, stages)
     parts = [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
     spent = paid(recipe, stages.teacher)
@@ -208,7 +211,8 @@ def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[S
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
     guard.progress.next_engines()
     rows = partial(_work, join.before(making), current.shards, needed, block_rows(chains))
-    return run_chains(chains, rows, guard.check, recipe.generation.stall_timeout_s)
+    watch = noting(Run(join.prompts.store, recipe.run.name), guard.check)
+    return run_chains(chains, rows, watch, recipe.generation.stall_timeout_s)
 
 
 def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:

@@ -15,7 +15,7 @@ from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.device import training_precision
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.models import model_identity, pinned_revision
+from cgd_ray.storage.models import model_identity, pinned_model
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
@@ -116,20 +116,22 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
 def pin_models(recipe: Recipe) -> Recipe:
     """The recipe with all that fingerprints need said outright.
 
-    Commits stand in place of branches and tags of hub models, texts in place of chat template files, and compute types
-    in place of `auto`: by the installed packages and this machine's CPU.
+    Commits stand in place of branches and tags of hub models, whole paths in place of relative ones, texts in place of
+    chat template files, and compute types in place of `auto`: by the installed packages and this machine's CPU.
 
     Raises:
         ConfigError: a model or a file is not there.
     """
     student, teacher = recipe.student, recipe.teacher.engine
     is_used = isinstance(student.engine, VllmOptions) or recipe.training.enabled
-    revision = pinned_revision(student.model, student.revision, "student.model") if is_used else student.revision
-    pinned = {"revision": revision, "engine": _pinned_engine(student.engine, "student")}
+    model, revision = student.model, student.revision
+    if is_used:
+        model, revision = pinned_model(model, revision, recipe.storage, "student.model")
+    pinned = {"model": model, "revision": revision, "engine": _pinned_engine(student.engine, "student")}
     changes: dict[str, Any] = {"student": student.model_copy(update=pinned)}
     if isinstance(teacher, TeacherVllm):
-        revision = pinned_revision(teacher.model, teacher.revision, "teacher.engine.model")
-        engine = _pinned_engine(teacher, "teacher").model_copy(update={"revision": revision})
+        model, revision = pinned_model(teacher.model, teacher.revision, recipe.storage, "teacher.engine.model")
+        engine = _pinned_engine(teacher, "teacher").model_copy(update={"model": model, "revision": revision})
         changes["teacher"] = TeacherSection(engine=engine)
     precision = training_precision(recipe.training.precision)
     changes["training"] = recipe.training.model_copy(update={"precision": precision})

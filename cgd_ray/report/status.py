@@ -13,6 +13,7 @@ from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
 from cgd_ray.generation.stages import build_stages
+from cgd_ray.generation.troubles import recorded
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run, telling
 
@@ -41,6 +42,8 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     for line in explain(store, recipe, joined.stages):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     run = Run(store, recipe.run.name)
+    for trouble in recorded(run):
+        console.print(trouble, markup=False, highlight=False, soft_wrap=True)
     manifest = run.read_json("manifest.json")
     reported = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))
     generated = "complete" if reported else "all generated; what comes after it is not complete"

@@ -8,6 +8,7 @@ import bisect
 import functools
 import io
 import json
+import platform
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -119,6 +120,9 @@ class Table:
         Args:
             parts: names of parts; none takes all.
             columns: names of columns, among them the key, `parent`, `status` and `attempt` where the table has them.
+
+        Raises:
+            CgdError: a part is damaged, or gone without another one that may have its rows.
         """
         names = self.parts() if parts is None else parts
         ids = IdRange.around([IdRange.of_part(name) for name in names])
@@ -127,12 +131,24 @@ class Table:
                 tables = list(self.batches(names, columns))
                 break
             except FileNotFoundError:  # merged into a larger part since it was listed
-                names = [part for part in self.parts() if IdRange.of_part(part).meets(ids)]
+                now = self.parts()
+                self._require_merged(names, now)
+                names = [part for part in now if IdRange.of_part(part).meets(ids)]
         else:
             raise CgdError(f"{self.store.url(self.folder)}: parts come and go; is another command at work on them?")
         if not tables:
             return self.schema.empty_table().select(columns or self.schema.names)
         return _one_per_key(pa.concat_tables(tables))
+
+    def _require_merged(self, names: Sequence[str], now: Sequence[str]) -> None:
+        """Of parts that are gone, the rows are in parts that are new."""
+        new = [IdRange.of_part(name) for name in set(now).difference(names)]
+        for gone in set(names).difference(now):
+            if not any(ids.meets(IdRange.of_part(gone)) for ids in new):
+                raise CgdError(
+                    f"{self.store.url(f'{self.folder}/{gone}')}: not there on {platform.node()}, nor is a part that it "
+                    "was merged into: does every node see the same run.root, and did nobody delete it?"
+                )
 
 
 @dataclass(frozen=True, order=True)

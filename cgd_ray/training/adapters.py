@@ -2,18 +2,20 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.training.job import RefusedError
 
+if TYPE_CHECKING:
+    from peft import PeftModel
 
-def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftModel:
+
+def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> "PeftModel":
     """The model with new weights beside its linear layers, the same on every rank, and its own ones frozen.
 
     Raises:
@@ -24,6 +26,8 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
             raise RefusedError(
                 f"training.lora.targets: the student has no layer {target!r}; name what it has, or all-linear"
             )
+    from peft import LoraConfig, get_peft_model  # a third of a rank's start, which most trainings need not wait for
+
     torch.manual_seed(derived_seed(seed, "lora"))
     config = LoraConfig(
         r=lora.rank,
@@ -42,7 +46,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> PeftMo
     return adapted
 
 
-def _keep_gradients_in_4_bits(model: PeftModel) -> None:
+def _keep_gradients_in_4_bits(model: "PeftModel") -> None:
     """The first pass without gradients on a CPU, as a validation is, packs 4-bit weights for products that have none.
 
     For good: from then on bitsandbytes would pass no gradient on to the layers below.
@@ -52,9 +56,11 @@ def _keep_gradients_in_4_bits(model: PeftModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _require_tied_untouched(model: PeftModel) -> None:
+def _require_tied_untouched(model: "PeftModel") -> None:
     """One tensor is both the input and the output embedding: merged into it, an adapter of one would change both."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RefusedError(
             "training.lora.targets: this student's input and output embeddings are one tensor, which an adapter of "
@@ -75,13 +81,13 @@ def quantized(lora: LoraSection | None, device: torch.device) -> dict[str, objec
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def adapter_model(source: Path, lora: LoraSection) -> PeftModel:
+def adapter_model(source: Path, lora: LoraSection) -> "PeftModel":
     """The student in a directory with its adapter, all without memory: configuration and names alone."""
     with torch.device("meta"):
         return with_adapter(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)), lora, seed=0)
 
 
-def write_adapter(adapted: PeftModel, weights: Mapping[str, torch.Tensor], name: str, folder: Path) -> None:
+def write_adapter(adapted: "PeftModel", weights: Mapping[str, torch.Tensor], name: str, folder: Path) -> None:
     """Write the trained adapter as PEFT reads it, in fp32.
 
     Args:

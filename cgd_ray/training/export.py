@@ -3,14 +3,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import structlog
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from peft import PeftModel
 from transformers import GenerationConfig
 
 from cgd_ray.config.training import LoraSection
@@ -20,6 +19,9 @@ from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.job import STUDENT_MARKS, About, RankJob
 from cgd_ray.training.merge import Mergeable, NotPlainError
 from cgd_ray.training.scratch import student_folder
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = structlog.get_logger(__name__)
 
@@ -74,7 +76,7 @@ def export_student(engine: DeepSpeedEngine, job: RankJob, source: Path) -> None:
 
 
 def _write_merged(
-    source: Path, lora: LoraSection, adapted: PeftModel, weights: dict[str, torch.Tensor], folder: Path
+    source: Path, lora: LoraSection, adapted: "PeftModel", weights: dict[str, torch.Tensor], folder: Path
 ) -> None:
     try:
         Mergeable(source, adapted).write(folder)

@@ -9,9 +9,7 @@ import shutil
 from importlib.util import find_spec
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import PreTrainedModel
-from transformers.integrations.liger import apply_liger_kernel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cgd_ray.config.training import TrainingSection
@@ -64,6 +62,8 @@ def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:
         RefusedError: the package has no kernels for this architecture.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+    from peft.tuners.tuners_utils import BaseTunerLayer  # a third of a rank's start, as is the next
+    from transformers.integrations.liger import apply_liger_kernel
 
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:

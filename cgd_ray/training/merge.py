@@ -3,11 +3,10 @@
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -15,6 +14,9 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from cgd_ray.training.memory import SHARD_BYTES
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -26,7 +28,7 @@ class NotPlainError(Exception):
 class Mergeable:
     """An adapter and the stored weights of its student that it changes."""
 
-    def __init__(self, source: Path, adapted: PeftModel) -> None:
+    def __init__(self, source: Path, adapted: "PeftModel") -> None:
         """Look at the headers of the student's files.
 
         Args:
@@ -36,6 +38,8 @@ class Mergeable:
         Raises:
             NotPlainError: naming a weight.
         """
+        from peft.tuners.tuners_utils import BaseTunerLayer  # seconds at the top, where all trainings would wait for it
+
         self._files = {name: file for file in _files(source) for name in _names(file)}
         modules = adapted.get_base_model().named_modules()
         layers = {f"{name}.weight": module for name, module in modules if isinstance(module, BaseTunerLayer)}
@@ -91,7 +95,7 @@ def _names(file: Path) -> list[str]:
         return list(opened.keys())
 
 
-def _targets(names: Iterable[str], adapted: PeftModel) -> Iterator[tuple[str, str]]:
+def _targets(names: Iterable[str], adapted: "PeftModel") -> Iterator[tuple[str, str]]:
     """Stored names beside those that transformers gives them in the model; without what it converts as it loads."""
     model = adapted.get_base_model()
     conversions = get_model_conversion_mapping(model)

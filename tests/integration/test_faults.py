@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,7 @@ from botocore.exceptions import EndpointConnectionError
 from ray.cluster_utils import Cluster
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Completion, Request
 from cgd_ray.engines.placement import Demand, EngineOptions
 from cgd_ray.engines.pool import ChainActor
@@ -31,31 +31,18 @@ from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.generation import compaction, run
-from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.generation.run import GenerationResult
 from cgd_ray.generation.stages import build_stages
+from cgd_ray.storage import transfers
 from cgd_ray.storage.filesystem import Store
+from tests.scripted import generate, scripted_recipe
 
 ROWS = 150
 
 
 def recipe(root: Path, student: dict[str, Any], teacher: dict[str, Any], **generation: Any) -> Recipe:
-    prompts = "".join(f'{{"prompt": "Question {number}."}}\n' for number in range(ROWS))
-    (root / "data.jsonl").write_text(prompts)
-    tree: dict[str, Any] = {
-        "run": {"name": "r", "root": str(root)},
-        "storage": {"flush_seconds": 0.5},
-        "data": {"type": "jsonl", "path": str(root / "data.jsonl"), "holdout": {"count": 1}},
-        "student": {"model": "s", "engine": {"type": "scripted", "max_in_flight": 8, **student}},
-        "teacher": {"engine": {"type": "scripted", "model": "t", "max_in_flight": 8, **teacher}},
-        "evaluation": {"enabled": False},
-        "generation": {"execution": "streaming", **generation},
-    }
-    return parse_recipe(tree, "test")
-
-
-def generate(made: Recipe) -> GenerationResult:
-    store = Store(made.run.root)
-    return run_generation(made, store, prepare_prompts(made, store).table)
+    few = {"max_in_flight": 8}
+    return scripted_recipe(root, ROWS, few | student, few | teacher, **{"execution": "streaming", **generation})
 
 
 def require_whole(result: GenerationResult, lost: int = 0) -> None:
@@ -169,8 +156,8 @@ def while_generating(made: Recipe, strike: Callable[[], None], after: float) -> 
 
 
 def engine_processes() -> list[psutil.Process]:
-    me = psutil.Process()
-    return [process for process in psutil.process_iter() if "MapWorker" in " ".join(cmdline(process)) and process != me]
+    below = psutil.Process().children(recursive=True)
+    return [process for process in below if "MapWorker" in " ".join(cmdline(process))]
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -283,6 +270,25 @@ def test_a_run_that_hangs_is_stopped_and_keeps_what_it_has(tmp_path: Path) -> No
     healed = generate(recipe(tmp_path, {}, {}))
     assert healed.tallies["refine"]["rows"] <= 16
     require_whole(healed)
+
+
+class Fetches(ScriptedEngine):
+    """Comes from far: a gigabyte a second."""
+
+    async def start(self) -> None:
+        transfers.expect(18 * 10**9)
+        for _ in range(18):
+            await asyncio.sleep(1)
+            transfers.arrived(10**9)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_an_engine_that_fetches_its_model_is_not_idle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", Fetches)
+    require_whole(generate(recipe(tmp_path, {}, {}, stall_timeout_s=12)))
+    assert re.search(r"engines fetch their models +gigabytes=\d+\.0/36\.0", "".join(capfd.readouterr()))
 
 
 @pytest.mark.usefixtures("cluster")

@@ -13,8 +13,9 @@ from ray.cluster_utils import Cluster
 
 from cgd_ray.engines import nodes
 from cgd_ray.engines.nodes import check_nodes
-from cgd_ray.errors import ConfigError
+from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.storage.filesystem import Store
+from tests.scripted import generate, scripted_recipe
 from tests.servers import REPOSITORY
 
 
@@ -62,3 +63,10 @@ def test_packages_for_another_device_are_refused(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(nodes, "installed_device", lambda: "cuda")
     with pytest.raises(ConfigError, match=r"the packages of .* compute on another device than those of the driver"):
         check_nodes(Store(str(tmp_path)))
+
+
+@pytest.mark.usefixtures("_second_node")
+def test_an_engine_on_a_node_that_came_too_late_to_be_asked_does_not_begin(other_disk: Path) -> None:
+    made = scripted_recipe(other_disk, 8, {}, {"gpus": 1})
+    with pytest.raises(CgdError, match=rf"run\.root {other_disk} on .* is not the driver's: take a directory that all"):
+        generate(made)

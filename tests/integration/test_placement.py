@@ -3,6 +3,7 @@
 Large engines beside small ones, kinds of GPUs, a node that comes late, nodes on which no engine starts.
 """
 
+import io
 import os
 import time
 from collections.abc import Iterator
@@ -15,37 +16,24 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
+from rich.console import Console
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.base import Completion, EngineDiedError, Request
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.errors import CgdError, ConfigError
-from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.generation.run import GenerationResult
+from cgd_ray.report.status import print_status
 from cgd_ray.storage.filesystem import Store
+from tests.scripted import generate, scripted_recipe
 
 ROWS = 40
 
 
 def recipe(root: Path, student: dict[str, Any], teacher: dict[str, Any], **generation: Any) -> Recipe:
-    prompts = "".join(f'{{"prompt": "Question {number}."}}\n' for number in range(ROWS))
-    (root / "data.jsonl").write_text(prompts)
-    tree: dict[str, Any] = {
-        "run": {"name": "r", "root": str(root)},
-        "storage": {"flush_seconds": 0.5},
-        "data": {"type": "jsonl", "path": str(root / "data.jsonl"), "holdout": {"count": 1}},
-        "student": {"model": "s", "engine": {"type": "scripted", "max_in_flight": 4, **student}},
-        "teacher": {"engine": {"type": "scripted", "model": "t", "max_in_flight": 4, **teacher}},
-        "evaluation": {"enabled": False},
-        "generation": {"stall_timeout_s": 120, **generation},
-    }
-    return parse_recipe(tree, "test")
-
-
-def generate(made: Recipe) -> GenerationResult:
-    store = Store(made.run.root)
-    return run_generation(made, store, prepare_prompts(made, store).table)
+    few = {"max_in_flight": 4}
+    return scripted_recipe(root, ROWS, few | student, few | teacher, **{"stall_timeout_s": 120, **generation})
 
 
 def require_whole(result: GenerationResult) -> None:
@@ -137,8 +125,13 @@ def test_a_run_goes_on_with_fewer_engines_down_to_the_minimum(
     teacher = {"gpus": 2, "replicas": 2, "refuse_on": str(tmp_path / "bad")}
     with pytest.raises(CgdError, match=rf"^scripted refusal of node {node_of('A100')}$"):
         generate(recipe(tmp_path, {}, {**teacher, "min_replicas": 2, "latency_ms": 500}))
-    require_whole(generate(recipe(tmp_path, {}, teacher)))
-    assert f"an engine of the teacher on node {node_of('A100')} could not start" in "".join(capfd.readouterr())
+    made = recipe(tmp_path, {}, teacher)
+    require_whole(generate(made))
+    trouble = f"an engine of the teacher on node {node_of('A100')} could not start"
+    assert trouble in "".join(capfd.readouterr())
+    text = io.StringIO()
+    print_status(made, Store(made.run.root), Console(file=text))
+    assert text.getvalue().count(trouble) == 1
 
 
 @pytest.mark.usefixtures("two_nodes")

@@ -223,6 +223,16 @@ def test_rows_of_parts_that_were_merged_since_the_listing_are_found(table: Table
     assert table.read(listed)["text"].to_pylist() == ["0000a", "8000b", "f000c"]
 
 
+def test_a_part_that_is_gone_and_was_not_merged_is_named(table: Table) -> None:
+    for number, identity in enumerate(["0000a", "8000b"]):
+        table.write_part(f"part-0001-a-{number:06d}", [result(identity, "ok", 1, identity)])
+    [lost, _] = listed = table.parts()
+    table.store.remove(f"{table.folder}/{lost}")
+    with pytest.raises(CgdError, match=rf"{lost}: not there on \S+, nor is a part that it was merged into"):
+        table.read(listed)
+    assert len(table.read()) == 1
+
+
 def test_a_damaged_part_is_named(table: Table) -> None:
     table.write_part("part-0001-a-000000", [result("a", "ok", 1, "a")])
     [part] = table.parts()

@@ -1,0 +1,33 @@
+"""Recipes whose engines answer by script, and their generation."""
+
+from pathlib import Path
+from typing import Any
+
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.storage.filesystem import Store
+
+
+def scripted_recipe(
+    root: Path, rows: int, student: dict[str, Any], teacher: dict[str, Any], **generation: Any
+) -> Recipe:
+    """Of so many prompts, one of them held out; what is given of engines and generation is set there."""
+    prompts = "".join(f'{{"prompt": "Question {number}."}}\n' for number in range(rows))
+    (root / "data.jsonl").write_text(prompts)
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(root)},
+        "storage": {"flush_seconds": 0.5},
+        "data": {"type": "jsonl", "path": str(root / "data.jsonl"), "holdout": {"count": 1}},
+        "student": {"model": "s", "engine": {"type": "scripted", **student}},
+        "teacher": {"engine": {"type": "scripted", "model": "t", **teacher}},
+        "evaluation": {"enabled": False},
+        "generation": generation,
+    }
+    return parse_recipe(tree, "test")
+
+
+def generate(made: Recipe) -> GenerationResult:
+    """Prepare the prompts and generate, on the cluster that this process has joined."""
+    store = Store(made.run.root)
+    return run_generation(made, store, prepare_prompts(made, store).table)
