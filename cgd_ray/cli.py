@@ -175,7 +175,6 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     from cgd_ray.preflight import preflight
     from cgd_ray.report.summary import print_report
     from cgd_ray.runtime.session import ray_session
-    from cgd_ray.serving_trial import ask_served_student
 
     store = preflight(recipe)
     recipe = pin_models(recipe)
@@ -186,6 +185,8 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
         outcome = asdict(run_pipeline(recipe, store, chosen))
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome["training"] and outcome["evaluation"]:
+            from cgd_ray.serving_trial import ask_served_student  # Ray Serve: seconds that most commands do not need
+
             ask_served_student(recipe, store, outcome["training"]["student_name"], console)
 
 

@@ -27,7 +27,6 @@ from cgd_ray.storage.runs import Document, Run, telling
 from cgd_ray.training.encode import student_encoder
 from cgd_ray.training.plan import TrainingResult
 from cgd_ray.training.resources import check_room, worker_resources
-from cgd_ray.training.trainer import run_training
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -139,6 +138,8 @@ def train(
     recipe: Recipe, store: Store, curated: CurationResult, outcome: Outcome, *, may_train: bool = True
 ) -> TrainingResult:
     """The trained student, exported into the run; without `may_train`, the one that is there already."""
+    from cgd_ray.training.trainer import run_training  # torch: seconds, which the other phases do not cost
+
     result = run_training(
         recipe, store, curated.examples, student_encoder(recipe), student_identity(recipe), may_train=may_train
     )

@@ -9,7 +9,6 @@ from cgd_ray.config.engine import TeacherOpenAI, TeacherVllm, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrackingSection, TrainingSection
 from cgd_ray.data.sources import check_source
-from cgd_ray.engines.openai import check_endpoint
 from cgd_ray.errors import ConfigError
 from cgd_ray.generation.stages import student_identity, teacher_identity
 from cgd_ray.prompts.chat import load_tokenizer, template_text
@@ -73,6 +72,8 @@ def preflight(recipe: Recipe) -> Store:
     teacher_identity(recipe)
     _require_templates(recipe)
     if isinstance(recipe.teacher.engine, TeacherOpenAI):
+        from cgd_ray.engines.openai import check_endpoint  # a second, which other teachers do not cost
+
         check_endpoint(recipe.teacher.engine)
     return replace(store, patient=True)
 

@@ -126,7 +126,7 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
         "anonymous": recipe.storage.anonymous,
     }
     if isinstance(engine, VllmOptions):
-        demand = engine_demand(engine, read_cluster(), sharing=section.min_replicas)
+        demand = engine_demand(engine, read_cluster(), sharing=section.min_replicas, key="student.engine")
         # The served engine is the evaluated one, but for what only the pool of a run has.
         arguments |= engine.model_dump(include=set(VllmEngineOptions.model_fields))
         arguments |= {"cpus": int(demand.cpus), "max_model_len": section.max_model_len or engine.max_model_len}

@@ -51,7 +51,16 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(SkipGuard())
 
 
+# Of the integration tests, those whose processes are few and wait for nothing that a busy machine may make late.
+_BESIDE_OTHERS = {"test_layouts", "test_liger", "test_models", "test_resume_reads", "test_torchrun"}
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes (`-n 2 --dist loadgroup`) one has all tests with clusters and engines, one by one."""
+    for item in items:
+        file = item.path.stem
+        is_alone = "unit" not in item.path.parts and file not in _BESIDE_OTHERS
+        item.add_marker(pytest.mark.xdist_group("clusters" if is_alone else file))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and not _has_cuda():
         for item in needing:

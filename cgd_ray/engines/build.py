@@ -6,7 +6,6 @@ from functools import partial
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.engines.base import Engine
-from cgd_ray.engines.openai import OpenAIEngine
 from cgd_ray.engines.placement import EngineOptions
 from cgd_ray.engines.pool import Chain
 from cgd_ray.engines.scripted import ScriptedEngine
@@ -49,6 +48,8 @@ def build_chain(
             name, revision = model
             make = partial(VllmEngine, options, name, revision, storage, cpus=int(demand.cpus), gpus=demand.gpus)
         case TeacherOpenAI():
+            from cgd_ray.engines.openai import OpenAIEngine  # a second, which each reader of rows would pay
+
             make = partial(OpenAIEngine, options, spent)
         case ScriptedOptions():
             make = partial(ScriptedEngine, options)

@@ -38,11 +38,11 @@ class Wanted:
     count: int
 
 
-def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> Demand:
+def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int, key: str = "engine") -> Demand:
     """CPUs and GPUs of one engine when `sharing` engines run at once.
 
     A vLLM engine holds its GPUs in one actor (tensor and pipeline parallel on one node); without GPUs it gets an equal
-    share of a node's cores. An HTTP client needs next to nothing.
+    share of a node's cores. An HTTP client needs next to nothing. `key` is the section of the recipe that asks.
 
     Raises:
         ConfigError: GPUs for packages that compute on CPU, none for those that need one, or CPU packages on a cluster
@@ -53,9 +53,9 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int) -> 
     if isinstance(options, ScriptedOptions):
         return Demand(0.01, options.gpus, options.accelerator_type)
     if options.gpus_per_worker is None:
-        require_same_packages("engine", cluster.gpus)
+        require_same_packages(key, cluster.gpus)
     gpus = engine_gpus(options)
-    require_engine_packages("engine.gpus_per_worker", gpus)
+    require_engine_packages(f"{key}.gpus_per_worker", gpus)
     if gpus:
         return Demand(options.cpus or 1, gpus, options.accelerator_type)
     return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)
@@ -178,13 +178,13 @@ def _say_ended(count: int) -> None:
         log.warning("ended processes of engines that are gone", count=count)
 
 
-def fits(options: list[EngineOptions], cluster: Cluster) -> bool:
+def fits(options: dict[str, EngineOptions], cluster: Cluster) -> bool:
     """Whether all replicas of these engines can run at once without starving each other, each on one node.
 
-    On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many
-    they want.
+    The engines are named by the keys that ask for them. On CPU, two engines at once halve each other's cores and gain
+    nothing from overlap, unless both say how many they want.
     """
-    demands = [(engine_demand(entry, cluster, sharing=1), _replicas(entry)) for entry in options]
+    demands = [(engine_demand(entry, cluster, sharing=1, key=key), _replicas(entry)) for key, entry in options.items()]
     return pack([demand for demand, replicas in demands for _ in range(replicas)], cluster) is not None
 
 

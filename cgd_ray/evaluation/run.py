@@ -212,7 +212,7 @@ def _generate(
         recipe.student.engine,
         (model, recipe.student.revision if model == recipe.student.model else None),
         [stage],
-        demand=engine_demand(recipe.student.engine, read_cluster(), sharing=1),
+        demand=engine_demand(recipe.student.engine, read_cluster(), sharing=1, key="student.engine"),
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(left)}) as progress:

@@ -171,7 +171,7 @@ class _Probe:
     def _gpus(self, role: str) -> float:
         options, _ = engine_of(self._recipe, role)
         replicas = 1 if isinstance(options, TeacherOpenAI) else options.replicas
-        return replicas * engine_demand(options, read_cluster(), sharing=1).gpus
+        return replicas * engine_demand(options, read_cluster(), sharing=1, key=f"{role}.engine").gpus
 
     def _width(self, role: str) -> int:
         options, _ = engine_of(self._recipe, role)

@@ -141,7 +141,7 @@ def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
     wanted = recipe.generation.execution
     if wanted != "auto":
         return wanted
-    both = [recipe.student.engine, recipe.teacher.engine]
+    both = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
     return "streaming" if fits(both, read_cluster()) else "staged"
 
 
@@ -224,7 +224,7 @@ def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:
     chains = []
     for role, stages in by_role.items():
         options, model = engine_of(recipe, role)
-        demand = engine_demand(options, cluster, sharing=len(by_role))
+        demand = engine_demand(options, cluster, sharing=len(by_role), key=f"{role}.engine")
         chains.append(build_chain(role, options, model, stages, demand=demand, storage=recipe.storage, spent=spent))
     return chains
 

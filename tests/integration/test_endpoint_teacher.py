@@ -25,6 +25,7 @@ from cgd_ray.errors import ConfigError
 from tests.servers import REPOSITORY, free_port
 
 RECIPE = "jobs/recipes/openai-teacher.yaml"
+ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,21 @@ def logs() -> Iterator[Path]:
 def output(teacher: Endpoint, root: Path, logs: Path) -> str:
     overrides = [
         f"run.root={root}",
-        "data.limit=6",
-        "data.holdout.count=4",
+        f"data.limit={ROWS}",
+        "data.holdout.count=2",
         "teacher.engine.model=teacher",
         f"teacher.engine.base_url={teacher.url}",
         "teacher.engine.api_key_env=CGD_TEST_TEACHER_KEY",
         "generation.execution=staged",
-        "generation.draft.max_tokens=200",
-        "generation.critique.max_tokens=300",
-        "generation.refine.max_tokens=300",
+        "generation.draft.max_tokens=64",
+        "generation.critique.max_tokens=192",
+        "generation.refine.max_tokens=192",
         "curation.require_verdict=false",
         "training.zero_stage=3",
         "training.workers=1",
         "training.epochs=1",
         "training.batch_size=2",
-        "evaluation.max_tokens=48",
+        "evaluation.max_tokens=24",
     ]
     environment = {**os.environ, "CGD_TEST_TEACHER_KEY": teacher.key, "RAY_TMPDIR": str(logs)}
     said = ""
@@ -111,7 +112,7 @@ def test_the_endpoints_texts_train_a_student(output: str, root: Path) -> None:
     manifest: dict[str, Any] = json.loads((root / "runs" / "openai-teacher" / "manifest.json").read_text())
     assert manifest["generation"]["execution"] == "staged"
     counts = manifest["generation"]["stages"]["critique"]
-    assert counts["ok"] + counts["truncated"] + counts["blocked"] == 6
+    assert counts["ok"] + counts["truncated"] + counts["blocked"] == ROWS
     assert counts["ok"] > 0
     assert manifest["training"]["steps"] >= 1
     parts = (root / "tables" / "critique").glob("*/*.parquet")

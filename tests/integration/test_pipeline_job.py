@@ -22,20 +22,24 @@ from tests.servers import RayHead, S3Server, is_engine
 
 pytestmark = pytest.mark.timeout(1800)  # two engines on a core each that emulates bfloat16: a quarter of an hour
 RECIPE = "jobs/recipes/demo.yaml"
+ROWS, HELDOUT = 8, 4  # two engines on a core each that emulates bfloat16 make 30 tokens a second
 SMALL = [
-    "data.limit=10",
-    "data.holdout.count=6",
+    f"data.limit={ROWS}",
+    f"data.holdout.count={HELDOUT}",
     "generation.execution=streaming",
     "student.engine.cpus=1",
     "teacher.engine.cpus=1",
-    "generation.draft.max_tokens=120",
+    "generation.draft.max_tokens=64",
+    "generation.answer.max_tokens=192",
+    "generation.critique.max_tokens=192",
+    "generation.refine.max_tokens=224",
     "curation.require_correct=false",
     "curation.require_verdict=false",
     "training.epochs=1",
     "training.batch_size=4",
     "training.workers=2",
     "training.zero_stage=2",
-    "evaluation.max_tokens=64",
+    "evaluation.max_tokens=32",
 ]
 
 
@@ -66,10 +70,10 @@ def test_every_phase_ran(manifest: dict[str, Any]) -> None:
     stages = manifest["generation"]["stages"]
     assert {
         name: count["ok"] + count["truncated"] + count["over_long"] + count["blocked"] for name, count in stages.items()
-    } == dict.fromkeys(["draft", "answer", "critique", "refine"], 10)
+    } == dict.fromkeys(["draft", "answer", "critique", "refine"], ROWS)
     assert stages["refine"]["ok"] > 0
     assert manifest["training"]["steps"] >= 1
-    assert manifest["evaluation"]["trained"]["questions"] == 6
+    assert manifest["evaluation"]["trained"]["questions"] == HELDOUT
     assert manifest["generation"]["spent"]["refine"]["cached_tokens"] > 0
 
 
@@ -106,7 +110,7 @@ def test_drafts_and_evaluation_send_the_bare_prompt_as_training_encodes_it(
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_dir), {})
     prompts = {row["prompt_id"]: row["prompt"] for row in rows(bucket, "prompts")}
     sent = rows(bucket, "draft") + rows(bucket, "evaluation")
-    assert len(sent) == 10 + 2 * 6
+    assert len(sent) == ROWS + 2 * HELDOUT
     expected = [len(encoder.prompt_ids(prompts[row["prompt_id"]])) for row in sent]
     assert [row["prompt_tokens"] for row in sent] == expected
 

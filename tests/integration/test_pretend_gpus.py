@@ -9,6 +9,7 @@ from typing import Any
 
 from cgd_ray.runtime.device import PRETEND_GPUS
 from tests.servers import REPOSITORY
+from tests.unit.training.tiny import write_tiny_model
 
 RESOURCES = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 4, "GPU": 2})}
 SMALL = [
@@ -32,7 +33,8 @@ def run(folder: Path, job: str, *settings: str, **environment: str) -> subproces
 
 def test_every_phase_runs_while_it_holds_gpus(tmp_path: Path) -> None:
     """Two engines of one GPU side by side, then two training workers of one, then evaluation."""
-    done = run(tmp_path, "pipeline", *SCRIPTED, **{PRETEND_GPUS: "1"})
+    write_tiny_model(tmp_path / "tiny")
+    done = run(tmp_path, "pipeline", f"student.model={tmp_path / 'tiny'}", *SCRIPTED, **{PRETEND_GPUS: "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     manifest: dict[str, Any] = json.loads((tmp_path / "runs/demo/manifest.json").read_text())
     assert manifest["generation"]["execution"] == "streaming"
@@ -47,4 +49,5 @@ def test_cpu_packages_take_none_of_the_gpus_that_ray_counts(tmp_path: Path) -> N
     assert "run jobs/generate.py first" in done.stderr  # and nothing about GPUs: no phase asked for one
     refused = run(tmp_path, "generate", "teacher.engine={type: scripted}", "student.engine.gpus_per_worker=1")
     assert refused.returncode == 2
-    assert "the installed packages compute on CPU" in refused.stderr.splitlines()[-1]
+    asked = "student.engine.gpus_per_worker: asks for 1 GPUs, but the installed packages compute on CPU"
+    assert asked in refused.stderr.splitlines()[-1]
