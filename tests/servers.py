@@ -149,6 +149,24 @@ def is_engine(process: psutil.Process) -> bool:
     return "VLLM::" in title or "multiprocessing.spawn" in title
 
 
+def below(title: str, root: int | None = None) -> list[psutil.Process]:
+    """Processes that this one (or the one with that id) started, at any depth, whose titles begin so."""
+    found = []
+    for process in psutil.Process(root).children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name().startswith(title):
+                found.append(process)
+    return found
+
+
+def engines_left() -> list[psutil.Process]:
+    """vLLM's engine cores on this machine, whoever's children they are now, but for those of tests beside this one."""
+    engines = [process for process in psutil.process_iter() if is_engine(process)]
+    me = psutil.Process()
+    beside = set(me.parents()[0].children(recursive=True)) - set(me.children(recursive=True))
+    return [process for process in engines if process.is_running() and process not in beside]
+
+
 def wait_for_port(port: int, seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

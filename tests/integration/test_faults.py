@@ -36,6 +36,7 @@ from cgd_ray.generation.stages import build_stages
 from cgd_ray.storage import transfers
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import generate, scripted_recipe
+from tests.servers import below
 
 ROWS = 150
 
@@ -155,18 +156,6 @@ def while_generating(made: Recipe, strike: Callable[[], None], after: float) -> 
     return result
 
 
-def engine_processes() -> list[psutil.Process]:
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if "MapWorker" in " ".join(cmdline(process))]
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return [process.name(), *process.cmdline()]
-    except psutil.Error:
-        return []
-
-
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("fault", ["die_on", "kill_on"])
 def test_a_row_that_kills_its_engine_is_quarantined_alone(tmp_path: Path, fault: str) -> None:
@@ -197,7 +186,7 @@ def test_a_killed_engine_process_costs_only_what_was_in_flight(tmp_path: Path, s
     made = recipe(tmp_path, {"latency_ms": 50}, {"latency_ms": 50})
 
     def strike() -> None:
-        victims = engine_processes()
+        victims = below("ray::MapWorker")
         os.kill(victims[seed % len(victims)].pid, signal.SIGKILL)
 
     require_whole(while_generating(made, strike, after=0.3 * seed))
@@ -233,7 +222,7 @@ def test_small_parts_are_merged_while_a_run_goes_on(tmp_path: Path, monkeypatch:
     made = made.model_copy(update={"storage": made.storage.model_copy(update={"flush_seconds": 0.1})})
 
     def strike() -> None:
-        os.kill(engine_processes()[0].pid, signal.SIGKILL)
+        os.kill(below("ray::MapWorker")[0].pid, signal.SIGKILL)
         while not list(tmp_path.glob("tables/refine/*/part-*-merged*")):  # before the run is over
             time.sleep(0.05)
 

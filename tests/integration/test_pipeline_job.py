@@ -8,7 +8,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow.parquet as pq
 import pytest
 import s3fs
@@ -18,7 +17,7 @@ from cgd_ray.storage.fingerprint import parent_digest, text_digest
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.packing import batches, join, padding, plan_passes
 from cgd_ray.training.rows import EncodedRows
-from tests.servers import RayHead, S3Server, is_engine
+from tests.servers import RayHead, S3Server, engines_left
 
 pytestmark = pytest.mark.timeout(1800)  # two engines on a core each that emulates bfloat16: a quarter of an hour
 RECIPE = "jobs/recipes/demo.yaml"
@@ -180,5 +179,6 @@ def test_the_upload_is_small(head: RayHead) -> None:
     assert int(size[1]) < 2_000_000
 
 
-def test_no_engine_outlives_its_job(manifest: dict[str, Any]) -> None:
-    assert [process for process in psutil.process_iter() if is_engine(process)] == []
+@pytest.mark.usefixtures("manifest")
+def test_no_engine_outlives_its_job() -> None:
+    assert engines_left() == []

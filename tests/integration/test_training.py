@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
 import torch
@@ -23,7 +22,7 @@ from cgd_ray.training.packing import join, plan_passes
 from cgd_ray.training.plan import TrainingResult
 from tests.full_gpu import train_on_ray_full
 from tests.place import Place, distance
-from tests.servers import S3Server
+from tests.servers import S3Server, below
 from tests.unit.training.tiny import example, write_tiny_model
 
 PROMPTS = load_prompts("default")
@@ -145,7 +144,7 @@ def kill_a_worker_after_a_checkpoint(place: Place, name: str) -> None:
     """SIGKILL one worker once a checkpoint is whole."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        workers = [process for process in psutil.process_iter(["name"]) if process.info["name"].startswith(WORKER)]
+        workers = below(WORKER)
         if any(place.store.exists(f"{step}/progress.json") for step in place.checkpoints(name)) and workers:
             workers[-1].kill()
             return

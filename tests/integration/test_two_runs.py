@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,7 +17,7 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
 from cgd_ray.storage.tables import Table
 from tests.limited_endpoint import limited_endpoint
-from tests.servers import REPOSITORY, S3Server
+from tests.servers import REPOSITORY, S3Server, below
 
 ENGINES = [
     "student.engine={type: scripted, latency_ms: 100, max_in_flight: 8}",
@@ -66,11 +65,6 @@ def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str
     require_once(Store(root, storage))
 
 
-def engines(command: int) -> list[psutil.Process]:
-    below = psutil.Process(command).children(recursive=True)
-    return [process for process in below if process.name().startswith("ray::MapWorker")]
-
-
 @pytest.mark.parametrize(
     ("place", "execution", "victim"),
     [("local", "streaming", "driver"), ("s3", "staged", "driver"), ("local", "staged", "engine")],
@@ -91,7 +85,7 @@ def test_a_kill_loses_what_was_answered_in_the_last_seconds_and_no_more(
         while len(teacher.answered()) < ROWS:  # of 240
             assert first.poll() is None, first.communicate()
             time.sleep(0.05)
-        for process in engines(first.pid) if victim == "engine" else [first]:
+        for process in below("ray::MapWorker", first.pid) if victim == "engine" else [first]:
             process.kill()
         killed = time.monotonic()
         store = Store(root, storage)
