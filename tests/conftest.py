@@ -55,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _BESIDE_OTHERS = {"test_layouts", "test_liger", "test_models", "test_resume_reads", "test_torchrun"}
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes (`-n 2 --dist loadgroup`) one has all tests with clusters and engines, one by one."""
     for item in items:
