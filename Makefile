@@ -27,7 +27,7 @@ serve: setup ## Serve the demo's student behind an OpenAI-compatible endpoint
 	.venv/bin/cgd serve jobs/recipes/demo.yaml
 
 test: setup ## Unit and integration tests (with CI=true, an unexpected skip is a failure)
-	$(PY) -m pytest -n 2 --dist loadgroup tests/unit tests/integration $(ARGS)
+	$(PY) -m pytest -n 2 tests/unit tests/integration $(ARGS)
 
 test-long: setup ## Chaos, soak and sweeps
 	$(PY) -m pytest tests/long $(ARGS)

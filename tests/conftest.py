@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 import structlog
+from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from cgd_ray.storage.demo_models import fetch
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+settings.register_profile("default", deadline=None)  # a busy machine is no failure
+settings.load_profile("default")
 
 
 class SkipGuard:
@@ -55,13 +61,22 @@ def pytest_configure(config: pytest.Config) -> None:
 _BESIDE_OTHERS = {"test_layouts", "test_liger", "test_models", "test_resume_reads", "test_torchrun"}
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+class _Lanes(LoadScopeScheduling):
+    """Of several processes (`-n 2`) one has all tests with clusters and engines, one by one; the others have the rest.
+
+    pytest-xdist's groups, which say the same, have no effect under pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return file.stem if "unit" in file.parts or file.stem in _BESIDE_OTHERS else "clusters"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Lanes:
+    return _Lanes(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes (`-n 2 --dist loadgroup`) one has all tests with clusters and engines, one by one."""
-    for item in items:
-        file = item.path.stem
-        is_alone = "unit" not in item.path.parts and file not in _BESIDE_OTHERS
-        item.add_marker(pytest.mark.xdist_group("clusters" if is_alone else file))
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and not _has_cuda():
         for item in needing:
