@@ -2,7 +2,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-full serve test test-long check lock clean
 
-DEVICE ?= cpu
+# What .venv was made for, if it is there.
+DEVICE ?= $(shell cat .venv/device 2>/dev/null || echo cpu)
 EXTRA ?=
 MODELS ?= smollm2-135m qwen2.5-0.5b
 PY := .venv/bin/python

@@ -177,7 +177,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(recipe)
-    recipe = pin_models(recipe)
+    recipe = pin_models(recipe, store)
     console = _console(120)
     chosen = {phase for phase in PHASES if phases is None or phase in phases}
     with ray_session():
@@ -201,7 +201,7 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(next(iter(recipes.values())))
-    pinned = {name: pin_models(recipe) for name, recipe in recipes.items()}
+    pinned = {name: pin_models(recipe, store) for name, recipe in recipes.items()}
     with ray_session():
         check_nodes(store)
         compare_methods(pinned, store, _console(140))
@@ -222,7 +222,8 @@ def _status(path: Path, overrides: list[str]) -> None:
     from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_status
 
-    print_status(pin_models(recipe), existing_store(recipe), _console(120))
+    store = existing_store(recipe)
+    print_status(pin_models(recipe, store), store, _console(120))
 
 
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
@@ -238,7 +239,7 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(recipe)
-    recipe = pin_models(recipe)
+    recipe = pin_models(recipe, store)
     console = _console(160)
     with ray_session():
         check_nodes(store)
@@ -262,7 +263,7 @@ def _explain(path: Path, overrides: list[str]) -> None:
     from cgd_ray.preflight import existing_store
 
     store = existing_store(recipe)
-    for line in explain(store, recipe, build_stages(pin_models(recipe), store).all):
+    for line in explain(store, recipe, build_stages(pin_models(recipe, store), store).all):
         typer.echo(line)
 
 
@@ -272,7 +273,8 @@ def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> N
     from cgd_ray.preflight import existing_store
     from cgd_ray.report.status import print_rows
 
-    print_rows(pin_models(recipe), existing_store(recipe), _console(120), rows, dropped=dropped)
+    store = existing_store(recipe)
+    print_rows(pin_models(recipe, store), store, _console(120), rows, dropped=dropped)
 
 
 def _models(names: list[str]) -> None:

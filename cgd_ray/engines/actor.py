@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 
 from cgd_ray.engines.chain import ChainRunner
 from cgd_ray.engines.join import caught_up
-from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours, wait_for_release
+from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours
 from cgd_ray.engines.stage import Row, row_name
 from cgd_ray.engines.ward import RevivedEngine
 from cgd_ray.errors import CgdError, ConfigError
@@ -50,7 +50,7 @@ class ChainActor:
         self._node = ray.get_runtime_context().get_node_id()
         place = ray.util.get_current_placement_group()
         self._place = place.id.hex() if place else None
-        hopeless = ray.get(ledger.arrive.remote(self._name, chain.role, self._place))
+        hopeless = ray.get(ledger.arrive.remote(self._name, chain.role, self._place, self._node))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
         self._engine = RevivedEngine(chain.make_engine, self._report_suspects)
@@ -167,7 +167,10 @@ class ChainActor:
         Ray Data cannot take them back: it ends a run whose actor is gone for good, and gives new rows to an actor that
         has returned its own.
         """
-        await asyncio.to_thread(wait_for_release, self._ledger)
+        while True:  # in no thread: the runner writes in them, and blocks are many
+            if await self._ledger.may_release.remote():
+                break
+            await asyncio.sleep(_REPORT_SECONDS)
         await self._end([row_name(row) for row in rows])
 
     async def _report(self) -> None:

@@ -58,10 +58,15 @@ def run_chains(
     with open_ledger(chains[-1].role, stream_rows(chains), pools_of(chains, cluster), cluster) as ledger:
         stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)
         try:
-            while not _ended_within(stream, _LOOK_SECONDS):
-                look(ledger)
-            ray.get(stream)
-            lost = look(ledger).lost
+            stranded = 0
+            while not stranded and not _ended_within(stream, _LOOK_SECONDS):
+                stranded = look(ledger).stranded
+            if stranded:
+                log.warning("engines are gone with their nodes, and others have nothing left to do", engines=stranded)
+                _stop(ledger, stream)
+            else:
+                ray.get(stream)
+            lost = look(ledger).lost + stranded
             _wait_for_engines(ledger)
         except ray.exceptions.RayError as error:
             ray.cancel(stream, force=True)
@@ -123,9 +128,13 @@ def _look(ledger: ActorHandle, *, watch: Callable[[Snapshot], object], wanted: i
         raise StoppedError(
             f"nothing went on for {snapshot.idle_seconds:.0f} s (generation.stall_timeout_s), with {snapshot.engines} "
             f"of {wanted} engines loaded: look at the engines' logs, or at `ray status` where they wait for room; the "
-            "same command continues"
+            f"same command continues{_last(snapshot.troubles)}"
         )
     return snapshot
+
+
+def _last(troubles: list[str]) -> str:
+    return f"; last, {' '.join(troubles[-1].split())}" if troubles else ""
 
 
 def _stop(ledger: ActorHandle, stream: "ray.ObjectRef[None]") -> None:

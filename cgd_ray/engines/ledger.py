@@ -26,8 +26,8 @@ from cgd_ray.storage.transfers import Transfer
 
 CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
 _ROOM_SECONDS = 0.2
+_STRANDED_SECONDS = 60.0  # without progress anywhere, after which what a lost node's engine holds is given to others
 _HOLD_SECONDS = 10.0  # without progress anywhere, after which there is nothing left but what lost engines hold
-_HOLD_LOOK_SECONDS = 1.0
 _START_DEATHS = 2  # of a process that was loading; the next one is tried on another node
 
 
@@ -61,12 +61,16 @@ class Snapshot:
     """Engines that could not start, or not again, one line each."""
     lost: int = 0
     """Engines of these that had been up: rows that they were given stay undone."""
+    stranded: int = 0
+    """Engines whose nodes are gone, while nobody else of their role has anything to do."""
     fetching: Transfer | None = None
     """What the engines that load have of their models, where some had to be fetched."""
 
 
 @dataclass
 class _Engine:
+    role: str | None = None
+    node: str | None = None
     rows: set[str] = field(default_factory=set)  # of blocks that it has begun
     suspects: set[str] | None = None  # those alone on it, while there are suspects
     is_up: bool = False
@@ -140,20 +144,23 @@ class _Ledger:
         """See `Replicas.remove_places`."""
         self._replicas.remove_places()
 
-    def arrive(self, engine: str, role: str | None = None, place: str | None = None) -> str | None:
+    def arrive(
+        self, engine: str, role: str | None = None, place: str | None = None, node: str | None = None
+    ) -> str | None:
         """An engine's process is there; the second time it has died in between.
 
         Returns why it should not try to load, where it has died of that again and again.
         """
         gone = self._engines.get(engine)
-        self._engines[engine] = now = _Engine(deaths=gone.deaths + 1 if gone else 0)
+        self._engines[engine] = now = _Engine(role, node, deaths=gone.deaths + 1 if gone else 0)
         if role:
             self._replicas.arrive(engine, role, place)
         if gone is None:
             self._progress = time.monotonic()
             return None
         now.was_up = gone.was_up
-        now.start_deaths = 0 if gone.is_up else gone.start_deaths + 1
+        died_alone = gone.node is None or gone.node in _living_nodes()  # a node that went away says nothing of a model
+        now.start_deaths = 0 if gone.is_up else gone.start_deaths + died_alone
         self._deaths += 1
         self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
         if now.deaths > MOST_DEATHS:
@@ -190,7 +197,12 @@ class _Ledger:
 
     def may_release(self) -> bool:
         """Whether lost engines may let the rows go that they hold: the others have nothing left to do."""
-        others = [engine for engine in self._engines.values() if not engine.is_lost and not engine.is_stopped]
+        living = _living_nodes()
+        others = [
+            engine
+            for engine in self._engines.values()
+            if not engine.is_lost and not engine.is_stopped and (engine.node is None or engine.node in living)
+        ]
         is_idle = time.monotonic() - self._progress > _HOLD_SECONDS
         return self._stopping or (is_idle and all(engine.is_up and not engine.rows for engine in others))
 
@@ -256,12 +268,26 @@ class _Ledger:
             broken,
             list(self._troubles),
             sum(engine.is_lost for engine in self._engines.values()),
+            self._stranded() if idle > _STRANDED_SECONDS else 0,
             self._fetching(),
         )
+
+    def _stranded(self) -> int:
+        """Ray keeps their rows for them until a node comes that holds them, which may be never."""
+        living = _living_nodes()
+        working = [engine for engine in self._engines.values() if not engine.is_stopped and engine.node]
+        gone = [engine for engine in working if engine.node not in living]
+        others = [engine for engine in working if engine.node in living]
+        is_over = all(engine.is_up and not engine.rows for engine in others)
+        return len(gone) if is_over and {engine.role for engine in gone} <= {engine.role for engine in others} else 0
 
     def _fetching(self) -> Transfer | None:
         loading = [engine.fetched for engine in self._engines.values() if engine.fetched and not engine.is_up]
         return Transfer(*map(sum, zip(*loading, strict=True))) if loading else None
+
+
+def _living_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
 
 
 @contextlib.contextmanager
@@ -288,12 +314,6 @@ def wait_for_room(ledger: ActorHandle, shard: int, rows: int) -> None:
     """Wait until a shard's rows, so many of them, may come into the stream."""
     while not ray.get(ledger.may_read.remote(shard, rows)):
         time.sleep(_ROOM_SECONDS)
-
-
-def wait_for_release(ledger: ActorHandle) -> None:
-    """Wait until a lost engine may let the rows go that it holds."""
-    while not ray.get(ledger.may_release.remote()):
-        time.sleep(_HOLD_LOOK_SECONDS)
 
 
 def give_up(ledger: ActorHandle, error: Exception) -> None:

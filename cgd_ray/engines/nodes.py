@@ -1,6 +1,5 @@
 """What must hold on every node before anything is paid for: the root is the same one, and so is the device."""
 
-import contextlib
 import secrets
 from dataclasses import dataclass, replace
 
@@ -23,6 +22,8 @@ class _View:
 
     trouble: str | None
     """Why it cannot read the probe."""
+    is_broken: bool
+    """Whether it cannot even try."""
     device: Device | None
     """None where it has no GPU, so that it does not matter."""
 
@@ -45,6 +46,12 @@ def check_nodes(store: Store) -> None:
     finally:
         store.discard(name)
     names = {key: str(node["NodeManagerHostname"]) for key, node in nodes.items()}
+    if broken := {key: view.trouble for key, view in views.items() if view.is_broken}:
+        one = next(iter(broken))
+        raise ConfigError(
+            f"{len(broken)} of {len(nodes)} nodes cannot run cgd-ray, {names[one]} for instance ({broken[one]}). Fix: "
+            "install the same packages on every node, or correct the job's runtime environment"
+        )
     if blind := {key: view.trouble for key, view in views.items() if view.trouble}:
         one = next(iter(blind))
         raise ConfigError(
@@ -74,8 +81,12 @@ def _ask(nodes: dict[str, dict[str, dict[str, float]]], store: Store, name: str)
     ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
     views = {}
     for one in ready:
-        with contextlib.suppress(ray.exceptions.RayError):  # the node went away: who comes later is asked by nobody
+        try:
             views[asked[one]] = ray.get(one)
+        except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError) as error:
+            views[asked[one]] = _View(" ".join(str(error).split())[-300:], is_broken=True, device=None)
+        except ray.exceptions.RayError:
+            pass  # the node went away; engines on one that comes later look for themselves
     return views
 
 
@@ -87,4 +98,4 @@ def _look(store: Store, name: str, *, has_gpu: bool) -> _View:
             trouble = "it holds something else"
     except errors as error:
         trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return _View(trouble, installed_device() if has_gpu else None)
+    return _View(trouble, is_broken=False, device=installed_device() if has_gpu else None)

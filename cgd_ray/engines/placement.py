@@ -36,6 +36,8 @@ class Wanted:
     """What asks for them: a section of the recipe."""
     demand: Demand
     count: int
+    fewest: int
+    """How many of them must have room, where the cluster is not this command's own."""
 
 
 def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int, key: str = "engine") -> Demand:
@@ -78,7 +80,8 @@ def require_room(wanted: Sequence[Wanted]) -> None:
     """Refuse what could only wait for ever.
 
     One engine or worker must have room on a node that lives or that an autoscaler may add. All of them must have room
-    at once on a cluster that this command started, which does not grow; a joined one may wait for nodes.
+    at once on a cluster that this command started; on a joined one so many as can do without the others, and on one
+    whose autoscaler does not tell its shapes of nodes that is not known.
 
     Raises:
         ConfigError: names what asks for more than there is, and the largest node.
@@ -90,12 +93,20 @@ def require_room(wanted: Sequence[Wanted]) -> None:
                 f"{_asks(one)} {_each(one)}on one node; {_largest(one.demand, cluster)}. Fix: lower "
                 "tensor_parallel_size, GPUs or CPUs there, correct accelerator_type, or add such a node"
             )
-    demands = [one.demand for one in wanted for _ in range(one.count)]
-    if not joins_cluster() and pack(demands, cluster) is None:
+    if cluster.grows or pack([one.demand for one in wanted for _ in range(one.count)], cluster):
+        return
+    if not joins_cluster():
         raise ConfigError(
             f"{' and '.join(_asks(one) for one in wanted)} at once, and this machine has {cluster.cpus:g} CPUs and "
             f"{cluster.gpus:g} GPUs. Fix: ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
         )
+    if pack([one.demand for one in wanted for _ in range(one.fewest)], cluster) is None:
+        least = " and ".join(f"{one.key}: {one.fewest} with {one.demand}" for one in wanted)
+        raise ConfigError(
+            f"the cluster's nodes never hold at once {least}; they have {cluster.cpus:g} CPUs and {cluster.gpus:g} "
+            "GPUs. Fix: ask for less there, take generation.execution: staged, or add nodes"
+        )
+    log.warning("the cluster's nodes do not hold all engines at once; it goes on with those that have room")
 
 
 def _has_place(demand: Demand, cluster: Cluster) -> bool:

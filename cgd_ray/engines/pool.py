@@ -84,6 +84,16 @@ class Chain:
         return self.max_in_flight + max(_SPARE * self.max_in_flight, _SPARE_ROWS)
 
 
+def sized(chain: Chain, rows: int) -> Chain:
+    """The chain for so many rows: of few, no more engines than can be given a quarter of what they hold at a time.
+
+    Each further one would cost the time of its loading, on an autoscaled cluster a node, and would hardly work.
+    """
+    enough = math.ceil(rows / math.ceil(chain.max_in_flight / 4))
+    replicas = max(1, min(chain.replicas, enough))
+    return replace(chain, rows=rows, replicas=replicas, min_replicas=min(chain.min_replicas, replicas))
+
+
 def block_rows(chains: list[Chain]) -> int:
     """Rows of a block of work for these chains. A chain with a few rows left does not make many of another's small."""
     rows = max(chain.rows or 0 for chain in chains) or None
@@ -155,9 +165,9 @@ def require_chains_fit(chains: list[Chain]) -> None:
     """Refuse chains that could only wait for ever; see `require_room`.
 
     Raises:
-        ConfigError: no node holds an engine, or a cluster that does not grow not all of them.
+        ConfigError: no node holds an engine, or the cluster not as many as must run at once.
     """
-    require_room([Wanted(f"{chain.role}.engine", chain.demand, chain.replicas) for chain in chains])
+    require_room([Wanted(f"{chain.role}.engine", chain.demand, chain.replicas, chain.min_replicas) for chain in chains])
 
 
 def pools_of(chains: list[Chain], cluster: Cluster) -> list[Pool]:

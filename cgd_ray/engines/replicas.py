@@ -18,6 +18,7 @@ from cgd_ray.runtime.packing import largest_first, pack
 
 _NODE = "ray.io/node-id"  # the label that Ray gives each node
 _NOWHERE = {_NODE: "none"}
+_ALIKE_SECONDS = 600.0  # that a node may take to come, where none of the engines runs and all failed of the same
 _SETTLE_SECONDS = 3.0  # until a new group has got the room that there is
 _SAME_NODES, _MOST_NODES = 2, 3  # that say of a model that it never starts: with one error, or with several
 _SPARE_TRIES = 3  # beside one for each replica: an autoscaler would launch new nodes for ever
@@ -40,6 +41,7 @@ class Pool:
 class _Failure:
     node: str
     error: CgdError
+    time: float = field(default_factory=time.monotonic)
 
     @property
     def kind(self) -> str:
@@ -74,7 +76,12 @@ class _Role:
         """Whether it is the model, or what else is the same on all nodes, that is wrong."""
         nodes = {failure.node for failure in self.failures}
         alike = len({failure.kind for failure in self.failures}) == 1
-        return not self.was_up and not self.starting and len(nodes) >= (_SAME_NODES if alike else _MOST_NODES)
+        is_old = alike and time.monotonic() - self.failures[-1].time > _ALIKE_SECONDS
+        return (
+            not self.was_up
+            and not self.starting
+            and (len(nodes) >= (_SAME_NODES if alike else _MOST_NODES) or (is_old and not self.running))
+        )
 
 
 class Replicas:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cgd_ray.config.engine import VllmEngineOptions
-from cgd_ray.runtime.device import asks_for_gpus, has_native_bfloat16, installed_device
+from cgd_ray.runtime.device import asks_for_gpus, fastest_type
 
 _MEMORY_SHARE = 0.9  # of the GPU, or of an engine's fraction of it; the rest is for CUDA contexts and the allocator
 
@@ -15,10 +15,10 @@ def engine_gpus(options: VllmEngineOptions) -> float:
 
 
 def compute_dtype(options: VllmEngineOptions) -> str:
-    """The type that weights have in the engine; `auto` is decided by the installed device."""
+    """The type that weights have in the engine; see `fastest_type` for `auto`."""
     if options.dtype != "auto":
         return options.dtype
-    return "bfloat16" if has_native_bfloat16(installed_device()) else "float32"
+    return fastest_type(options.gpus_per_worker, options.accelerator_type)
 
 
 def vllm_arguments(options: VllmEngineOptions, gpus: float) -> dict[str, Any]:

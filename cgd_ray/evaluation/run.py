@@ -17,7 +17,7 @@ from cgd_ray.engines.build import build_chain, engine_identity
 from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.ledger import Snapshot
 from cgd_ray.engines.placement import engine_demand
-from cgd_ray.engines.pool import block_rows, work_of
+from cgd_ray.engines.pool import block_rows, sized, work_of
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Stage
 from cgd_ray.errors import CgdError
@@ -222,13 +222,15 @@ def _generate(
             progress.update(snapshot.tallies)
 
         while len(left):
-            sized = replace(chain, rows=len(left))
-            make = partial(_blocks, _work(left), block_rows([sized]))
-            lost = run_chains([sized], make, watch, recipe.generation.stall_timeout_s)
+            fitting = sized(chain, len(left))
+            make = partial(_blocks, _work(left), block_rows([fitting]))
+            lost = run_chains([fitting], make, watch, recipe.generation.stall_timeout_s)
             before, left = len(left), _lacking(stage, questions, stage.results.parts())
             if not lost or len(left) >= before:
                 break
             progress.next_engines()
+    if len(left):
+        raise CgdError(f"{len(left)} held-out prompts were passed by; the same command asks them")
     return progress.summary()["evaluation"]
 
 

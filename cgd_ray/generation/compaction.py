@@ -27,7 +27,7 @@ from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import NotDeletedError, store_errors
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.runs import Document
-from cgd_ray.storage.tables import IdRange, Table, shard_of
+from cgd_ray.storage.tables import MERGED, IdRange, Table, shard_of
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,6 @@ EVERY_SECONDS = 600.0
 
 _PER_SHARD = 8
 _LAST_SECONDS = 5.0
-_MERGED = "merged"  # in a part's name: rows that are merged once are not written again
 _GROUP_BYTES = 16 * SMALL_BYTES
 
 _Merge = Callable[[list[str]], Document | None]
@@ -143,7 +142,7 @@ def _small_parts(table: Table) -> dict[str, int]:
 
 
 def _is_unmerged(part: str) -> bool:
-    return f"-{_MERGED}" not in part
+    return f"-{MERGED}" not in part
 
 
 def _groups(parts: dict[str, int], borders: Sequence[str]) -> Iterator[list[str]]:
@@ -179,7 +178,7 @@ def _merge(table: Table, borders: Sequence[str], parts: list[str]) -> Document |
     except FileNotFoundError:  # merged by somebody who has taken the lease since
         return None
     rows = rows.sort_by("prompt_id")
-    writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{_MERGED}{secrets.token_hex(6)}"
+    writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{MERGED}{secrets.token_hex(6)}"
     slices = list(_split(rows, borders))
     merge = {"writer": writer, "parts": len(slices), "sources": parts}
     table.store.write(f"{_notes(table)}/{writer}.json", json.dumps(merge).encode())

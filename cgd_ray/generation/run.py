@@ -18,7 +18,7 @@ from cgd_ray.engines.drive import run_chains
 from cgd_ray.engines.join import Join, Shard
 from cgd_ray.engines.ledger import give_up, wait_for_room
 from cgd_ray.engines.placement import EngineOptions, engine_demand, fits
-from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit
+from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit, sized
 from cgd_ray.engines.progress import Progress
 from cgd_ray.engines.stage import Stage
 from cgd_ray.errors import CgdError
@@ -203,7 +203,7 @@ def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[S
     """Take the rows through the engines of these stages; returns how many engines were lost on the way."""
     making = with_attempts(needed, join)
     chains = [
-        replace(chain, rows=max(current.todo[stage.name] for stage in chain.stages))
+        sized(chain, max(current.todo[stage.name] for stage in chain.stages))
         for chain in _chains(recipe, making, guard.paid_before)
     ]
     for chain in chains:

@@ -1,7 +1,9 @@
 """The four stages as data, and the fingerprints that say which of their tables is whose."""
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+import structlog
 
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, TeacherSection, TeacherVllm, VllmOptions
 from cgd_ray.config.generation import Sampling
@@ -12,13 +14,15 @@ from cgd_ray.engines.stage import BarePrompt, Row, Stage
 from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.prompts.chat import template_text
 from cgd_ray.prompts.templates import PromptSet, load_prompts
-from cgd_ray.runtime.device import training_precision
+from cgd_ray.runtime.device import fastest_type
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.models import model_identity, pinned_model
+from cgd_ray.storage.runs import Run
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
+log = structlog.get_logger(__name__)
 OptionsT = TypeVar("OptionsT", VllmOptions | ScriptedOptions, TeacherVllm)
 
 
@@ -113,36 +117,66 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
     return Stages(draft, answer, critique, refine)
 
 
-def pin_models(recipe: Recipe) -> Recipe:
+def pin_models(recipe: Recipe, store: Store) -> Recipe:
     """The recipe with all that fingerprints need said outright.
 
     Commits stand in place of branches and tags of hub models, whole paths in place of relative ones, texts in place of
-    chat template files, and compute types in place of `auto`: by the installed packages and this machine's CPU.
+    chat template files, and compute types in place of `auto`: those that the run has, else the fastest ones.
 
     Raises:
         ConfigError: a model or a file is not there.
     """
     student, teacher = recipe.student, recipe.teacher.engine
+    known = _Types.of(Run(store, recipe.run.name))
     is_used = isinstance(student.engine, VllmOptions) or recipe.training.enabled
     model, revision = student.model, student.revision
     if is_used:
         model, revision = pinned_model(model, revision, recipe.storage, "student.model")
-    pinned = {"model": model, "revision": revision, "engine": _pinned_engine(student.engine, "student")}
+    pinned = {"model": model, "revision": revision, "engine": _pinned_engine(student.engine, "student", known.student)}
     changes: dict[str, Any] = {"student": student.model_copy(update=pinned)}
     if isinstance(teacher, TeacherVllm):
         model, revision = pinned_model(teacher.model, teacher.revision, recipe.storage, "teacher.engine.model")
-        engine = _pinned_engine(teacher, "teacher").model_copy(update={"model": model, "revision": revision})
-        changes["teacher"] = TeacherSection(engine=engine)
-    precision = training_precision(recipe.training.precision)
-    changes["training"] = recipe.training.model_copy(update={"precision": precision})
+        engine = _pinned_engine(teacher, "teacher", known.teacher)
+        changes["teacher"] = TeacherSection(engine=engine.model_copy(update={"model": model, "revision": revision}))
+    if recipe.training.precision == "auto":
+        wanted = recipe.training.resources
+        fastest = "bf16" if fastest_type(wanted.gpus_per_worker, wanted.accelerator_type) == "bfloat16" else "fp32"
+        precision = _kept(known.training, fastest, "training.precision")
+        changes["training"] = recipe.training.model_copy(update={"precision": precision})
     return recipe.model_copy(update=changes)
 
 
-def _pinned_engine(engine: OptionsT, role: str) -> OptionsT:
+class _Types(NamedTuple):
+    """What `auto` stood for when a run began: on a machine with another CPU it would be another run."""
+
+    student: str | None = None
+    teacher: str | None = None
+    training: str | None = None
+
+    @staticmethod
+    def of(run: Run) -> "_Types":
+        config = run.read_json("config.json")
+        if config is None:
+            return _Types()
+        student, teacher = (config[role]["engine"].get("dtype") for role in ("student", "teacher"))
+        return _Types(student, teacher, config["training"]["precision"])
+
+
+def _kept(known: str | None, fastest: str, key: str) -> str:
+    if known in {None, fastest}:
+        return fastest
+    log.info(f"{key}: {known}, as this run began; auto would take {fastest} here")
+    return str(known)
+
+
+def _pinned_engine(engine: OptionsT, role: str, known: str | None) -> OptionsT:
     if not isinstance(engine, VllmOptions):
         return engine
     text = template_text(engine.chat_template, f"{role}.engine.chat_template")
-    return engine.model_copy(update={"chat_template": text, "dtype": compute_dtype(engine)})
+    dtype = compute_dtype(engine)
+    if engine.dtype == "auto":
+        dtype = _kept(known, dtype, f"{role}.engine.dtype")
+    return engine.model_copy(update={"chat_template": text, "dtype": dtype})
 
 
 def student_identity(recipe: Recipe) -> str:

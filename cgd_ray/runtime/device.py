@@ -22,6 +22,7 @@ PRETEND_GPUS = "CGD_RAY_PRETEND_GPUS"
 # Without one of these a CPU emulates bfloat16: two AVX2 cores then generate 15 tokens/s instead of the 59 of float32
 # (SmolLM2-135M), 7.5 instead of 60 (Qwen2.5-0.5B). AVX-512 alone is not enough.
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what arm64 calls it
+_CARDS_WITHOUT_BFLOAT16 = frozenset({"K80", "P4", "P100", "T4", "V100"})  # as Ray names them
 _DEMO_MINUTES = {True: 5, False: 11}  # with native bfloat16, and without: timed with 32 prompts, it has 24 now
 _CPU_INFO = Path("/proc/cpuinfo")
 
@@ -83,11 +84,17 @@ def has_native_bfloat16(device: Device) -> bool:
     return device == "cuda" or bool(_BFLOAT16_FLAGS & cpu_flags())
 
 
-def training_precision(wanted: Literal["auto", "bf16", "fp32"]) -> Literal["bf16", "fp32"]:
-    """What training computes in; `auto` is decided by the installed device."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if has_native_bfloat16(installed_device()) else "fp32"
+def fastest_type(gpus: float | None, accelerator_type: str | None) -> Literal["bfloat16", "float16", "float32"]:
+    """What `auto` takes: by the card that is asked for, else by the installed packages and this machine's CPU.
+
+    Args:
+        gpus: that the recipe asks for; None where it does not say.
+        accelerator_type: Ray's name of the card, if the recipe names one.
+    """
+    if accelerator_type in _CARDS_WITHOUT_BFLOAT16:
+        return "float16"
+    is_for_gpu = not pretends_gpus() and bool(gpus or accelerator_type)
+    return "bfloat16" if is_for_gpu or has_native_bfloat16(installed_device()) else "float32"
 
 
 def cpu_flags() -> frozenset[str]:

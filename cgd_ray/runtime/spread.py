@@ -1,5 +1,6 @@
 """The same function over many items: on the cluster where there is one, else here."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -61,11 +62,16 @@ def _places(nodes: Sequence[_Node]) -> deque[str]:
     alive = {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
     working = {node: held for node, held in alive.items() if held.get("CPU", 0) >= 1} or alive
     slots = {
-        node: max(1, int(min(held.get("CPU", 0), held.get("memory", 0) / _TASK_BYTES)))
+        node: max(1, int(min(held.get("CPU", 0) or _idle_cores(), held.get("memory", 0) / _TASK_BYTES)))
         for node, held in working.items()
     }
     rounds = range(max(slots.values()))
     return deque(node for turn in rounds for node, count in slots.items() if turn < count)
+
+
+def _idle_cores() -> int:
+    """Of a head that Ray gives no work and that is alone yet: half of what this machine has, as heads are alike."""
+    return (os.cpu_count() or 1) // 2
 
 
 def _start(

@@ -120,7 +120,9 @@ def _quick_digest(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file() and not file.name.startswith("."))
+    """Of the model: hidden ones, also in hidden folders, say when and how it came."""
+    inner = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
+    return sorted(path / file for file in inner if not any(part.startswith(".") for part in file.parts))
 
 
 def _directory_digest(path: Path) -> str:

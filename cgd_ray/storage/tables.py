@@ -22,6 +22,8 @@ from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
 
 _PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
+MERGED = "merged"
+"""In the name of a part that others were merged into."""
 _LOOKS = 4  # at a listing before a reader gives up
 _ONE_LOOK = 256  # files that a store lists at one moment: S3 gives 1,000 in a page, Linux 32 KiB of names in a call
 ID_DIGITS = 4
@@ -141,8 +143,8 @@ class Table:
         return _one_per_key(pa.concat_tables(tables))
 
     def _require_merged(self, names: Sequence[str], now: Sequence[str]) -> None:
-        """Of parts that are gone, the rows are in parts that are new."""
-        new = [IdRange.of_part(name) for name in set(now).difference(names)]
+        """Of parts that are gone, the rows are in merged ones, which a listing made meanwhile may have had, too."""
+        new = [IdRange.of_part(name) for name in now if name not in names or MERGED in name]
         for gone in set(names).difference(now):
             if not any(ids.meets(IdRange.of_part(gone)) for ids in new):
                 raise CgdError(

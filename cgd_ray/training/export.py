@@ -60,7 +60,7 @@ def export_student(engine: DeepSpeedEngine, job: RankJob, source: Path) -> None:
     store = job.encoded.store
     for name in STUDENT_MARKS:  # first what says that a student is whole
         store.remove(f"{job.student}/{name}")
-    store.remove(job.student)
+    store.discard(job.student)  # what an interrupted export left has the same names, where it may not be deleted
     with student_folder() as folder:
         if job.training.lora is None:
             engine.module.save_pretrained(folder, state_dict=weights)

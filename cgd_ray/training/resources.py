@@ -57,11 +57,11 @@ def check_room(training: TrainingSection, resources: WorkerResources) -> None:
     """Say that training will wait for a cluster to grow.
 
     Raises:
-        ConfigError: no node holds a worker, or this command's own cluster, which does not grow, not all of them.
+        ConfigError: no node holds a worker, or a cluster that tells how far it grows never all of them.
     """
     fewest = training.min_workers or training.workers
     demand = Demand(resources.cpus, resources.gpus, training.resources.accelerator_type)
-    require_room([Wanted(f"training with {fewest} workers", demand, fewest)])
+    require_room([Wanted(f"training with {fewest} workers", demand, fewest, fewest)])
     if pack([demand] * fewest, Cluster(read_cluster().nodes)) is None:
         log.warning(
             "the nodes do not hold all workers of the training; waiting for more nodes",

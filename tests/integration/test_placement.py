@@ -174,3 +174,14 @@ def test_an_engine_that_is_lost_leaves_its_rows_to_the_others(
     made = recipe(tmp_path, {}, {"gpus": 2, "replicas": 2, "latency_ms": 100, "refuse_on": str(tmp_path / "bad")})
     require_whole(generate(made))
     assert (tmp_path / "bad").exists()
+
+
+@pytest.mark.usefixtures("two_nodes")
+def test_the_only_engine_is_lost_with_many_blocks_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They all wait for the end, and take nothing from what is being written."""
+    bad = partial(GoesBad, bad=tmp_path / "bad", with_process=False)
+    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", bad)
+    many = {"max_in_flight": 64, "latency_ms": 300}
+    made = recipe(tmp_path, many, {**many, "gpus": 2, "refuse_on": str(tmp_path / "bad")})
+    with pytest.raises(CgdError, match=r"^scripted refusal of node"):
+        generate(made)

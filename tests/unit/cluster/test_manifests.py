@@ -135,6 +135,14 @@ def test_the_service_serves_what_the_job_trains(manifests: list[Manifest], tmp_p
     assert serve_args(manifests).model_id == recipe.serving.model_id
 
 
+def test_a_group_that_says_its_card_and_chooses_nodes_chooses_that_card(manifests: list[Manifest]) -> None:
+    """An autoscaler of nodes else takes the cheapest one with a GPU, and Ray what the group said."""
+    for group in (group for cluster in clusters(manifests) for group in cluster["workerGroupSpecs"]):
+        chosen = group["template"]["spec"].get("nodeSelector", {})
+        if "accelerator_type" in group["rayStartParams"].get("resources", "") and chosen:
+            assert {"node.kubernetes.io/instance-type", "karpenter.k8s.aws/instance-gpu-name"} & chosen.keys()
+
+
 def test_ray_pods_ask_for_what_they_may_use(manifests: list[Manifest]) -> None:
     for spec in pod_specs(manifests):
         for container in spec["containers"]:

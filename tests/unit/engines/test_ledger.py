@@ -3,8 +3,10 @@
 import pytest
 
 from cgd_ray.engines.ledger import Seen, _Ledger
+from cgd_ray.engines.replicas import Pool
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.engines.ward import MOST_DEATHS
+from cgd_ray.runtime.cluster import Demand
 
 
 @pytest.fixture
@@ -54,6 +56,42 @@ def test_an_engine_that_only_ever_dies_ends_the_run() -> None:
     assert ledger.snapshot().broken is None
     ledger.arrive("one")
     assert f"died {MOST_DEATHS + 1} times in a row" in str(ledger.snapshot().broken)
+
+
+@pytest.fixture
+def named_nodes(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
+    """Nodes by their names, and whether they are alive, as Ray says."""
+    alive = {"a": True, "b": True}
+    monkeypatch.setattr("ray.nodes", lambda: [{"NodeID": name, "Alive": alive[name]} for name in alive])
+    return alive
+
+
+def test_what_dies_with_its_node_while_it_loads_says_nothing_of_the_model(named_nodes: dict[str, bool]) -> None:
+    ledger = _Ledger("teacher", 100)
+    assert ledger.arrive("one", node="a") is None
+    named_nodes["a"] = False
+    assert ledger.arrive("one", node="b") is None
+    assert ledger.arrive("one", node="b") is None
+    assert "died 2 times in a row while it loaded" in str(ledger.arrive("one", node="b"))
+
+
+def test_rows_of_a_node_that_is_gone_are_stranded_once_nobody_else_works(
+    named_nodes: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cgd_ray.engines.ledger._STRANDED_SECONDS", -1)
+    pools = [Pool("teacher", Demand(1, 0), 2)]
+    ledger = _Ledger("teacher", 100, pools)
+    for engine, node in (("one", "a"), ("other", "b")):
+        ledger.arrive(engine, "teacher", None, node)
+        ledger.up(engine)
+        ledger.begin(engine, "teacher", [f"row of {engine}"])
+    assert ledger.snapshot().stranded == 0
+    named_nodes["a"] = False
+    assert ledger.snapshot().stranded == 0  # the other one still works
+    ledger.end("other", "teacher", ["row of other"], {}, None)
+    assert ledger.snapshot().stranded == 1
+    ledger.stopped("other")
+    assert ledger.snapshot().stranded == 0  # and nobody is left to do its rows
 
 
 def test_deaths_with_work_in_between_do_not_add_up() -> None:

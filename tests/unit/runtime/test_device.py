@@ -3,17 +3,22 @@
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.engines.placement import engine_demand
 from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.errors import ConfigError
+from cgd_ray.generation.stages import pin_models
 from cgd_ray.runtime import device
 from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Run
 from cgd_ray.training.resources import worker_resources
 
 GPUS = {"CPU": 8.0, "GPU": 4.0}
@@ -53,22 +58,46 @@ def test_what_is_read_of_torch_is_what_torch_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "dtype", "precision"),
+    ("flags", "dtype"),
     [
-        ("avx avx2 avx512f", "float32", "fp32"),
-        ("avx2 avx512_bf16", "bfloat16", "bf16"),
-        ("amx_bf16", "bfloat16", "bf16"),
+        ("avx avx2 avx512f", "float32"),
+        ("avx2 avx512_bf16", "bfloat16"),
+        ("amx_bf16", "bfloat16"),
     ],
 )
 def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
-    packages: pytest.MonkeyPatch, tmp_path: Path, flags: str, dtype: str, precision: str
+    packages: pytest.MonkeyPatch, tmp_path: Path, flags: str, dtype: str
 ) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     packages.setattr(device, "_CPU_INFO", info)
     assert compute_dtype(VllmOptions()) == dtype
-    assert device.training_precision(TrainingSection().precision) == precision
-    assert device.training_precision("bf16") == "bf16"
+    for asked in ({"gpus_per_worker": 1}, {"accelerator_type": "H100"}):  # though another machine types the command
+        assert compute_dtype(VllmOptions.model_validate(asked)) == "bfloat16"
+    assert compute_dtype(VllmOptions(accelerator_type="T4")) == "float16"
+    assert compute_dtype(VllmOptions(accelerator_type="T4", dtype="float32")) == "float32"
+
+
+def test_a_run_keeps_the_types_that_it_began_with(packages: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tree: dict[str, Any] = {"run": {"name": "a", "root": str(tmp_path)}, "data": {"type": "demo"}}
+    tree["student"] = {"model": "demo:smollm2-135m", "engine": {"type": "vllm"}}
+    tree["teacher"] = {"engine": {"type": "vllm", "model": "demo:qwen2.5-0.5b"}}
+    recipe, store = parse_recipe(tree, "test"), Store(str(tmp_path))
+
+    def types() -> tuple[str, str, str]:
+        pinned = pin_models(recipe, store)
+        Run(store, recipe.run.name).write_json("config.json", pinned.model_dump(mode="json"))
+        assert isinstance(pinned.student.engine, VllmOptions)
+        assert isinstance(pinned.teacher.engine, VllmOptions)
+        return pinned.student.engine.dtype, pinned.teacher.engine.dtype, pinned.training.precision
+
+    packages.setattr(device, "cpu_flags", lambda: frozenset({"avx2"}))
+    assert types() == ("float32", "float32", "fp32")
+    packages.setattr(device, "cpu_flags", lambda: frozenset({"amx_bf16"}))
+    assert types() == ("float32", "float32", "fp32")
+    tree["run"]["name"] = "b"
+    recipe = parse_recipe(tree, "test")
+    assert types() == ("bfloat16", "bfloat16", "bf16")
 
 
 def test_cpu_packages_ask_for_no_gpu_that_ray_counts(packages: pytest.MonkeyPatch) -> None:

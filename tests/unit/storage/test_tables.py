@@ -223,6 +223,16 @@ def test_rows_of_parts_that_were_merged_since_the_listing_are_found(table: Table
     assert table.read(listed)["text"].to_pylist() == ["0000a", "8000b", "f000c"]
 
 
+def test_a_listing_that_was_made_during_a_merge_is_no_loss(table: Table) -> None:
+    for number, identity in enumerate(["0000a", "8000b"]):
+        table.write_part(f"part-0001-a-{number:06d}", [result(identity, "ok", 1, identity)])
+    sources = table.parts()
+    table.write_part("part-0001-merged0-000000", pa.concat_tables(table.batches()).drop_columns("part"))
+    listed = table.parts()
+    table.store.remove_files([f"{table.folder}/{part}" for part in sources])
+    assert table.read(listed)["text"].to_pylist() == ["0000a", "8000b"]
+
+
 def test_a_part_that_is_gone_and_was_not_merged_is_named(table: Table) -> None:
     for number, identity in enumerate(["0000a", "8000b"]):
         table.write_part(f"part-0001-a-{number:06d}", [result(identity, "ok", 1, identity)])
