@@ -28,10 +28,10 @@ serve: setup ## Serve the demo's student behind an OpenAI-compatible endpoint
 	.venv/bin/cgd serve jobs/recipes/demo.yaml
 
 test: setup ## Unit and integration tests (with CI=true, an unexpected skip is a failure)
-	$(PY) -m pytest -n 2 tests/unit tests/integration $(ARGS)
+	$(PY) -m pytest -n 2 -m "not long" tests/unit tests/integration $(ARGS)
 
 test-long: setup ## Chaos, soak and sweeps
-	$(PY) -m pytest tests/long $(ARGS)
+	$(PY) -m pytest -m long tests/long tests/integration $(ARGS)
 
 check: setup ## Lint, formatting, types, ceilings of type escapes, freshness of the locks
 	$(PY) -m ruff check .

@@ -76,7 +76,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Lanes:
     return _Lanes(config, log)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "long" in item.path.parts:
+            item.add_marker(pytest.mark.long)
     needing = [item for item in items if item.get_closest_marker("gpu")]
     if needing and not _has_cuda():
         for item in needing:

@@ -1,4 +1,4 @@
-"""Two of the trials of `tests/long/test_chaos.py`: a killed driver, and uploads torn in the middle."""
+"""One of the trials of `tests/long/test_chaos.py`: a killed driver."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +13,7 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return uninterrupted(tmp_path_factory.mktemp("uninterrupted"))
 
 
-@pytest.mark.parametrize("fault", ["driver", "s3 torn"])
+@pytest.mark.parametrize("fault", ["driver"])
 def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
     tmp_path: Path, fault: str, expected: Results, record_property: Callable[[str, object], None]
 ) -> None:

@@ -24,7 +24,9 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path, number: signal.Si
     assert alive(below) == []
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 3)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGINT, 130, marks=pytest.mark.long), (signal.SIGTERM, 3)]
+)
 def test_an_interrupted_training_writes_a_checkpoint_and_ends_with_a_line(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:

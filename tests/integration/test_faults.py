@@ -111,12 +111,12 @@ class BreaksDown(ScriptedEngine):
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("begins", [True, False])
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("begins", "error", "said"),
     [
-        (CgdError("the teacher broke down"), r"^the teacher broke down$"),
+        (False, CgdError("the teacher broke down"), r"^the teacher broke down$"),
         (
+            True,
             EndpointConnectionError(endpoint_url="http://s3"),
             r"^generation stopped: EndpointConnectionError: .*http://s3",
         ),
@@ -181,7 +181,7 @@ def test_a_row_that_kills_its_engine_still_is_quarantined_again(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("cluster")
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 def test_a_killed_engine_process_costs_only_what_was_in_flight(tmp_path: Path, seed: int) -> None:
     made = recipe(tmp_path, {"latency_ms": 50}, {"latency_ms": 50})
 
@@ -202,6 +202,7 @@ def test_rows_of_a_lost_node_are_done_where_another_engine_had_all_the_room(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each node holds one teacher. The lost one keeps what Ray gave to it, and starts again in the other's room."""
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # as a job has joined it: fewer engines may do
     demand = run.engine_demand
 
     def large(options: EngineOptions, *others: Any, **more: Any) -> Demand:
@@ -265,19 +266,20 @@ class Fetches(ScriptedEngine):
     """Comes from far: a gigabyte a second."""
 
     async def start(self) -> None:
-        transfers.expect(18 * 10**9)
-        for _ in range(18):
+        transfers.expect(40 * 10**9)
+        for _ in range(40):
             await asyncio.sleep(1)
             transfers.arrived(10**9)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("cluster")
 def test_an_engine_that_fetches_its_model_is_not_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", Fetches)
-    require_whole(generate(recipe(tmp_path, {}, {}, stall_timeout_s=12)))
-    assert re.search(r"engines fetch their models +gigabytes=\d+\.0/36\.0", "".join(capfd.readouterr()))
+    require_whole(generate(recipe(tmp_path, {}, {}, stall_timeout_s=30)))
+    assert re.search(r"engines fetch their models +gigabytes=\d+\.0/80\.0", "".join(capfd.readouterr()))
 
 
 @pytest.mark.usefixtures("cluster")

@@ -120,7 +120,7 @@ def test_the_same_command_again_trains_nothing(place: Place, uninterrupted: Trai
     assert (again.steps, again.final_loss) == (uninterrupted.steps, uninterrupted.final_loss)
 
 
-@pytest.mark.parametrize("where", ["local", "s3"])
+@pytest.mark.parametrize("where", [pytest.param("local", marks=pytest.mark.long), "s3"])
 def test_killed_and_resumed_equals_uninterrupted(
     where: str, place: Place, uninterrupted: TrainingResult, s3: S3Server
 ) -> None:
@@ -151,6 +151,7 @@ def kill_a_worker_after_a_checkpoint(place: Place, name: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.long  # on ranks without Ray, `test_layouts.py` compares all stages
 def test_zero_3_gives_the_same_student(place: Place, uninterrupted: TrainingResult) -> None:
     result = place.train("zero3", zero_stage=3, checkpoint_every=8)
     assert distance(place.weights(result), place.weights(uninterrupted)) < 1e-3

@@ -52,7 +52,7 @@ def teacher_parts(store: Store) -> list[str]:
     return [f"{table}/{part}" for table in tables for part in store.names(table, ".parquet")]
 
 
-@pytest.mark.parametrize("place", ["local", "s3"])
+@pytest.mark.parametrize("place", [pytest.param("local", marks=pytest.mark.long), "s3"])
 def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str) -> None:
     root, storage, more = str(tmp_path / "root"), StorageSection(), list[str]()
     if place == "s3":
@@ -67,7 +67,11 @@ def test_two_names_on_one_root_pay_once(tmp_path: Path, s3: S3Server, place: str
 
 @pytest.mark.parametrize(
     ("place", "execution", "victim"),
-    [("local", "streaming", "driver"), ("s3", "staged", "driver"), ("local", "staged", "engine")],
+    [
+        ("s3", "streaming", "driver"),
+        pytest.param("local", "staged", "driver", marks=pytest.mark.long),
+        pytest.param("local", "staged", "engine", marks=pytest.mark.long),
+    ],
 )
 def test_a_kill_loses_what_was_answered_in_the_last_seconds_and_no_more(
     tmp_path: Path, s3: S3Server, place: str, execution: str, victim: str

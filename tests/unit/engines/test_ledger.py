@@ -7,6 +7,7 @@ from cgd_ray.engines.replicas import Pool
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.engines.ward import MOST_DEATHS
 from cgd_ray.runtime.cluster import Demand
+from cgd_ray.storage.transfers import Transfer
 
 
 @pytest.fixture
@@ -92,6 +93,21 @@ def test_rows_of_a_node_that_is_gone_are_stranded_once_nobody_else_works(
     assert ledger.snapshot().stranded == 1
     ledger.stopped("other")
     assert ledger.snapshot().stranded == 0  # and nobody is left to do its rows
+
+
+def test_a_model_that_comes_is_progress_until_its_engine_is_up() -> None:
+    ledger = _Ledger("teacher", 100)
+    ledger.arrive("one")
+    ledger.arrive("other")
+    ledger._progress -= 1000
+    assert ledger.snapshot().idle_seconds > 999
+    assert ledger.snapshot().fetching is None
+    ledger.fetching("one", Transfer(10, 100))
+    ledger.fetching("other", Transfer(50, 100))
+    assert ledger.snapshot().idle_seconds < 999
+    assert ledger.snapshot().fetching == (60, 200)
+    ledger.up("other")
+    assert ledger.snapshot().fetching == (10, 100)
 
 
 def test_deaths_with_work_in_between_do_not_add_up() -> None:
