@@ -198,6 +198,7 @@ def test_a_lost_node_costs_only_what_was_in_flight(cluster: Cluster, tmp_path: P
     require_whole(while_generating(made, lambda: cluster.remove_node(node, allow_graceful=False), after=0.5))
 
 
+@pytest.mark.long
 def test_rows_of_a_lost_node_are_done_where_another_engine_had_all_the_room(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

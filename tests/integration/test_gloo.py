@@ -27,7 +27,7 @@ MACHINE = """
     import datetime, os, torch, torch.distributed as dist
     from cgd_ray.training import ranks
     ranks.bind_gloo(ranks._own_address(os.environ["MASTER_ADDR"]))
-    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=15))
+    dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=90))
     total = torch.ones(1)
     dist.all_reduce(total)
     print(total.item())
@@ -65,7 +65,7 @@ def test_two_machines_named_by_loopback_find_each_other(hosts: Path) -> None:
             time.sleep(0.05)
         ends = [["cgd0", "netns", str(process.pid)] for process in processes]
         subprocess.run(["ip", "link", "add", *ends[0], "type", "veth", "peer", "name", *ends[1]], check=True)
-        said = [process.communicate(timeout=100) for process in processes]
+        said = [process.communicate(timeout=240) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -95,6 +95,7 @@ def test_rows_of_a_node_that_is_gone_are_stranded_once_nobody_else_works(
     assert ledger.snapshot().stranded == 0  # and nobody is left to do its rows
 
 
+@pytest.mark.usefixtures("named_nodes")
 def test_a_model_that_comes_is_progress_until_its_engine_is_up() -> None:
     ledger = _Ledger("teacher", 100)
     ledger.arrive("one")
