@@ -131,7 +131,7 @@ TOLERANCE = 5e-6
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("world", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_every_layout_trains_the_same_weights(
     worlds: dict[int, Ranks], job: RankJob, uninterrupted: State, world: int, stage: int
 ) -> None:
@@ -189,7 +189,7 @@ def test_gradients_that_cross_ranks_in_bfloat16_are_off_by_less_than_their_passe
     assert by_ranks < 0.01 < by_passes < 0.1
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1)), 2, 3])
 def test_in_bfloat16_a_resumed_training_is_the_same_to_the_last_bit(
     worlds: dict[int, Ranks], job: RankJob, stage: int
 ) -> None:
@@ -229,7 +229,9 @@ def test_adapters_resume_in_another_layout(worlds: dict[int, Ranks], job: RankJo
     assert distance(one, other) < TOLERANCE
 
 
-@pytest.mark.parametrize("number", range(len(LAYOUTS)))
+@pytest.mark.parametrize(
+    "number", [0, *(pytest.param(number, marks=pytest.mark.long) for number in range(1, len(LAYOUTS)))]
+)
 def test_resumed_in_another_layout_equals_uninterrupted(
     worlds: dict[int, Ranks], job: RankJob, uninterrupted: State, number: int
 ) -> None:

@@ -165,7 +165,7 @@ class GoesBad(ScriptedEngine):
 
 
 @pytest.mark.usefixtures("two_nodes")
-@pytest.mark.parametrize("with_process", [False, True])
+@pytest.mark.parametrize("with_process", [pytest.param(False, marks=pytest.mark.long), True])
 def test_an_engine_that_is_lost_leaves_its_rows_to_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_process: bool
 ) -> None:

@@ -109,6 +109,7 @@ def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
     assert probe(made, prompts, PROBED, None) is None
 
 
+@pytest.mark.long
 def test_a_probe_of_scattered_rows_reads_no_more_than_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,7 @@ def bytes_read(job: RankJob) -> tuple[int, int]:
     return sum(sizes), len(sizes)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_a_checkpoint_is_read_once(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
     write_tiny_model(tmp_path, vocab_size=20_000, hidden_size=256)

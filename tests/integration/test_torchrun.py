@@ -85,6 +85,7 @@ def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> 
     assert place.train("by-torchrun", launcher="torchrun").reused
 
 
+@pytest.mark.long
 def test_stopped_under_torchrun_and_resumed_by_ray_is_the_same(place: Place) -> None:
     expected = place.train("by-ray")
     process = start(command_of(place, "by-both", checkpoint_every=100))
@@ -145,6 +146,7 @@ def test_what_is_no_job_is_said_in_one_line(tmp_path: Path) -> None:
     assert "job.json: no job of `cgd run` with training.launcher=torchrun" in output
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("side", ["ours", "plain"])
 def test_the_benchmark_for_gpus_runs_without_one(tmp_path: Path, side: str) -> None:
     sizes = ["--shape", "tiny", "--steps", "3", "--batch-size", "4", "--side", side, "--folder", str(tmp_path)]
