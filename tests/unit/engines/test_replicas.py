@@ -120,6 +120,18 @@ def test_a_model_that_starts_on_two_nodes_alike_not_is_wrong() -> None:
     assert str(run.broken()) == "no such model (pid 3)"
 
 
+def test_where_all_fail_alike_on_the_only_node_others_are_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = engines(2, may_come=True)
+    places = [start(run, name) for name in ("a", "b")]
+    for name, place in zip(("a", "b"), places, strict=True):
+        refuse(run, name, place, "node0", "no room for the cache")
+    assert run.broken() is None  # a node may come
+    monkeypatch.setattr(replicas, "_ALIKE_SECONDS", -1)
+    assert str(run.broken()) == "no room for the cache"
+    run.arrive("c", "teacher", run.take("teacher").id.hex())
+    assert run.broken() is None  # one has come, and loads
+
+
 def test_different_troubles_say_nothing_of_the_model() -> None:
     run = engines(8, may_come=True)
     places = [start(run, name) for name in ("a", "b")]
