@@ -93,7 +93,7 @@ def require_room(wanted: Sequence[Wanted]) -> None:
                 f"{_asks(one)} {_each(one)}on one node; {_largest(one.demand, cluster)}. Fix: lower "
                 "tensor_parallel_size, GPUs or CPUs there, correct accelerator_type, or add such a node"
             )
-    if cluster.grows or pack([one.demand for one in wanted for _ in range(one.count)], cluster):
+    if cluster.grows or pack([one.demand for one in wanted for _ in range(one.count)], cluster) is not None:
         return
     if not joins_cluster():
         raise ConfigError(
