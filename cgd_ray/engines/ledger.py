@@ -64,7 +64,7 @@ class Snapshot:
     stranded: int = 0
     """Engines whose nodes are gone, while nobody else of their role has anything to do."""
     fetching: Transfer | None = None
-    """What the engines that load have of their models, where some had to be fetched."""
+    """What engines have of their models, of those that still fetch."""
 
 
 @dataclass
@@ -282,8 +282,9 @@ class _Ledger:
         return len(gone) if is_over and {engine.role for engine in gone} <= {engine.role for engine in others} else 0
 
     def _fetching(self) -> Transfer | None:
-        loading = [engine.fetched for engine in self._engines.values() if engine.fetched and not engine.is_up]
-        return Transfer(*map(sum, zip(*loading, strict=True))) if loading else None
+        transfers = [engine.fetched for engine in self._engines.values() if engine.fetched and not engine.is_up]
+        coming = [transfer for transfer in transfers if transfer.done < transfer.total]
+        return Transfer(*map(sum, zip(*coming, strict=True))) if coming else None
 
 
 def _living_nodes() -> set[str]:
