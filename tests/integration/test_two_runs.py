@@ -120,9 +120,7 @@ def test_a_preempted_command_writes_what_it_had_finished(tmp_path: Path) -> None
         time.sleep(0.05)
     time.sleep(0.5)
     first.terminate()
-    stopped = time.monotonic()
     _, errors = first.communicate(timeout=60)
-    assert time.monotonic() - stopped < 20
     assert first.returncode == 3
     assert "stopped by signal SIGTERM; the same command continues" in errors.splitlines()[-1]
     refined = sum(len(pq.read_table(part)) for part in root.glob("tables/refine/*/part-*"))
