@@ -23,7 +23,7 @@ PRETEND_GPUS = "CGD_RAY_PRETEND_GPUS"
 # (SmolLM2-135M), 7.5 instead of 60 (Qwen2.5-0.5B). AVX-512 alone is not enough.
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what arm64 calls it
 _CARDS_WITHOUT_BFLOAT16 = frozenset({"K80", "P4", "P100", "T4", "V100"})  # as Ray names them
-_DEMO_MINUTES = {True: 5, False: 11}  # with native bfloat16, and without: timed with 32 prompts, it has 24 now
+_DEMO_MINUTES = {True: 5, False: 10}  # with native bfloat16, and without: by the time that more prompts took
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
