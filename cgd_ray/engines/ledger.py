@@ -4,8 +4,6 @@ One Ray actor beside the driver. It outlives every engine, so it knows which row
 """
 
 import contextlib
-import hashlib
-import struct
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.engines.pace import Pace
 from cgd_ray.engines.replicas import Pool, Replicas
+from cgd_ray.engines.seen import Seen
 from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 from cgd_ray.errors import CgdError
@@ -80,30 +79,6 @@ class _Engine:
     was_up: bool = False
     is_lost: bool = False
     fetched: Transfer | None = None
-
-
-class Seen:
-    """Whether something was seen before, in the memory of 64 MiB for any number of things.
-
-    A Bloom filter: of five million things less than one in ten thousand new ones is taken for an old one.
-    """
-
-    _BITS = 2**29
-    _PLACES = 4
-
-    def __init__(self) -> None:
-        self._bits = bytearray(self._BITS // 8)  # the system gives pages as they are written to
-
-    def add(self, thing: tuple[str, ...]) -> bool:
-        """Take it in; whether it is new."""
-        new = False
-        # Not hash(): of tuples that begin differently it gives the same low bits together, so four places were one.
-        digest = hashlib.blake2b("\0".join(thing).encode(), digest_size=4 * self._PLACES).digest()
-        for place in struct.unpack(f"{self._PLACES}I", digest):
-            byte, bit = divmod(place % self._BITS, 8)
-            new |= not self._bits[byte] >> bit & 1
-            self._bits[byte] |= 1 << bit
-        return new
 
 
 class _Ledger:
@@ -197,14 +172,15 @@ class _Ledger:
 
     def may_release(self) -> bool:
         """Whether lost engines may let the rows go that they hold: the others have nothing left to do."""
+        if self._stopping or time.monotonic() - self._progress <= _HOLD_SECONDS:  # each held block asks, once a second
+            return self._stopping
         living = _living_nodes()
         others = [
             engine
             for engine in self._engines.values()
             if not engine.is_lost and not engine.is_stopped and (engine.node is None or engine.node in living)
         ]
-        is_idle = time.monotonic() - self._progress > _HOLD_SECONDS
-        return self._stopping or (is_idle and all(engine.is_up and not engine.rows for engine in others))
+        return all(engine.is_up and not engine.rows for engine in others)
 
     def begin(self, engine: str, role: str, rows: list[str]) -> Admission:
         """An engine is about to work on a block of these rows."""

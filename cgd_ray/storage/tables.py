@@ -144,8 +144,9 @@ class Table:
 
     def _require_merged(self, names: Sequence[str], now: Sequence[str]) -> None:
         """Of parts that are gone, the rows are in merged ones, which a listing made meanwhile may have had, too."""
-        new = [IdRange.of_part(name) for name in now if name not in names or MERGED in name]
-        for gone in set(names).difference(now):
+        before = set(names)
+        new = [IdRange.of_part(name) for name in now if name not in before or MERGED in name]
+        for gone in before.difference(now):
             if not any(ids.meets(IdRange.of_part(gone)) for ids in new):
                 raise CgdError(
                     f"{self.store.url(f'{self.folder}/{gone}')}: not there on {platform.node()}, nor is a part that it "

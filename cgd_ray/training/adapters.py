@@ -26,7 +26,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> "PeftM
             raise RefusedError(
                 f"training.lora.targets: the student has no layer {target!r}; name what it has, or all-linear"
             )
-    from peft import LoraConfig, get_peft_model  # a third of a rank's start, which most trainings need not wait for
+    from peft import LoraConfig, get_peft_model  # seconds, which most trainings need not wait for
 
     torch.manual_seed(derived_seed(seed, "lora"))
     config = LoraConfig(

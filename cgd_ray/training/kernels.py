@@ -62,7 +62,7 @@ def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:
         RefusedError: the package has no kernels for this architecture.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    from peft.tuners.tuners_utils import BaseTunerLayer  # a third of a rank's start, as is the next
+    from peft.tuners.tuners_utils import BaseTunerLayer  # seconds, as is the next
     from transformers.integrations.liger import apply_liger_kernel
 
     kind = model.config.model_type

@@ -10,8 +10,8 @@ from ray.cluster_utils import Cluster
 
 from tests.scripted import generate, scripted_recipe
 
-pytestmark = pytest.mark.long
 ROWS = 60
+FEW = {"max_in_flight": 4}  # else fewer engines would do
 
 
 @contextmanager
@@ -38,7 +38,8 @@ def test_students_stand_beside_teachers_of_many_gpus(tmp_path: Path, count: int,
     teachers, each = (1, gpus // 2) if count == 1 else (count - 1, gpus)
     left = count * gpus - teachers * each
     students = min(6, int(left / share))
-    made = scripted_recipe(tmp_path, ROWS, {"gpus": share, "replicas": students}, {"gpus": each, "replicas": teachers})
+    engines = ({"gpus": share, "replicas": students}, {"gpus": each, "replicas": teachers})
+    made = scripted_recipe(tmp_path, ROWS, *(FEW | engine for engine in engines))
     with nodes_of(count, gpus):
         result = generate(made)
     assert result.execution == "streaming"
@@ -48,7 +49,7 @@ def test_students_stand_beside_teachers_of_many_gpus(tmp_path: Path, count: int,
 @pytest.mark.parametrize("gpus", [2, 4, 8])
 def test_what_does_not_fit_at_once_runs_one_after_the_other(tmp_path: Path, gpus: int) -> None:
     """Of two nodes the teacher needs one whole, and one student more than the other node holds."""
-    made = scripted_recipe(tmp_path, ROWS, {"gpus": 1, "replicas": gpus + 1}, {"gpus": gpus})
+    made = scripted_recipe(tmp_path, ROWS, FEW | {"gpus": 1, "replicas": gpus + 1}, FEW | {"gpus": gpus})
     with nodes_of(2, gpus):
         result = generate(made)
     assert result.execution == "staged"

@@ -2,8 +2,9 @@
 
 import pytest
 
-from cgd_ray.engines.ledger import Seen, _Ledger
+from cgd_ray.engines.ledger import _Ledger
 from cgd_ray.engines.replicas import Pool
+from cgd_ray.engines.seen import Seen
 from cgd_ray.engines.tally import StageTally
 from cgd_ray.engines.ward import MOST_DEATHS
 from cgd_ray.runtime.cluster import Demand
