@@ -194,14 +194,17 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     methods = names or load_recipe(path, overrides).training.compared_with or COMPARED
     matched = [*overrides, f"training.compared_with=[{', '.join(methods)}]"]
     recipes = {name: load_recipe(path, [*matched, f"training.method={name}"]) for name in methods}
-    from cgd_ray.comparison import compare_methods
+    from cgd_ray.comparison import compare_methods, run_of
     from cgd_ray.engines.nodes import check_nodes
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import preflight
     from cgd_ray.runtime.session import ray_session
 
-    store = preflight(next(iter(recipes.values())))
-    pinned = {name: pin_models(recipe, store) for name, recipe in recipes.items()}
+    first = next(iter(recipes.values()))
+    store = preflight(first)
+    # Where one method ran on another CPU, the next must not compute with another type.
+    runs = [run_of(method, first.run.name) for method in recipes]
+    pinned = {name: pin_models(recipe, store, runs=runs) for name, recipe in recipes.items()}
     with ray_session():
         check_nodes(store)
         compare_methods(pinned, store, _console(140))

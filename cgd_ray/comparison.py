@@ -15,6 +15,11 @@ from cgd_ray.storage.runs import Document, Run
 log = structlog.get_logger(__name__)
 
 
+def run_of(method: str, name: str) -> str:
+    """The run of one method in the comparison of this name."""
+    return f"{name}-{method}"
+
+
 def compare_methods(recipes: dict[str, Recipe], store: Store, console: Console) -> Document:
     """Run every phase once per method; what one has generated or evaluated, the next reuses.
 
@@ -36,7 +41,7 @@ def compare_methods(recipes: dict[str, Recipe], store: Store, console: Console) 
     outcomes = {}
     for method, recipe in recipes.items():
         log.info("method", method=method, of=", ".join(recipes))
-        named = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{method}"})
+        named = recipe.run.model_copy(update={"name": run_of(method, recipe.run.name)})
         outcomes[method] = asdict(run_pipeline(recipe.model_copy(update={"run": named}), store))
     run = Run(store, next(iter(recipes.values())).run.name)
     run.write_json("comparison.json", outcomes)

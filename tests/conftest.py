@@ -58,7 +58,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 # Of the integration tests, those whose processes are few and wait for nothing that a busy machine may make late.
-_BESIDE_OTHERS = {"test_layouts", "test_liger", "test_models", "test_resume_reads", "test_torchrun"}
+_BESIDE_OTHERS = {
+    "test_deletions",
+    "test_gguf_conversion",
+    "test_layouts",
+    "test_liger",
+    "test_merges_on_s3",
+    "test_mistakes",
+    "test_models",
+    "test_plan",
+    "test_rate_limits",
+    "test_reasoning",
+    "test_resume_reads",
+    "test_torchrun",
+    "test_vllm_errors",
+}
 
 
 class _Lanes(LoadScopeScheduling):
@@ -68,8 +82,11 @@ class _Lanes(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = Path(nodeid.partition("::")[0])
-        return file.stem if "unit" in file.parts or file.stem in _BESIDE_OTHERS else "clusters"
+        return "clusters" if _needs_cluster(Path(nodeid.partition("::")[0])) else nodeid.partition("::")[0]
+
+
+def _needs_cluster(file: Path) -> bool:
+    return "unit" not in file.parts and file.stem not in _BESIDE_OTHERS
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Lanes:
@@ -85,6 +102,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if needing and not _has_cuda():
         for item in needing:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures, whose processes inherit it
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests beside those with clusters take no more of the cores than Ray's workers, whose niceness is 15."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _needs_cluster(item.path):
+        os.nice(15 - os.nice(0))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,5 +1,6 @@
 """The four stages as data, and the fingerprints that say which of their tables is whose."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -117,17 +118,22 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
     return Stages(draft, answer, critique, refine)
 
 
-def pin_models(recipe: Recipe, store: Store) -> Recipe:
+def pin_models(recipe: Recipe, store: Store, *, runs: Sequence[str] = ()) -> Recipe:
     """The recipe with all that fingerprints need said outright.
 
     Commits stand in place of branches and tags of hub models, whole paths in place of relative ones, texts in place of
     chat template files, and compute types in place of `auto`: those that the run has, else the fastest ones.
 
+    Args:
+        recipe: as a person wrote it.
+        store: the root.
+        runs: names of the runs that share one set of types, where they are several; by default the recipe's run.
+
     Raises:
         ConfigError: a model or a file is not there.
     """
     student, teacher = recipe.student, recipe.teacher.engine
-    known = _Types.of(Run(store, recipe.run.name))
+    known = _Types.of([Run(store, name) for name in runs or [recipe.run.name]])
     is_used = isinstance(student.engine, VllmOptions) or recipe.training.enabled
     model, revision = student.model, student.revision
     if is_used:
@@ -154,8 +160,8 @@ class _Types(NamedTuple):
     training: str | None = None
 
     @staticmethod
-    def of(run: Run) -> "_Types":
-        config = run.read_json("config.json")
+    def of(runs: Sequence[Run]) -> "_Types":
+        config = next(filter(None, (run.read_json("config.json") for run in runs)), None)
         if config is None:
             return _Types()
         student, teacher = (config[role]["engine"].get("dtype") for role in ("student", "teacher"))

@@ -154,7 +154,9 @@ class TrainingPlan:
         reached = {"AWS_ENDPOINT_URL": storage.endpoint_url, "AWS_DEFAULT_REGION": storage.region}
         variables = "".join(f"{key}={value} " for key, value in reached.items() if value and self.store.is_s3)
         return (
-            f"rows are ready; train with: {variables}torchrun --standalone --nproc-per-node {training.workers} "
+            # `auto` was resolved on this machine, and the ranks may run on others.
+            f"rows are ready; training.precision is {training.precision}; train with: {variables}"
+            f"torchrun --standalone --nproc-per-node {training.workers} "
             # Which sends SIGTERM on, and kills the ranks after half a minute by default.
             f"--shutdown-timeout {math.ceil(training.stop_timeout_s)} "
             f"-m cgd_ray.training.torchrun {self.store.url(name)}; then the same command goes on"

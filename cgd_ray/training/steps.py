@@ -15,6 +15,7 @@ from cgd_ray.training.job import StepReport
 log = structlog.get_logger(__name__)
 _POLL_SECONDS = 1.0
 _LINE_SECONDS = 15.0
+_SILENT_SECONDS = 60.0  # Ray Train waits for workers without a word
 
 
 class _Board:
@@ -51,11 +52,17 @@ def shown_steps() -> Iterator[ActorHandle]:
 
 
 def _show(board: ActorHandle, done: threading.Event) -> None:
-    shown, line = 0, 0.0
+    shown, line, since = 0, 0.0, time.monotonic()
     while not done.wait(_POLL_SECONDS):
         # The board may be lost with its node; training goes on without these lines.
         with contextlib.suppress(ray.exceptions.RayError):
             step = ray.get(board.last.remote(), timeout=10)
-            if step and step.progress.step != shown and time.monotonic() - line > _LINE_SECONDS:
-                shown, line = step.progress.step, time.monotonic()
+            now = time.monotonic()
+            if step and step.progress.step != shown and now - line > _LINE_SECONDS:
+                shown, line, since = step.progress.step, now, now
                 log.info("training", **step.shown())
+            elif now - max(line, since) > _SILENT_SECONDS:
+                line = now
+                log.info(
+                    "training: no new step; workers wait for nodes, load or save", last=shown, seconds=int(now - since)
+                )

@@ -57,7 +57,7 @@ def test_what_a_kill_left_is_ended_by_the_next_start_which_continues(tmp_path: P
     command.kill()
     command.wait(timeout=10)
     again = start(tmp_path)
-    _, errors = again.communicate(timeout=300)
+    _, errors = again.communicate(timeout=600)
     assert again.returncode == 0, errors[-2000:]
     assert alive(below) == []
     assert len(list(tmp_path.glob("root/tables/draft/*/*.parquet"))) >= 1
@@ -65,7 +65,7 @@ def test_what_a_kill_left_is_ended_by_the_next_start_which_continues(tmp_path: P
 
 def start(tmp_path: Path, job: str = "jobs/generate.py", *more: str) -> subprocess.Popen[str]:
     small = ["data.limit=4", "data.holdout.count=2", f"run.root={tmp_path / 'root'}", "generation.execution=staged"]
-    small.append("curation.require_correct=false")  # the scripted teacher is always wrong
+    small += ["generation.draft.max_tokens=32", "curation.require_correct=false"]  # the teacher is always wrong
     # A teacher that costs no time: these tests are about the student's engine.
     teacher = "teacher.engine={type: scripted, model: t}"
     return subprocess.Popen(

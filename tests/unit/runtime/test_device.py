@@ -84,8 +84,8 @@ def test_a_run_keeps_the_types_that_it_began_with(packages: pytest.MonkeyPatch, 
     tree["teacher"] = {"engine": {"type": "vllm", "model": "demo:qwen2.5-0.5b"}}
     recipe, store = parse_recipe(tree, "test"), Store(str(tmp_path))
 
-    def types() -> tuple[str, str, str]:
-        pinned = pin_models(recipe, store)
+    def types(*runs: str) -> tuple[str, str, str]:
+        pinned = pin_models(recipe, store, runs=runs)
         Run(store, recipe.run.name).write_json("config.json", pinned.model_dump(mode="json"))
         assert isinstance(pinned.student.engine, VllmOptions)
         assert isinstance(pinned.teacher.engine, VllmOptions)
@@ -98,6 +98,9 @@ def test_a_run_keeps_the_types_that_it_began_with(packages: pytest.MonkeyPatch, 
     tree["run"]["name"] = "b"
     recipe = parse_recipe(tree, "test")
     assert types() == ("bfloat16", "bfloat16", "bf16")
+    tree["run"]["name"] = "c"  # a comparison's method, of which another method began elsewhere
+    recipe = parse_recipe(tree, "test")
+    assert types("c", "a") == ("float32", "float32", "fp32")
 
 
 def test_cpu_packages_ask_for_no_gpu_that_ray_counts(packages: pytest.MonkeyPatch) -> None:
