@@ -129,9 +129,9 @@ def _with_parents(stage: Stage, rows: pa.Table) -> pa.Table:
 
 
 def _lacking(stage: Stage, rows: pa.Table, parts: list[str]) -> pa.Table:
-    """The rows without an answer in these parts."""
+    """The rows without an answer in these parts; one with a status of `stage.again` is none."""
     results = stage.results.read(parts, ["prompt_id", "sample", "parent", "status", "attempt"])
-    done = results.filter(pc.invert(pc.is_in(results["status"], pa.array(sorted(stage.again)))))
+    done = results.filter(pc.invert(pc.is_in(results["status"], pa.array(sorted(stage.again), pa.string()))))
     return rows.filter(pc.invert(pc.is_in(rows["parent"], done["parent"].combine_chunks())))
 
 
@@ -229,8 +229,9 @@ def _generate(
             if not lost or len(left) >= before:
                 break
             progress.next_engines()
-    if len(left):
-        raise CgdError(f"{len(left)} held-out prompts were passed by; the same command asks them")
+    # One that failed was asked.
+    if passed_by := len(_lacking(replace(stage, again=frozenset()), questions, stage.results.parts())):
+        raise CgdError(f"{passed_by} held-out prompts were passed by; the same command asks them")
     return progress.summary()["evaluation"]
 
 

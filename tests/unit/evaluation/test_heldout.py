@@ -1,5 +1,6 @@
 """Which held-out prompts are asked, however many there are, and what an evaluation of them takes."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,37 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
     assert graded.correct.tolist() == [True, False, False] * 2
     assert graded.truncated.tolist() == [False, False, True] * 2
     assert grade_results(results.slice(0, 0), rows).correct.tolist() == [False] * 6
+
+
+@pytest.mark.parametrize(
+    ("written", "error"),
+    [(["failed", "ok", "ok", "ok", "ok", "ok"], None), (["failed", "ok"], "4 held-out prompts were passed by")],
+)
+def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str], error: str | None
+) -> None:
+    made, store = (
+        recipe(tmp_path, evaluation={"limit": 6}, generation={"max_failed_fraction": 0.2}),
+        Store(str(tmp_path)),
+    )
+    rows = heldout_rows(made, heldout_table(tmp_path))
+    stages = list[Any]()
+    for name in ("engine_demand", "read_cluster", "sized", "block_rows"):
+        monkeypatch.setattr(evaluation, name, lambda *_, **__: None)
+    monkeypatch.setattr(evaluation, "build_chain", lambda *given, **_: stages.extend(given[3]))
+
+    def run_chains(*_: object) -> int:
+        results = [
+            answer(row, stages[0].parent_of(row), status, None)
+            for row, status in zip(rows.to_pylist(), written, strict=False)
+        ]
+        stages[0].results.write_part("part-0001-a-000000", results)
+        return 0
+
+    monkeypatch.setattr(evaluation, "run_chains", run_chains)
+    with pytest.raises(CgdError, match=error) if error else contextlib.nullcontext():
+        results, _ = run_evaluation(made, store, rows, "base", "m", "identity")
+        assert results["status"].to_pylist().count("failed") == 1
 
 
 def test_a_plan_counts_the_answers_of_both_students(tmp_path: Path) -> None:
