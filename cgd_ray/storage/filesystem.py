@@ -219,6 +219,12 @@ class Store:
             return False
         return True
 
+    def may_delete(self, folder: str = "") -> bool:
+        """Whether a file of this folder can be deleted, found out with one."""
+        probe = f"{folder}/.probe-{secrets.token_hex(4)}".lstrip("/")
+        self.write(probe, b"probe")
+        return self.discard(probe) and not self.exists(probe)
+
     def _delete_keys(self, paths: list[str]) -> None:
         """As s3fs does it, which does not look at what is said of single keys."""
         bucket = self.path("").split("/", 1)[0]
@@ -270,10 +276,8 @@ def require_writable(store: Store) -> None:
     Raises:
         CgdError: the root cannot be written; the text says why and what to check.
     """
-    name = f".probe-{secrets.token_hex(4)}"
     try:
-        store.write(name, b"probe")
-        if not store.discard(name) or store.exists(name):
+        if not store.may_delete():
             log.warning(
                 f"run.root {store.root}: files can be written and not deleted: small parts are not merged, old "
                 "checkpoints stay, no student is replaced. Fix: give the right to delete (on S3 s3:DeleteObject)"

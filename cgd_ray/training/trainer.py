@@ -18,7 +18,7 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.card import training_seed
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.encode_table import Encoding, encode_examples
-from cgd_ray.training.job import GpuMemoryError, RankOutcome
+from cgd_ray.training.job import STUDENT_MARKS, GpuMemoryError, RankOutcome
 from cgd_ray.training.plan import TrainingPlan, TrainingResult
 from cgd_ray.training.ray_group import FinalFailures, NodeTorchConfig
 from cgd_ray.training.ray_worker import Refused, train_on_ray
@@ -52,7 +52,7 @@ def run_training(
 
     Raises:
         StoppedError: rows are ready for torchrun, where `training.launcher` says so.
-        CgdError: no student is there and none may be trained, no rows are left,
+        CgdError: no student is there and none may be trained, one cannot be replaced, no rows are left,
             training diverged, a GPU is full, or its workers died more than `training.max_failures` times.
     """
     prompts = load_prompts(recipe.generation.prompts)
@@ -68,26 +68,34 @@ def run_training(
         return finished
     if not may_train:
         raise CgdError(f"run {recipe.run.name} has no student of these settings: run jobs/train.py first")
-    if store.exists(f"{plan.student}/manifest.json"):
-        log.warning("the run's student is of other settings and will be replaced", student=store.url(plan.student))
-    if recipe.training.launcher == "torchrun":
-        return _finish(plan, _under_torchrun(plan))
+    under_torchrun = recipe.training.launcher == "torchrun"
+    if under_torchrun and (outcome := plan.torchrun_outcome()):
+        return _finish(plan, outcome)
+    _require_replaceable(plan)
+    if under_torchrun:
+        raise StoppedError(plan.ask_for_torchrun())
     before = held_room()
     result = _finish(plan, _fit(plan))
     require_returned(before)  # evaluation's engines need the room
     return result
 
 
+def _require_replaceable(plan: TrainingPlan) -> None:
+    """Refuse before hours of training what would be refused at the export."""
+    if not any(plan.store.exists(f"{plan.student}/{name}") for name in STUDENT_MARKS):
+        return
+    student = plan.store.url(plan.student)
+    if not plan.store.may_delete(plan.student):
+        raise CgdError(
+            f"{student}: is a student of other settings, and the store does not let it be replaced. Fix: give the "
+            "right to delete (on S3 s3:DeleteObject), or train under another run.name"
+        )
+    log.warning("the run's student is of other settings and will be replaced", student=student)
+
+
 def _finish(plan: TrainingPlan, outcome: RankOutcome) -> TrainingResult:
     log.info("student exported", student=plan.store.url(plan.student), steps=outcome.progress.step)
     return plan.finish(outcome)
-
-
-def _under_torchrun(plan: TrainingPlan) -> RankOutcome:
-    outcome = plan.torchrun_outcome()
-    if outcome is None:
-        raise StoppedError(plan.ask_for_torchrun())
-    return outcome
 
 
 def _fit(plan: TrainingPlan) -> RankOutcome:
@@ -117,7 +125,7 @@ def _stop(board: ActorHandle, recipe: Recipe) -> None:
 def _trainer(plan: TrainingPlan, board: ActorHandle) -> TorchTrainer:
     training = plan.recipe.training
     resources = worker_resources(training)
-    check_room(training, resources)
+    check_room(training, resources, is_next=True)
     return TorchTrainer(
         partial(train_on_ray, plan.job(resources.device, resources.cpus), board),
         scaling_config=resources.scaling(training),

@@ -5,11 +5,17 @@ from collections.abc import Iterator
 import pytest
 
 from cgd_ray.config.run import StorageSection
+from cgd_ray.errors import CgdError
 from cgd_ray.generation import compaction
 from cgd_ray.generation.compaction import FEW_PARTS, _begun, compact
 from cgd_ray.generation.stages import Stages, build_stages
 from cgd_ray.storage.filesystem import NotDeletedError, Store, require_writable
 from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.schemas import ENCODED
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.encode_table import Counts, EncodedExamples
+from cgd_ray.training.plan import TrainingPlan
+from cgd_ray.training.trainer import _require_replaceable
 from tests.faulty_s3 import FaultyProxy, faulty_proxy
 from tests.servers import S3Server
 from tests.unit.generation.test_compaction import fill, joined
@@ -75,6 +81,17 @@ def test_what_is_not_deleted_is_named(store: Store, name: str) -> None:
 def test_a_root_that_keeps_all_is_said_before_a_run(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     require_writable(store)
     assert "files can be written and not deleted" in capsys.readouterr().out
+
+
+def test_a_student_that_cannot_be_replaced_is_said_before_it_is_trained(store: Store, proxy: FaultyProxy) -> None:
+    encoded = EncodedExamples(Table(store, "encoded", "0", ENCODED), Counts())
+    plan = TrainingPlan(recipe(store.root), store, encoded, "student")  # type: ignore[arg-type]
+    _require_replaceable(plan)
+    store.write(f"{plan.student}/manifest.json", b"{}")
+    with pytest.raises(CgdError, match=r"runs/r/student: is a student of other settings.*Fix: .*s3:DeleteObject"):
+        _require_replaceable(plan)
+    proxy.keeps_all = False
+    _require_replaceable(plan)
 
 
 def test_nobody_waits_for_a_lease_that_was_given_back_and_not_deleted(store: Store) -> None:
