@@ -1,9 +1,10 @@
 """The `cgd` command, and what the entry points in `jobs/` call."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -161,6 +162,21 @@ def _console(width: int) -> Console:
     return Console(width=None if sys.stdout.isatty() else width)
 
 
+@contextlib.contextmanager
+def _readers(*, on_s3: bool) -> Iterator[None]:
+    """Tables on S3 are read by all nodes of the cluster that `RAY_ADDRESS` names; none is started for that."""
+    from cgd_ray.runtime.session import ray_session
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    with contextlib.ExitStack() as stack:
+        if on_s3 and address and "://" not in address:  # else it is where jobs are submitted
+            try:
+                stack.enter_context(ray_session())
+            except CgdError as error:
+                typer.echo(f"this machine alone reads: {error}", err=True)
+        yield
+
+
 def _store_errors() -> tuple[type[Exception], ...]:
     from cgd_ray.storage.filesystem import store_errors  # only asked for when something was raised
 
@@ -177,11 +193,11 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(recipe)
-    recipe = pin_models(recipe, store)
     console = _console(120)
     chosen = {phase for phase in PHASES if phases is None or phase in phases}
     with ray_session():
         check_nodes(store)
+        recipe = pin_models(recipe, store)
         outcome = asdict(run_pipeline(recipe, store, chosen))
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome["training"] and outcome["evaluation"]:
@@ -204,9 +220,9 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     store = preflight(first)
     # Where one method ran on another CPU, the next must not compute with another type.
     runs = [run_of(method, first.run.name) for method in recipes]
-    pinned = {name: pin_models(recipe, store, runs=runs) for name, recipe in recipes.items()}
     with ray_session():
         check_nodes(store)
+        pinned = {name: pin_models(recipe, store, runs=runs) for name, recipe in recipes.items()}
         compare_methods(pinned, store, _console(140))
 
 
@@ -226,7 +242,8 @@ def _status(path: Path, overrides: list[str]) -> None:
     from cgd_ray.report.status import print_status
 
     store = existing_store(recipe)
-    print_status(pin_models(recipe, store), store, _console(120))
+    with _readers(on_s3=store.is_s3):
+        print_status(pin_models(recipe, store), store, _console(120))
 
 
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
@@ -242,10 +259,10 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
     from cgd_ray.runtime.session import ray_session
 
     store = preflight(recipe)
-    recipe = pin_models(recipe, store)
     console = _console(160)
     with ray_session():
         check_nodes(store)
+        recipe = pin_models(recipe, store)
         prompts = prepare_prompts(recipe, store)
         questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
         estimate = probe(recipe, prompts.table, rows, gpu_hour_price)
@@ -277,7 +294,8 @@ def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> N
     from cgd_ray.report.status import print_rows
 
     store = existing_store(recipe)
-    print_rows(pin_models(recipe, store), store, _console(120), rows, dropped=dropped)
+    with _readers(on_s3=store.is_s3):
+        print_rows(pin_models(recipe, store), store, _console(120), rows, dropped=dropped)
 
 
 def _models(names: list[str]) -> None:
@@ -292,9 +310,11 @@ def _models(names: list[str]) -> None:
 
 def _serve(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
+    from cgd_ray.generation.stages import pin_student_type
     from cgd_ray.preflight import open_store
     from cgd_ray.runtime.session import ray_session
     from cgd_ray.serving_trial import serve_until_interrupted
 
+    store = open_store(recipe)
     with ray_session():
-        serve_until_interrupted(recipe, open_store(recipe))
+        serve_until_interrupted(pin_student_type(recipe, store), store)

@@ -152,6 +152,16 @@ def pin_models(recipe: Recipe, store: Store, *, runs: Sequence[str] = ()) -> Rec
     return recipe.model_copy(update=changes)
 
 
+def pin_student_type(recipe: Recipe, store: Store) -> Recipe:
+    """The recipe with the type that the run's student was evaluated with; no model is looked up."""
+    engine = recipe.student.engine
+    if not isinstance(engine, VllmOptions):
+        return recipe
+    known = _Types.of([Run(store, recipe.run.name)]).student
+    typed = engine.model_copy(update={"dtype": _dtype(engine, "student", known)})
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"engine": typed})})
+
+
 class _Types(NamedTuple):
     """What `auto` stood for when a run began: on a machine with another CPU it would be another run."""
 
@@ -179,10 +189,11 @@ def _pinned_engine(engine: OptionsT, role: str, known: str | None) -> OptionsT:
     if not isinstance(engine, VllmOptions):
         return engine
     text = template_text(engine.chat_template, f"{role}.engine.chat_template")
-    dtype = compute_dtype(engine)
-    if engine.dtype == "auto":
-        dtype = _kept(known, dtype, f"{role}.engine.dtype")
-    return engine.model_copy(update={"chat_template": text, "dtype": dtype})
+    return engine.model_copy(update={"chat_template": text, "dtype": _dtype(engine, role, known)})
+
+
+def _dtype(engine: VllmOptions, role: str, known: str | None) -> str:
+    return engine.dtype if engine.dtype != "auto" else _kept(known, compute_dtype(engine), f"{role}.engine.dtype")
 
 
 def student_identity(recipe: Recipe) -> str:

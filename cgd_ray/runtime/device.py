@@ -5,6 +5,7 @@ NVIDIA card has GPUs in Ray's eyes and can use none of them.
 """
 
 import os
+import re
 import runpy
 import sys
 from functools import cache
@@ -22,8 +23,11 @@ PRETEND_GPUS = "CGD_RAY_PRETEND_GPUS"
 # Without one of these a CPU emulates bfloat16: two AVX2 cores then generate 15 tokens/s instead of the 59 of float32
 # (SmolLM2-135M), 7.5 instead of 60 (Qwen2.5-0.5B). AVX-512 alone is not enough.
 _BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what arm64 calls it
-_CARDS_WITHOUT_BFLOAT16 = frozenset({"K80", "P4", "P100", "T4", "V100"})  # as Ray names them
-_DEMO_MINUTES = {True: 5, False: 10}  # with native bfloat16, and without; by demos of 32 and of 24 prompts, it has 14
+# Kepler to Turing, as Ray names them. RTX-4000, RTX-5000 and RTX-6000 are cards of Turing's and of Ada's.
+_CARDS_WITHOUT_BFLOAT16 = re.compile(
+    r"[KMPT]\d+\w*|V100.*|G[PV]100.*|TITAN-(V|X|RTX).*|.*GTX-.*|.*RTX-20\d\d.*|Quadro-RTX-.*|RTX-8000|.*MX\d+"
+)
+_DEMO_MINUTES = {True: 5, False: 10}  # with native bfloat16 (by a larger demo), and without
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -85,16 +89,40 @@ def has_native_bfloat16(device: Device) -> bool:
 
 
 def fastest_type(gpus: float | None, accelerator_type: str | None) -> Literal["bfloat16", "float16", "float32"]:
-    """What `auto` takes: by the card that is asked for, else by the installed packages and this machine's CPU.
+    """What `auto` takes: by the cards, or by this machine's CPU.
+
+    The cards are the one that is asked for, else those of the connected Ray cluster; without them GPUs are taken for
+    ones that have bfloat16.
 
     Args:
         gpus: that the recipe asks for; None where it does not say.
         accelerator_type: Ray's name of the card, if the recipe names one.
+
+    Raises:
+        ConfigError: the cluster has cards of both kinds.
     """
-    if accelerator_type in _CARDS_WITHOUT_BFLOAT16:
-        return "float16"
-    is_for_gpu = not pretends_gpus() and bool(gpus or accelerator_type)
-    return "bfloat16" if is_for_gpu or has_native_bfloat16(installed_device()) else "float32"
+    if pretends_gpus() or gpus == 0 or not (gpus or accelerator_type or installed_device() == "cuda"):
+        return "bfloat16" if has_native_bfloat16("cpu") else "float32"
+    cards = {accelerator_type} if accelerator_type else _cards_of_cluster()
+    old = {card for card in cards if _CARDS_WITHOUT_BFLOAT16.fullmatch(card)}
+    if old and cards - old:
+        new = ", ".join(sorted(cards - old))
+        raise ConfigError(
+            f"`auto` stands for one type, and the cluster has cards with bfloat16 ({new}) and without "
+            f"({', '.join(sorted(old))}). Fix: set accelerator_type (of student.engine, teacher.engine and "
+            "training.resources), or dtype and training.precision"
+        )
+    return "float16" if old else "bfloat16"
+
+
+def _cards_of_cluster() -> set[str]:
+    import ray  # seconds, which most who read this module do not need
+
+    if not ray.is_initialized():
+        return set()
+    from cgd_ray.runtime.cluster import read_cluster
+
+    return {card for shape in read_cluster().shapes for card in shape.accelerator_types}
 
 
 def cpu_flags() -> frozenset[str]:
@@ -121,7 +149,7 @@ def describe_device() -> str:
 def main() -> None:
     """What `make demo` says before it starts."""
     minutes = _DEMO_MINUTES[has_native_bfloat16(installed_device())]
-    estimate = f"The demo takes about {minutes} minutes on two cores, by the time that larger ones took."
+    estimate = f"The demo takes about {minutes} minutes on two cores."
     sys.stdout.write(f"{describe_device()}\n{estimate}\n")
 
 

@@ -78,6 +78,50 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
     assert compute_dtype(VllmOptions(accelerator_type="T4", dtype="float32")) == "float32"
 
 
+@pytest.mark.parametrize(
+    ("card", "dtype"),
+    [
+        ("GeForce-RTX-2080-Ti", "float16"),
+        ("GeForce-GTX-1080", "float16"),
+        ("M60", "float16"),
+        ("T1000", "float16"),
+        ("V100", "float16"),
+        ("TITAN-V", "float16"),
+        ("RTX-8000", "float16"),
+        ("GV100", "float16"),
+        ("GeForce-MX450", "float16"),
+        ("GeForce-RTX-3090", "bfloat16"),
+        ("RTX-A6000", "bfloat16"),
+        ("A10", "bfloat16"),
+        ("L4", "bfloat16"),
+        ("AMD-Instinct-MI300X", "bfloat16"),
+    ],
+)
+def test_auto_is_a_type_that_the_card_has(packages: pytest.MonkeyPatch, card: str, dtype: str) -> None:
+    """Named by the recipe, or found in the cluster."""
+    assert compute_dtype(VllmOptions(accelerator_type=card)) == dtype
+    packages.setattr("ray.is_initialized", lambda: True)
+    resources = [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{card}": 1.0}]
+    packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
+    assert compute_dtype(VllmOptions(gpus_per_worker=1)) == dtype
+
+
+def test_cards_of_both_kinds_are_no_one_type(packages: pytest.MonkeyPatch) -> None:
+    packages.setattr("ray.is_initialized", lambda: True)
+    resources = [{"GPU": 1.0, f"accelerator_type:{card}": 1.0} for card in ("H100", "T4")]
+    packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
+    with pytest.raises(ConfigError, match=r"with bfloat16 \(H100\) and without \(T4\)\. Fix: set accelerator_type"):
+        compute_dtype(VllmOptions(gpus_per_worker=1))
+    assert compute_dtype(VllmOptions(accelerator_type="T4")) == "float16"
+
+
+def test_a_worker_without_a_gpu_computes_as_the_cpu_does(packages: pytest.MonkeyPatch) -> None:
+    packages.setattr(device, "installed_device", lambda: "cuda")
+    packages.setattr(device, "cpu_flags", lambda: frozenset({"avx2"}))
+    assert device.fastest_type(0, None) == "float32"
+    assert device.fastest_type(None, None) == "bfloat16"
+
+
 def test_a_run_keeps_the_types_that_it_began_with(packages: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tree: dict[str, Any] = {"run": {"name": "a", "root": str(tmp_path)}, "data": {"type": "demo"}}
     tree["student"] = {"model": "demo:smollm2-135m", "engine": {"type": "vllm"}}
