@@ -1,6 +1,7 @@
 """What can be checked before anything is started: places, files, models, endpoints, templates."""
 
-from dataclasses import replace
+import difflib
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,12 +71,29 @@ def preflight(recipe: Recipe) -> Store:
         check_source(recipe.data, recipe.storage)
     student_identity(recipe)
     teacher_identity(recipe)
+    _require_known_arguments(recipe)
     _require_templates(recipe)
     if isinstance(recipe.teacher.engine, TeacherOpenAI):
         from cgd_ray.engines.openai import check_endpoint  # a second, which other teachers do not cost
 
         check_endpoint(recipe.teacher.engine)
     return replace(store, patient=True)
+
+
+def _require_known_arguments(recipe: Recipe) -> None:
+    """A teacher's engine would name a wrong one only after all drafts."""
+    engines = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
+    given = {key: engine for key, engine in engines.items() if isinstance(engine, VllmOptions) and engine.engine_args}
+    if not given or find_spec("vllm") is None:
+        return
+    from vllm.engine.arg_utils import AsyncEngineArgs  # ten seconds, which recipes without such arguments do not cost
+
+    known = {field.name for field in fields(AsyncEngineArgs)}
+    for key, engine in given.items():
+        for name in engine.engine_args.keys() - known:
+            like = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {like[0]}?" if like else ""
+            raise ConfigError(f"{key}.engine_args: the installed vLLM has no argument {name}.{meant}")
 
 
 def _require_templates(recipe: Recipe) -> None:

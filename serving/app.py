@@ -14,6 +14,7 @@ from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from cgd_ray.engines.vllm_arguments import cpu_environment, engine_gpus, vllm_arguments
+from cgd_ray.runtime.cluster import Demand
 from cgd_ray.runtime.device import require_engine_packages
 from serving.options import ServeArgs, parse_args
 
@@ -66,10 +67,11 @@ def llm_config(options: ServeArgs) -> LLMConfig:
             },
         },
         engine_kwargs=_engine_kwargs(options, gpus),
-        accelerator_type=options.accelerator_type,
         accelerator_config={"kind": "gpu" if gpus else "cpu"},
         placement_group_config=placement(options, gpus),
         runtime_env={"env_vars": _environment(options, gpus)},
+        # Needs vLLM's own statistics.
+        log_engine_metrics=not options.engine_args.get("disable_log_stats", False),
         deployment_config=_deployment(options),
     )
 
@@ -83,6 +85,9 @@ def _engine_kwargs(options: ServeArgs, gpus: float) -> dict[str, Any]:
 def placement(options: ServeArgs, gpus: float) -> dict[str, Any]:
     """Ray's bundles of a replica: one per worker, all on one node, which is the one with the local copy.
 
+    They name the card as Ray's nodes do; `LLMConfig.accelerator_type` knows only some cards, and takes an A10 for an
+    A10G.
+
     Args:
         options: of the replica.
         gpus: of all its workers, see `engine_gpus`.
@@ -90,8 +95,8 @@ def placement(options: ServeArgs, gpus: float) -> dict[str, Any]:
     if gpus == 0:
         bundles = [{"CPU": float(cores(options))}]
     else:
-        share = gpus / options.devices
-        bundles = [{"GPU": share, "CPU": float(cores(options))}, *({"GPU": share} for _ in range(options.devices - 1))]
+        worker = Demand(0, gpus / options.devices, options.accelerator_type).bundle()
+        bundles = [worker | {"CPU": float(cores(options))}, *(worker for _ in range(options.devices - 1))]
     return {"bundles": bundles, "strategy": "STRICT_PACK"}
 
 
@@ -101,6 +106,8 @@ def cores(options: ServeArgs) -> int:
 
 
 def _environment(options: ServeArgs, gpus: float) -> dict[str, str]:
+    if 0 < gpus < 1:  # vLLM's worker would ask for a whole GPU within the bundle
+        return {**_PRIVATE, "VLLM_RAY_PER_WORKER_GPUS": f"{gpus:g}"}
     if gpus:
         return dict(_PRIVATE)
     # Ray assigns a number of cores, not which ones: pinning would put all replicas of a node on the same.

@@ -19,7 +19,8 @@ _OWN_ARGUMENTS = {
         )
     },
     **dict.fromkeys(("model", "revision", "tokenizer", "served_model_name"), "set the model and its revision"),
-    **dict.fromkeys(("data_parallel_size", "prefill_context_parallel_size", "nnodes", "node_rank"), _PARALLEL),
+    **dict.fromkeys(("prefill_context_parallel_size", "nnodes", "node_rank"), _PARALLEL),
+    "device_ids": "Ray chooses the GPUs of an engine",
     "distributed_executor_backend": "leave it out: the workers of an engine are processes of one node",
     "generation_config": "leave it out: a model's own sampling defaults never apply",
 }  # fmt: skip
@@ -59,8 +60,9 @@ class VllmEngineOptions(Section):
     @classmethod
     def _says_nothing_twice(cls, arguments: dict[str, object]) -> dict[str, object]:
         for name in arguments:
-            if name in _OWN_ARGUMENTS:
-                raise ValueError(f"{name} is decided by cgd-ray. Fix: {_OWN_ARGUMENTS[name]}")
+            mend = _PARALLEL if name.startswith("data_parallel_") else _OWN_ARGUMENTS.get(name)
+            if mend is not None:
+                raise ValueError(f"{name} is decided by cgd-ray. Fix: {mend}")
         return arguments
 
     @model_validator(mode="after")
@@ -71,9 +73,24 @@ class VllmEngineOptions(Section):
                 f"gpus_per_worker {share:g} with {self.devices} workers (TP x PP): only an engine of one worker shares "
                 "its GPU. Fix: set gpus_per_worker to 1, or both parallel sizes to 1"
             )
+        if share is not None and 0 < share < 1:
+            self._require_a_share_of_memory(share)
         if share == 0 and self.accelerator_type is not None:
             raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_worker above 0")
         return self
+
+    def _require_a_share_of_memory(self, share: float) -> None:
+        memory = self.engine_args.get("gpu_memory_utilization", 0.0)
+        if not isinstance(memory, int | float) or memory > share:
+            raise ValueError(
+                f"engine_args: gpu_memory_utilization {memory} is of the whole GPU, of which the engine has {share:g}. "
+                f"Fix: leave it out, or take a number of at most {share:g}"
+            )
+        if "kv_cache_memory_bytes" in self.engine_args:
+            raise ValueError(
+                f"engine_args: kv_cache_memory_bytes with gpus_per_worker {share:g} takes no account of the GPU's "
+                "other engines. Fix: set gpu_memory_utilization"
+            )
 
     @property
     def devices(self) -> int:

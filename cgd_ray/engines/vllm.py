@@ -1,9 +1,11 @@
 """vLLM on our own devices: one AsyncLLM, greedy or sampled, token ids in."""
 
 import asyncio
+import contextlib
 import os
 import platform
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,7 @@ from cgd_ray.engines.vllm_arguments import cpu_environment, vllm_arguments
 from cgd_ray.errors import CgdError
 from cgd_ray.prompts.chat import encode_chat
 from cgd_ray.runtime import processes
-from cgd_ray.runtime.cores import CoreLease, lease_cores
+from cgd_ray.runtime.cores import CoreLease, lease_cores, loading_alone
 from cgd_ray.runtime.device import installed_device, pretends_gpus
 from cgd_ray.runtime.logs import own_log_tail
 from cgd_ray.storage.models import local_model
@@ -72,12 +74,11 @@ class VllmEngine:
         if installed_device() == "cpu":
             self._require_no_real_gpu()
             self._lease = lease_cores(self._cpus)
-            os.environ.update(cpu_environment(self._options, self._lease.cores))
         os.environ["HF_HUB_OFFLINE"] = "1"  # the model is here; look-ups would only hang where there is no network
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         before = processes.children()
         try:
-            async with asyncio.timeout(self._options.start_timeout_s):
+            async with self._turn(), asyncio.timeout(self._options.start_timeout_s):
                 await asyncio.to_thread(self._load_again_if_killed, path)
         except TimeoutError as error:
             raise CgdError(f"vLLM did not load {self._model} within {self._options.start_timeout_s} s") from error
@@ -86,6 +87,15 @@ class VllmEngine:
             raise CgdError(f"vLLM cannot load {self._model}: {_one_line(error)}\n{tail}".rstrip()) from error
         finally:
             self._children = [processes.record(pid, "vllm") for pid in processes.children() - before]
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Of the engines that share a GPU, one loads at a time."""
+        with contextlib.ExitStack() as held:
+            if 0 < self._gpus < 1:
+                turn = loading_alone(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+                await asyncio.to_thread(held.enter_context, turn)
+            yield
 
     def _require_no_real_gpu(self) -> None:
         if self._gpus and not pretends_gpus():
@@ -109,10 +119,11 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options = self._options
+        if self._lease:  # for the core; OpenMP has read them here, and would pin this thread
+            os.environ.update(cpu_environment(options, self._lease.cores))
         arguments: dict[str, Any] = {
             "model": str(path),
-            # One device needs no further process; several must not become Ray actors of vLLM's own.
-            "distributed_executor_backend": "mp" if options.devices > 1 else "uni",
+            "distributed_executor_backend": _executor(options.devices),
             "enable_prefix_caching": True,
             "max_num_seqs": options.max_in_flight,
             "disable_log_stats": True,
@@ -206,6 +217,22 @@ class VllmEngine:
         await asyncio.to_thread(processes.end, self._children)
         if self._lease is not None:
             self._lease.release()
+
+
+def _executor(devices: int) -> str | type:
+    """One device needs no process beside the engine's core; several must not become Ray actors of vLLM's own.
+
+    On CPU, vLLM takes a further process for one worker, too, unless it is given a class, so that OpenMP's variables can
+    be set. They are set already (`cpu_environment`), and the process costs 10 s of a core and half a GiB.
+    """
+    if devices > 1:
+        return "mp"
+    if installed_device() == "cuda":
+        return "uni"
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    executor: type = UniProcExecutor
+    return executor
 
 
 def was_killed(error: RuntimeError) -> bool:

@@ -50,10 +50,13 @@ def cpu_environment(options: VllmEngineOptions, cores: list[int] | None) -> dict
         options: of the engine.
         cores: to which its workers' threads are pinned, an equal share each; None pins none.
     """
-    return {
-        "VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib))),  # whole GiB
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind" if cores is None else _shares(cores, options.devices),
-    }
+    space = {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib)))}  # whole GiB
+    if cores is None:
+        return {**space, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    if options.devices > 1:
+        return {**space, "VLLM_CPU_OMP_THREADS_BIND": _shares(cores, options.devices)}
+    # For the engine's core, which is its worker.
+    return {**space, "OMP_NUM_THREADS": str(len(cores)), "GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
 
 
 def _shares(cores: list[int], workers: int) -> str:

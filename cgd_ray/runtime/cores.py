@@ -1,7 +1,12 @@
-"""Which CPU cores an engine may pin its threads to: leases on this node, through file locks that die with a process."""
+"""Which CPU cores an engine may pin its threads to, and who loads onto a shared GPU: file locks of this node.
 
+They die with their process.
+"""
+
+import contextlib
 import fcntl
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -39,6 +44,17 @@ def lease_cores(count: int) -> CoreLease:
                 taken.append(core)
     shared = [core for core in cores if core not in taken][: max(0, min(count, len(cores)) - len(taken))]
     return CoreLease(sorted(taken + shared), files)
+
+
+@contextlib.contextmanager
+def loading_alone(gpu: str) -> Iterator[None]:
+    """Wait until no other engine loads onto this GPU, and let none begin.
+
+    vLLM takes whatever the GPU's memory loses meanwhile for its own. `gpu` is the GPU as `CUDA_VISIBLE_DEVICES` has it.
+    """
+    with (state_folder("gpus") / f"{gpu}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _try_lock(path: Path) -> IO[str] | None:

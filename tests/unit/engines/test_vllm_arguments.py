@@ -107,6 +107,11 @@ def test_demands_are_those_of_all_workers(given: dict[str, Any], demand: tuple[f
         ({"gpus_per_worker": 0, "accelerator_type": "H100"}, "needs gpus_per_worker above 0"),
         ({"engine_args": {"tensor_parallel_size": 8}}, "set tensor_parallel_size beside engine_args"),
         ({"engine_args": {"data_parallel_size": 8}}, "engines are multiplied with replicas"),
+        ({"engine_args": {"data_parallel_rank": 1}}, "engines are multiplied with replicas"),
+        ({"engine_args": {"device_ids": "0,1"}}, "Ray chooses the GPUs"),
+        ({"gpus_per_worker": 0.5, "engine_args": {"gpu_memory_utilization": 0.9}}, "is of the whole GPU, of which"),
+        ({"gpus_per_worker": 0.5, "engine_args": {"gpu_memory_utilization": "0.4"}}, "a number of at most 0.5"),
+        ({"gpus_per_worker": 0.5, "engine_args": {"kv_cache_memory_bytes": 1}}, "no account of the GPU's other"),
         ({"engine_args": {"distributed_executor_backend": "ray"}}, "processes of one node"),
     ],
 )
@@ -126,10 +131,29 @@ def test_an_engine_on_a_part_of_a_gpu_leaves_the_rest_alone() -> None:
     assert vllm_arguments(own, 0.4)["gpu_memory_utilization"] == 0.2
 
 
+def test_a_served_student_asks_for_no_more_than_its_part_of_a_gpu() -> None:
+    config = llm_config(parse_args({"model": "org/name", "gpus_per_worker": 0.5}))
+    assert config.placement_group_config == {"bundles": [{"GPU": 0.5, "CPU": 1.0}], "strategy": "STRICT_PACK"}
+    assert config.runtime_env["env_vars"]["VLLM_RAY_PER_WORKER_GPUS"] == "0.5"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("card", ["A10", "L40", "GeForce-RTX-4090", "H100"])
+def test_a_card_has_the_name_that_rays_nodes_give_it(card: str) -> None:
+    served = llm_config(parse_args({"model": "org/name", "accelerator_type": card})).get_engine_config()
+    found = engine_demand(VllmOptions(accelerator_type=card), NODE, sharing=1)
+    assert served.placement_bundles[0].items() >= {f"accelerator_type:{card}": 0.001}.items()
+    assert found.bundle().items() >= {f"accelerator_type:{card}": 0.001}.items()
+
+
+def test_statistics_may_be_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = llm_config(parse_args({"model": "org/name", "engine_args": {"disable_log_stats": True}}))
+    assert not config.log_engine_metrics
+
+
 def test_workers_on_cpu_have_cores_of_their_own() -> None:
     two = VllmOptions(tensor_parallel_size=2, gpus_per_worker=0)
     assert cpu_environment(two, [4, 5, 6, 7])["VLLM_CPU_OMP_THREADS_BIND"] == "4,5|6,7"
-    assert cpu_environment(VllmOptions(), [0, 1])["VLLM_CPU_OMP_THREADS_BIND"] == "0,1"
+    assert cpu_environment(VllmOptions(), [0, 1])["GOMP_CPU_AFFINITY"] == "0 1"
     assert cpu_environment(two, None)["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
 
 

@@ -3,13 +3,15 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cgd_ray.runtime import processes
-from cgd_ray.runtime.cores import lease_cores
+from cgd_ray.runtime.cores import lease_cores, loading_alone
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +78,21 @@ def test_a_torn_record_is_forgotten(tmp_path: Path) -> None:
     torn.write_text('{"pid": 1')
     assert processes.end_orphans() == 0
     assert not torn.exists()
+
+
+def test_engines_that_share_a_gpu_load_one_after_the_other() -> None:
+    loading = list[int]()
+
+    def load(engine: int) -> int:
+        with loading_alone("0"):
+            loading.append(engine)
+            time.sleep(0.05)
+            together = len(loading)
+            loading.remove(engine)
+            return together
+
+    with loading_alone("1"), ThreadPoolExecutor(4) as threads:  # another GPU
+        assert list(threads.map(load, range(4))) == [1] * 4
 
 
 def test_two_leases_take_different_cores_where_there_are_enough() -> None:
