@@ -75,7 +75,7 @@ def _run_phases(recipe: Recipe, store: Store, phases: Set[Phase]) -> Outcome:
     questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
     on_ray = recipe.training.enabled and recipe.training.launcher == "ray"
     if "train" in phases and on_ray and run.read_json("student/manifest.json") is None:
-        check_room(recipe.training, worker_resources(recipe.training))  # before the hours of generation
+        check_room(recipe.training, worker_resources(recipe.training), is_next=False)  # before the hours of generation
     may = "generate" in phases
     generated = _timed(outcome, "generation", lambda: generate(recipe, store, prompts, outcome, may_generate=may))
     recorded = {"generation": _record(run, "generation", outcome.generation, outcome, settings)}

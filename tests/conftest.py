@@ -108,7 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests beside those with clusters take no more of the cores than Ray's workers, whose niceness is 15."""
     if "PYTEST_XDIST_WORKER" in os.environ and not _needs_cluster(item.path):
-        os.nice(15 - os.nice(0))
+        os.nice(max(0, 15 - os.nice(0)))
 
 
 @pytest.hookimpl(wrapper=True)
@@ -118,11 +118,12 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     try:
         return (yield)
     except BaseException:
-        _end(set(psutil.Process().children(recursive=True)) - before)
+        end_processes(set(psutil.Process().children(recursive=True)) - before)
         raise
 
 
-def _end(processes: set[psutil.Process]) -> None:
+def end_processes(processes: set[psutil.Process]) -> None:
+    """Terminate them, then kill those that stay."""
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()

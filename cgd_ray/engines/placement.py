@@ -44,14 +44,15 @@ def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int, key
     """CPUs and GPUs of one engine when `sharing` engines run at once.
 
     A vLLM engine holds its GPUs in one actor (tensor and pipeline parallel on one node); without GPUs it gets an equal
-    share of a node's cores. An HTTP client needs next to nothing. `key` is the section of the recipe that asks.
+    share of a node's cores. An HTTP client asks for nothing: it would keep a node with GPUs, or start one, where the
+    head gives no CPUs. `key` is the section of the recipe that asks.
 
     Raises:
         ConfigError: GPUs for packages that compute on CPU, none for those that need one, or CPU packages on a cluster
             with GPUs.
     """
     if isinstance(options, TeacherOpenAI):
-        return Demand(cpus=0.01, gpus=0)
+        return Demand(cpus=0, gpus=0)
     if isinstance(options, ScriptedOptions):
         return Demand(0.01, options.gpus, options.accelerator_type)
     if options.gpus_per_worker is None:
@@ -76,12 +77,16 @@ def require_same_packages(key: str, gpus: float) -> None:
         )
 
 
-def require_room(wanted: Sequence[Wanted]) -> None:
+def require_room(wanted: Sequence[Wanted], *, may_start_nodes: bool = True) -> None:
     """Refuse what could only wait for ever.
 
     One engine or worker must have room on a node that lives or that an autoscaler may add. All of them must have room
-    at once on a cluster that this command started; on a joined one so many as can do without the others, and on one
-    whose autoscaler does not tell its shapes of nodes that is not known.
+    at once on a cluster that this command started, and on a joined one so many as can do without the others.
+
+    Args:
+        wanted: what is to run at once.
+        may_start_nodes: an autoscaler that does not tell its shapes of nodes is asked for all of it, and may begin to
+            start the nodes; else for one of each kind.
 
     Raises:
         ConfigError: names what asks for more than there is, and the largest node.
@@ -93,24 +98,40 @@ def require_room(wanted: Sequence[Wanted]) -> None:
                 f"{_asks(one)} {_each(one)}on one node; {_largest(one.demand, cluster)}. Fix: lower "
                 "tensor_parallel_size, GPUs or CPUs there, correct accelerator_type, or add such a node"
             )
-    if cluster.grows or pack([one.demand for one in wanted for _ in range(one.count)], cluster) is not None:
+    if pack([one.demand for one in wanted for _ in range(one.count)], cluster) is not None:
         return
     if not joins_cluster():
         raise ConfigError(
             f"{' and '.join(_asks(one) for one in wanted)} at once, and this machine has {cluster.cpus:g} CPUs and "
             f"{cluster.gpus:g} GPUs. Fix: ask for less, or join a cluster (RAY_ADDRESS, or a submitted job)"
         )
-    if pack([one.demand for one in wanted for _ in range(one.fewest)], cluster) is None:
-        least = " and ".join(f"{one.key}: {one.fewest} with {one.demand}" for one in wanted)
-        raise ConfigError(
-            f"the cluster's nodes never hold at once {least}; they have {cluster.cpus:g} CPUs and {cluster.gpus:g} "
-            "GPUs. Fix: ask for less there, take generation.execution: staged, or add nodes"
-        )
-    log.warning("the cluster's nodes do not hold all engines at once; it goes on with those that have room")
+    if may_start_nodes or not cluster.grows:
+        _require_fewest(wanted, cluster)
+
+
+def _require_fewest(wanted: Sequence[Wanted], cluster: Cluster) -> None:
+    fewest = [one.demand for one in wanted for _ in range(one.fewest)]
+    if pack(fewest, cluster) is not None or (cluster.grows and could_launch(fewest)):
+        if not cluster.grows:
+            log.warning("the cluster's nodes do not hold all engines at once; it goes on with those that have room")
+        return
+    least = " and ".join(f"{one.key}: {one.fewest} with {one.demand}" for one in wanted)
+    if cluster.grows and _is_in_use():  # an autoscaler that may launch no more says the same of what is taken
+        log.warning(f"the cluster has no room now for {least}; waiting for what others give back")
+        return
+    raise ConfigError(
+        f"the cluster's nodes never hold at once {least}; they have {cluster.cpus:g} CPUs and {cluster.gpus:g} "
+        "GPUs. Fix: ask for less there, take generation.execution: staged, or add nodes"
+    )
+
+
+def _is_in_use() -> bool:
+    held = held_room()
+    return held.cpus > _ROUNDING or held.gpus > _ROUNDING
 
 
 def _has_place(demand: Demand, cluster: Cluster) -> bool:
-    return any(holds(shape, demand) for shape in cluster.shapes) or (cluster.grows and could_launch(demand))
+    return any(holds(shape, demand) for shape in cluster.shapes) or (cluster.grows and could_launch([demand]))
 
 
 def _asks(wanted: Wanted) -> str:
@@ -186,7 +207,7 @@ def _end_orphans() -> None:
 
 def _say_ended(count: int) -> None:
     if count:
-        log.warning("ended processes of engines that are gone", count=count)
+        log.info("ended processes of engines that are gone", count=count)
 
 
 def fits(options: dict[str, EngineOptions], cluster: Cluster) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -11,10 +11,11 @@ import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy, SchedulingStrategyT
 
 from cgd_ray.engines.actor import ChainActor
 from cgd_ray.engines.base import Engine
+from cgd_ray.engines.ledger import on_this_node
 from cgd_ray.engines.placement import Wanted, require_room
 from cgd_ray.engines.replicas import Pool
 from cgd_ray.engines.stage import DONE, WORK, Stage
@@ -151,8 +152,10 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
     return work
 
 
-def _places(chain: Chain, ledger: ActorHandle) -> Callable[[], dict[str, PlacementGroupSchedulingStrategy]]:
-    """Options of an actor of the pool, called for each that is started."""
+def _places(chain: Chain, ledger: ActorHandle) -> Callable[[], Mapping[str, SchedulingStrategyT]]:
+    """Options of an actor of the pool, called for each that is started; what asks for nothing runs on this node."""
+    if chain.demand.is_nothing:
+        return on_this_node
 
     def options() -> dict[str, PlacementGroupSchedulingStrategy]:
         group = ray.get(ledger.take_place.remote(chain.role))

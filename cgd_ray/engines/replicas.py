@@ -93,17 +93,21 @@ class Replicas:
         self._free: dict[str, list[str]] = {pool.role: [] for pool in pools}
 
     def request(self, cluster: Cluster) -> None:
-        """Ask for a place for each engine, large ones first: what is asked for first is placed first.
+        """Ask for a place for each engine: what is asked for first is placed first.
 
-        Ray would put each on the emptiest node; the node that packing found is a hint, and another is taken where that
-        one has no room.
+        First the engines without which a role does not work, or one role could take all room; of these, as of the
+        rest, large ones first. Ray would put each on the emptiest node; the node that packing found is a hint, and
+        another is taken where that one has no room.
         """
-        pools = [role.pool for role in self._roles.values() for _ in range(role.pool.replicas)]
-        demands = [pool.demand for pool in pools]
+        numbered = [(role.pool, number) for role in self._roles.values() for number in range(role.pool.replicas)]
+        demands = [pool.demand for pool, _ in numbered]
         nodes: Sequence[Node | None] = pack(demands, cluster) or [None] * len(demands)
-        for index in largest_first(demands):
-            node = nodes[index]
-            self._free[pools[index].role].append(self._ask(pools[index], hint=node.name if node else None))
+        order = sorted(largest_first(demands), key=lambda index: numbered[index][1] >= numbered[index][0].min_replicas)
+        for index in order:
+            pool, node = numbered[index][0], nodes[index]
+            if pool.demand.is_nothing:
+                continue
+            self._free[pool.role].append(self._ask(pool, hint=node.name if node else None))
 
     def take(self, role: str) -> PlacementGroup:
         """A place for an engine that is about to start; for one in another's stead, on a node where none failed."""

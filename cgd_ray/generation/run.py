@@ -12,6 +12,7 @@ import structlog
 from ray.actor import ActorHandle
 from ray.data import TaskPoolStrategy
 
+from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.engines.build import build_chain
 from cgd_ray.engines.drive import run_chains
@@ -100,21 +101,25 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
         stage.results.describe(stage.description)
     forget(Run(join.prompts.store, recipe.run.name))
     execution = _execution(recipe, current, stages)
-    parts = [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
+    parts = _parts(execution, stages)
     spent = paid(recipe, stages.teacher)
     for part in parts:  # before anything is paid for
         require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
     guard = Guard(recipe, Progress(current.todo), leases, spent, current)
     with guard.progress, merging(join, [stage.results for stage in stages.all if current.todo[stage.name]]):
-        for part in parts:
+        while parts:
+            part = parts.pop(0)
             # A row whose draft failed would pass the teacher's engine by.
-            while left := sum(current.first[stage.name] for stage in part):
-                lost = _run(recipe, guard, join, current, _needed(current, stages, part))
-                join = join.listed({stage.name for stage in part})
-                current = plan(join)  # with what this part made
-                if not lost or sum(current.first[stage.name] for stage in part) >= left:
-                    break
+            if not (left := sum(current.first[stage.name] for stage in part)):
+                continue
+            lost = _run(recipe, guard, join, current, _needed(current, stages, part))
+            join = join.listed({stage.name for stage in part})
+            current = plan(join)  # with what this part made
+            if lost and sum(current.first[stage.name] for stage in part) < left:
                 log.warning("engines were lost: what they had been given is done now", engines=lost)
+                # The nodes that are left may not hold both models at once.
+                again = _parts(_execution(recipe, current, stages), stages) if part == stages.all else [part]
+                parts = [*again, *parts]
     guard.require_some(current)
     if current.untried:
         raise CgdError(f"{current.untried} rows were passed by, which is an error of ours; the same command makes them")
@@ -143,6 +148,11 @@ def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
         return wanted
     both = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
     return "streaming" if fits(both, read_cluster()) else "staged"
+
+
+def _parts(execution: str, stages: Stages) -> list[list[Stage]]:
+    """Stages that run at the same time."""
+    return [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
 
 
 def role_of(stage: str) -> str:
@@ -221,10 +231,12 @@ def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:
     for stage in needed:
         by_role.setdefault(role_of(stage.name), []).append(stage)
     cluster = read_cluster()
+    engines = {role: engine_of(recipe, role) for role in by_role}
+    sharing = sum(not isinstance(options, TeacherOpenAI) for options, _ in engines.values())  # that takes no cores
     chains = []
     for role, stages in by_role.items():
-        options, model = engine_of(recipe, role)
-        demand = engine_demand(options, cluster, sharing=len(by_role), key=f"{role}.engine")
+        options, model = engines[role]
+        demand = engine_demand(options, cluster, sharing=sharing, key=f"{role}.engine")
         chains.append(build_chain(role, options, model, stages, demand=demand, storage=recipe.storage, spent=spent))
     return chains
 

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,7 +12,7 @@ from ray._private.state import state
 from ray._private.worker import global_worker
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cgd_ray.runtime.session import joins_cluster
 from cgd_ray.runtime.waiting import interruptibly
@@ -36,6 +37,11 @@ class Demand:
         if self.accelerator_type:
             amounts[_ACCELERATOR + self.accelerator_type] = _ACCELERATOR_SHARE
         return {kind: amount for kind, amount in amounts.items() if amount}
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether it needs no place."""
+        return not self.bundle()
 
     def times(self, count: int) -> "Demand":
         """So many of them."""
@@ -99,35 +105,36 @@ def read_cluster() -> Cluster:
     return Cluster(nodes, declared, grows=not declared and _has_autoscaler())
 
 
-def could_launch(demand: Demand) -> bool:
-    """Whether an autoscaler that does not tell its shapes of nodes can launch one that holds this.
+def could_launch(demands: Sequence[Demand]) -> bool:
+    """Whether an autoscaler that does not tell its shapes of nodes can launch some that hold all of this at once.
 
-    The demand is made for as long as the question takes. Version 2 of Ray's autoscaler says which demands are
-    infeasible; version 1 says nothing, which counts as yes.
+    The demands are made for as long as the question takes, and nodes may be started for them. Version 2 of Ray's
+    autoscaler says which demands are infeasible; version 1 says nothing, which counts as yes.
     """
-    return interruptibly(partial(_could_launch, demand))
+    return interruptibly(partial(_could_launch, [demand.bundle() for demand in demands if not demand.is_nothing]))
 
 
-def _could_launch(demand: Demand) -> bool:
-    bundle = demand.bundle()
-    group = placement_group([bundle], "STRICT_PACK")
+def _could_launch(bundles: list[dict[str, float]]) -> bool:
+    groups: list[PlacementGroup] = []
     try:
+        groups += [placement_group([bundle], "STRICT_PACK") for bundle in bundles]
         deadline = time.monotonic() + _ANSWER_SECONDS
         asked: int | None = None
-        while time.monotonic() < deadline and not group.wait(_LOOK_SECONDS):
+        while time.monotonic() < deadline and not all(group.wait(_LOOK_SECONDS) for group in groups):
             status = _status()
             said = status.autoscaling_state
             infeasible = [
                 dict(one.resources_bundle) for gang in said.infeasible_gang_resource_requests for one in gang.requests
             ]
-            if bundle in infeasible:
+            if any(bundle in infeasible for bundle in bundles):
                 return False
             asked = asked or status.cluster_resource_state.cluster_resource_state_version
             if said.last_seen_cluster_resource_state_version > asked:
                 break
         return True
     finally:
-        remove_placement_group(group)
+        for group in groups:
+            remove_placement_group(group)
 
 
 def _node(resources: dict[str, float], name: str | None = None) -> Node:

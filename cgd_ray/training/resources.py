@@ -53,15 +53,21 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
     return WorkerResources(installed_device() if gpus else "cpu", cpus, gpus)
 
 
-def check_room(training: TrainingSection, resources: WorkerResources) -> None:
+def check_room(training: TrainingSection, resources: WorkerResources, *, is_next: bool) -> None:
     """Say that training will wait for a cluster to grow.
+
+    Args:
+        training: of the recipe.
+        resources: of one worker.
+        is_next: the nodes are needed now: an autoscaler that tells no shapes is asked for all of them, see
+            `require_room`.
 
     Raises:
         ConfigError: no node holds a worker, or a cluster that tells how far it grows never all of them.
     """
     fewest = training.min_workers or training.workers
     demand = Demand(resources.cpus, resources.gpus, training.resources.accelerator_type)
-    require_room([Wanted(f"training with {fewest} workers", demand, fewest, fewest)])
+    require_room([Wanted(f"training with {fewest} workers", demand, fewest, fewest)], may_start_nodes=is_next)
     if pack([demand] * fewest, Cluster(read_cluster().nodes)) is None:
         log.warning(
             "the nodes do not hold all workers of the training; waiting for more nodes",

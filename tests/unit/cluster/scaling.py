@@ -122,7 +122,7 @@ def _engines(recipe: Recipe, role: str, *, sharing: int) -> list[Group]:
     options, model = engine_of(recipe, role)
     demand = engine_demand(options, read_cluster(), sharing=sharing)
     chain = build_chain(role, options, model, [], demand=demand, storage=StorageSection())
-    return [Group([chain.demand.bundle()], "STRICT_PACK")] * chain.replicas
+    return [] if chain.demand.is_nothing else [Group([chain.demand.bundle()], "STRICT_PACK")] * chain.replicas
 
 
 def _training(recipe: Recipe) -> Phase:

@@ -65,6 +65,12 @@ def test_large_engines_are_asked_for_first_each_on_the_node_that_packing_found(m
     assert hints[1] == hints[2] != hints[0]
 
 
+def test_no_role_takes_the_room_of_anothers_first_engine(made: list[Group]) -> None:
+    run = Replicas([Pool("student", Demand(1, 1), 2), Pool("teacher", Demand(1, 2), 3, min_replicas=2)])
+    run.request(Cluster((Node(8, 2, name="one"), Node(8, 2, name="other"))))
+    assert [group.bundles[0]["GPU"] for group in made] == [2, 2, 1, 2, 1]
+
+
 def test_an_engine_that_cannot_start_is_tried_on_another_node(made: list[Group]) -> None:
     run = engines(2)
     place = start(run, "a")
