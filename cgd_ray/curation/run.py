@@ -1,7 +1,7 @@
 """The curation phase: generated rows in, training examples and the dropped rows with their reasons out."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,14 +10,14 @@ import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters, targets
-from cgd_ray.engines.join import Join, JoinedRow, Shard, rows_digest
+from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import DROPPED, EXAMPLES
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.tables import IdRange, Table
 
 log = structlog.get_logger(__name__)
 _VERSION = 3  # raise it whenever filters or the grader judge otherwise, and examples are made anew
@@ -77,29 +77,29 @@ def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row],
     return kept, looked
 
 
-def dropped_reasons(recipe: Recipe, store: Store, joined: Join) -> dict[Key, str] | None:
-    """Why curation dropped rows, by key; None where these very results were not curated yet."""
+def dropped_reasons(recipe: Recipe, store: Store, joined: Join) -> Callable[[Shard], dict[Key, str]] | None:
+    """What tells why curation dropped rows of a shard, by key; None where these very results were not curated yet."""
     examples, dropped = _tables(store, _content(recipe, joined))
     if examples.description() is None:
         return None
-    return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in dropped.read().to_pylist()}
+    parts = dropped.parts()
+
+    def reasons(shard: Shard) -> dict[Key, str]:
+        ids = IdRange.of_part(shard.prompts)
+        rows = dropped.read([name for name in parts if IdRange.of_part(name).meets(ids)]).to_pylist()
+        return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in rows}
+
+    return reasons
 
 
 def _content(recipe: Recipe, joined: Join) -> dict[str, Any]:
     """What the examples depend on."""
     return {
         "version": _VERSION,
-        "rows": _rows_digest(joined),
+        "rows": joined.whole_digest(),
         "filters": recipe.curation.model_dump(),
         "targets": sorted(targets(recipe.training)),
     }
-
-
-def _rows_digest(joined: Join) -> str:
-    """Of every row's key, texts and states: as whoever planned has read them, else told side by side."""
-    if joined.digest is not None:
-        return joined.digest
-    return rows_digest(digest.encode() for digest in spread(joined.shard_digest, joined.shards()))
 
 
 def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:

@@ -13,7 +13,7 @@ import ray
 from ray.actor import ActorHandle
 
 from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.join import caught_up
+from cgd_ray.engines.join import CatchUp
 from cgd_ray.engines.ledger import CLOSE_SECONDS, Admission, as_ours
 from cgd_ray.engines.stage import Row, row_name
 from cgd_ray.engines.ward import RevivedEngine
@@ -45,7 +45,7 @@ class ChainActor:
         self._schema = schema
         self._name = ray.get_runtime_context().get_actor_id()
         self._look = threading.Lock()
-        self._parts: dict[str, list[str]] = {}
+        self._catch_up = CatchUp(chain.stages)
         self._listed = 0  # deaths that there had been in the run when the parts were listed
         self._node = ray.get_runtime_context().get_node_id()
         place = ray.util.get_current_placement_group()
@@ -187,9 +187,9 @@ class ChainActor:
         """What is dead writes no more, so a listing since the last death has all that it wrote."""
         with self._look:
             if self._listed < deaths:
-                self._parts = {stage.name: stage.results.parts() for stage in self._chain.stages}
+                self._catch_up.look()
                 self._listed = deaths
-        return caught_up(self._chain.stages, self._parts, rows)
+            return self._catch_up.rows(rows)
 
     async def _report_suspects(self, suspects: set[str] | None) -> None:
         await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))

@@ -5,10 +5,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from cgd_ray.engines.stage import TEXTS, Row, Stage
+from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.fingerprint import text_digest
 from cgd_ray.storage.tables import IdRange, Table
 
@@ -112,6 +115,12 @@ class Join:
             if shard.results[stage]:
                 yield from self.rows(shard)
 
+    def whole_digest(self) -> str:
+        """Of every row's key, texts and states: as whoever planned has read them, else told side by side."""
+        if self.digest is not None:
+            return self.digest
+        return rows_digest(digest.encode() for digest in spread(self.shard_digest, self.shards()))
+
     def shard_digest(self, shard: Shard) -> str:
         """Of the marks of a shard's rows."""
         return rows_digest(row.mark for row in self.rows(shard, texts=False))
@@ -150,13 +159,41 @@ def rows_digest(marks: Iterable[bytes]) -> str:
     return whole.hexdigest()
 
 
-def caught_up(stages: list[Stage], listing: dict[str, list[str]], rows: list[Row]) -> list[Row]:
-    """Work rows (WORK schema) with what had come onto storage when the stages' parts were listed (by stage)."""
-    ids = IdRange.between(min(row["prompt_id"] for row in rows), max(row["prompt_id"] for row in rows))
+class CatchUp:
+    """Work rows with what has come onto storage since they were planned, for the blocks of an engine that died.
+
+    Blocks of a shard follow each other and need the same parts, so that a few reads are kept. For one thread at a time.
+    """
+
+    _READS = 4  # of each stage: the shards that an engine works on at a time
+
+    def __init__(self, stages: list[Stage]) -> None:
+        self._stages = {stage.name: stage for stage in stages}
+        self._parts: dict[str, list[str]] = {}
+        self._read = lru_cache(maxsize=self._READS * len(stages))(self._results)
+
+    def look(self) -> None:
+        """List the stages' parts; rows are told what is there now."""
+        self._parts = {name: stage.results.parts() for name, stage in self._stages.items()}
+
+    def rows(self, rows: list[Row]) -> list[Row]:
+        """These rows (WORK schema) with what had come when the parts were listed."""
+        keys = [row["prompt_id"] for row in rows]
+        ids, wanted = IdRange.between(min(keys), max(keys)), pa.array(keys, pa.string())
+        results = {}
+        for name in self._stages:
+            table = self._read(name, tuple(part for part in self._parts[name] if IdRange.of_part(part).meets(ids)))
+            results[name] = _keyed(table.filter(pc.is_in(table["prompt_id"], wanted)))
+        return _with_results(self._stages.values(), results, rows)
+
+    def _results(self, stage: str, parts: tuple[str, ...]) -> pa.Table:
+        return self._stages[stage].results.read(list(parts))
+
+
+def _with_results(stages: Iterable[Stage], found: "dict[str, _Results]", rows: list[Row]) -> list[Row]:
     rows = [{**row, "todo": list(row["todo"])} for row in rows]
     for stage in stages:
-        parts = [name for name in listing[stage.name] if IdRange.of_part(name).meets(ids)]
-        results = _by_key(stage.results, parts, None)
+        results = found[stage.name]
         for row in rows:
             if stage.name in row["todo"] and all(row[name] is not None for name in stage.inputs if name in TEXTS):
                 result = results.get((row["prompt_id"], row["sample"], stage.parent_of(row)))
@@ -188,5 +225,8 @@ def _by_range(prompts: list[str], parts: list[str]) -> list[list[str]]:
 
 
 def _by_key(table: Table, parts: list[str], columns: list[str] | None) -> _Results:
-    rows = table.read(parts, columns).to_pylist()
-    return {(row["prompt_id"], row["sample"], row["parent"]): row for row in rows}
+    return _keyed(table.read(parts, columns))
+
+
+def _keyed(results: pa.Table) -> _Results:
+    return {(row["prompt_id"], row["sample"], row["parent"]): row for row in results.to_pylist()}

@@ -1,5 +1,6 @@
 """The quality of generated rows: counted shard by shard, side by side, in constant memory."""
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,7 +11,10 @@ from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.overlap import copy_rate
 from cgd_ray.runtime.spread import spread
+from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
+
+_VERSION = 1  # raise it whenever the grader judges otherwise, or something else is counted
 
 
 @dataclass
@@ -74,12 +78,20 @@ class _Quality:
 def generated_quality(join: Join) -> Document:
     """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
 
-    Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many.
+    Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many. What was
+    found of the same rows is kept in the store.
     """
+    name = f"tables/quality/{fingerprint({'version': _VERSION, 'rows': join.whole_digest()})}/quality.json"
+    store = join.prompts.store
+    if store.exists(name):
+        kept: Document = json.loads(store.read(name))
+        return kept
     whole = _Quality()
     for shard in spread(partial(_shard_quality, join), join.shards()):
         whole.add(shard)
-    return whole.tell()
+    told = whole.tell()
+    store.write(name, json.dumps(told, indent=1).encode())
+    return told
 
 
 def _shard_quality(join: Join, shard: Shard) -> _Quality:

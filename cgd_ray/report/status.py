@@ -1,14 +1,15 @@
 """What a recipe's tables hold: counts per stage, and the rows themselves."""
 
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.curation.run import dropped_reasons
+from cgd_ray.curation.run import Key, dropped_reasons
 from cgd_ray.data.prepare import prepare_prompts
-from cgd_ray.engines.join import Join, JoinedRow
+from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
@@ -54,13 +55,24 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
 def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dropped: bool) -> None:
     """The first rows with all their texts, in the order of their keys."""
     joined = _joined(recipe, store)
-    reasons = dropped_reasons(recipe, store, joined)
-    if reasons is None:
+    tell = dropped_reasons(recipe, store, joined)
+    if tell is None:
         console.print("these rows were not curated yet with these settings: what is dropped is not known")
-        reasons = {}
-    wanted = (row for row in joined if not dropped or _key(row) in reasons)
-    for row in islice(wanted, count):
-        _print_row(console, row, reasons.get(_key(row)))
+    for row, reason in islice(_with_reasons(joined, tell, dropped=dropped), count):
+        _print_row(console, row, reason)
+
+
+def _with_reasons(
+    joined: Join, tell: Callable[[Shard], dict[Key, str]] | None, *, dropped: bool
+) -> Iterator[tuple[JoinedRow, str | None]]:
+    for shard in joined.shards():
+        reasons = tell(shard) if tell else {}
+        if dropped and not reasons:
+            continue
+        for row in joined.rows(shard):
+            reason = reasons.get(_key(row))
+            if reason or not dropped:
+                yield row, reason
 
 
 def _print_row(console: Console, row: JoinedRow, reason: str | None) -> None:

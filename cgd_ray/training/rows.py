@@ -47,8 +47,9 @@ class EncodedRows:
         """Numbers of the rows to train on, and of those of a share of the prompts, chosen by hash."""
         if not fraction:
             return np.arange(len(self)), np.arange(0)
-        prompts = self._table["prompt_id"].to_pylist()
-        aside = np.array([derived_seed(0, "validation", prompt) < fraction * 2**31 for prompt in prompts], dtype=bool)
+        prompts = (prompt for part in self._table["prompt_id"].chunks for prompt in part.to_pylist())
+        hashes = (derived_seed(0, "validation", prompt) for prompt in prompts)
+        aside = np.fromiter((position < fraction * 2**31 for position in hashes), dtype=bool)
         return np.flatnonzero(~aside), np.flatnonzero(aside)
 
     def row(self, number: int) -> tuple[Ids, int]:

@@ -1,11 +1,16 @@
 """Quality of generated rows: what is counted, and against what."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cgd_ray.engines.join import JoinedRow
-from cgd_ray.evaluation.quality import _counted
+from cgd_ray.evaluation import quality
+from cgd_ray.evaluation.quality import _counted, generated_quality
+from cgd_ray.generation.stages import build_stages
+from cgd_ray.storage.filesystem import Store
+from tests.unit.generation.test_planning import engine, joined, lacking, prompts, recipe, walk
 
 REFERENCE = r"The answer is \boxed{4}."
 
@@ -30,20 +35,33 @@ def test_accuracy_flips_and_verdicts() -> None:
         row("It is 5.", "cut off", None, None),  # never refined, no verdict
         row(None, None, None),  # truncated draft
     ]
-    quality = _counted(rows).tell()
-    assert quality["draft"] == {"rows": 4, "accuracy": 0.5}
-    assert quality["refine"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
-    assert quality["flips"] == {"rows": 3, "fixed": 1, "broken": 1}
-    assert quality["verdict"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
-    assert "answer" not in quality  # the recipe has no such stage
+    told = _counted(rows).tell()
+    assert told["draft"] == {"rows": 4, "accuracy": 0.5}
+    assert told["refine"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
+    assert told["flips"] == {"rows": 3, "fixed": 1, "broken": 1}
+    assert told["verdict"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
+    assert "answer" not in told  # the recipe has no such stage
 
 
 def test_rows_without_a_reference_are_not_counted() -> None:
     bare = row("It is 4.", "good", "It is 4.", "right")
     bare.texts["reference"] = None
-    quality = _counted([bare, row("It is 5.", None, None)]).tell()
-    assert quality["draft"] == {"rows": 1, "accuracy": 0.0}
-    assert quality["verdict"] == {"rows": 0, "accuracy": None}
+    told = _counted([bare, row("It is 5.", None, None)]).tell()
+    assert told["draft"] == {"rows": 1, "accuracy": 0.0}
+    assert told["verdict"] == {"rows": 0, "accuracy": None}
+
+
+def test_rows_that_were_graded_are_not_graded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    join = joined(stages, prompts(3))
+    walk(stages, lacking(join), engine())
+    first = generated_quality(join)
+    assert first["refine"]["rows"] == 3
+    monkeypatch.setattr(quality, "grade", None)
+    assert generated_quality(join) == first
+    walk(stages, lacking(joined(stages, prompts(4))), engine())
+    with pytest.raises(TypeError):
+        generated_quality(joined(stages, prompts(4)))
 
 
 def test_copy_rate_is_against_the_same_row() -> None:

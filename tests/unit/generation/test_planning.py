@@ -14,7 +14,7 @@ from cgd_ray.curation.run import run_curation
 from cgd_ray.data.identity import prompt_id
 from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
 from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.join import Join
+from cgd_ray.engines.join import CatchUp, Join
 from cgd_ray.engines.results import parse_verdict
 from cgd_ray.engines.scripted import ScriptedEngine
 from cgd_ray.engines.stage import WORK
@@ -123,6 +123,23 @@ def test_rows_enter_at_the_stage_that_they_lack(tmp_path: Path) -> None:
     asked = engine()
     walk(stages, lacking(joined(stages, prompts(4))), asked)
     assert {request.key.split("-")[0] for request in asked.asked} == {"critique", "refine"}
+
+
+def test_blocks_of_a_dead_engine_read_what_came_of_their_shard_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    rows = lacking(joined(stages, prompts(12)))
+    walk(stages, rows.slice(0, 9), engine())
+    read = list[str]()
+    whole = Table.read
+    monkeypatch.setattr(Table, "read", lambda table, *given: (read.append(table.stage), whole(table, *given))[1])
+    catch_up = CatchUp(stages.all)
+    catch_up.look()
+    found = [row for start in range(0, 12, 4) for row in catch_up.rows(rows.slice(start, 4).to_pylist())]
+    assert [row["todo"] for row in found] == [[]] * 9 + [["draft", "critique", "refine"]] * 3
+    assert all(row["refine"] for row in found[:9])
+    assert sorted(read) == ["critique", "draft", "refine"]
 
 
 def test_another_refine_prompt_reuses_drafts_and_critiques(tmp_path: Path) -> None:
