@@ -65,7 +65,7 @@ def test_what_a_kill_left_is_ended_by_the_next_start_which_continues(tmp_path: P
 
 def start(tmp_path: Path, job: str = "jobs/generate.py", *more: str) -> subprocess.Popen[str]:
     small = ["data.limit=4", "data.holdout.count=2", f"run.root={tmp_path / 'root'}", "generation.execution=staged"]
-    small += ["generation.draft.max_tokens=32", "curation.require_correct=false"]  # the teacher is always wrong
+    small += ["generation.draft.max_tokens=128", "curation.require_correct=false"]  # the teacher is always wrong
     # A teacher that costs no time: these tests are about the student's engine.
     teacher = "teacher.engine={type: scripted, model: t}"
     return subprocess.Popen(
