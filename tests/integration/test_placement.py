@@ -98,15 +98,27 @@ def test_what_no_node_holds_is_refused_at_once(tmp_path: Path, engine: dict[str,
     assert not list(tmp_path.glob("tables/draft/*/part-*"))
 
 
-def test_an_engine_waits_for_a_node_that_comes_late(two_nodes: Cluster, tmp_path: Path) -> None:
-    made = recipe(tmp_path, {"gpus": 1}, {"gpus": 2, "replicas": 2}, execution="streaming")
+def test_a_role_without_room_for_all_works_and_grows_with_a_node_that_comes_late(
+    two_nodes: Cluster, tmp_path: Path
+) -> None:
+    """Two teachers would take both nodes; the student has one of them until the third comes."""
+    teacher = {"gpus": 2, "replicas": 2, "latency_ms": 1000}
+    made = recipe(tmp_path, {"gpus": 1}, teacher, execution="streaming")
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(generate, made)
-        time.sleep(8)
-        assert not running.done()
+        while not list(tmp_path.glob("tables/refine/*/part-*")):
+            time.sleep(0.2)
         late = two_nodes.add_node(num_cpus=2, num_gpus=2)
+        while late.node_id not in engine_nodes() and not running.done():
+            time.sleep(0.2)
+        assert not running.done()
         require_whole(running.result())
     two_nodes.remove_node(late)
+
+
+def engine_nodes() -> set[str]:
+    groups = placement_group_table().values()
+    return {node for group in groups if group["state"] == "CREATED" for node in group["bundles_to_node_id"].values()}
 
 
 @pytest.mark.usefixtures("two_nodes")
