@@ -111,23 +111,20 @@ def require_room(wanted: Sequence[Wanted], *, may_start_nodes: bool = True) -> N
 
 def _require_fewest(wanted: Sequence[Wanted], cluster: Cluster) -> None:
     fewest = [one.demand for one in wanted for _ in range(one.fewest)]
+    held = held_room()  # before the autoscaler is asked: nodes may come of that
     if pack(fewest, cluster) is not None or (cluster.grows and could_launch(fewest)):
         if not cluster.grows:
             log.warning("the cluster's nodes do not hold all engines at once; it goes on with those that have room")
         return
     least = " and ".join(f"{one.key}: {one.fewest} with {one.demand}" for one in wanted)
-    if cluster.grows and _is_in_use():  # an autoscaler that may launch no more says the same of what is taken
+    is_in_use = held.cpus > _ROUNDING or held.gpus > _ROUNDING
+    if cluster.grows and is_in_use:  # an autoscaler that may launch no more says the same of what is taken
         log.warning(f"the cluster has no room now for {least}; waiting for what others give back")
         return
     raise ConfigError(
         f"the cluster's nodes never hold at once {least}; they have {cluster.cpus:g} CPUs and {cluster.gpus:g} "
         "GPUs. Fix: ask for less there, take generation.execution: staged, or add nodes"
     )
-
-
-def _is_in_use() -> bool:
-    held = held_room()
-    return held.cpus > _ROUNDING or held.gpus > _ROUNDING
 
 
 def _has_place(demand: Demand, cluster: Cluster) -> bool:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,9 +12,9 @@ import psutil
 import pytest
 import ray
 from ray._private.state import state
-from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID
+from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
-from cgd_ray.engines.placement import Wanted, require_room
+from cgd_ray.engines.placement import Wanted, held_room, require_room
 from cgd_ray.errors import ConfigError
 from cgd_ray.runtime.cluster import Demand, could_launch, read_cluster
 from tests.conftest import end_processes
@@ -32,13 +33,15 @@ def config(port: int) -> dict[str, object]:
     """At most two nodes of 4 GPUs."""
     head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
     gpus = {"resources": {"CPU": 4, "GPU": 4}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    provider = {"type": "fake_multinode", "gcs_address": f"127.0.0.1:{port}", "head_node_id": FAKE_HEAD_NODE_ID}
+    # By its class: Ray's wheel lacks a file that the provider's own name needs.
+    provider = {"type": "external", "module": f"{FakeMultiNodeProvider.__module__}.{FakeMultiNodeProvider.__name__}"}
+    provider |= {"gcs_address": f"127.0.0.1:{port}", "head_node_id": FAKE_HEAD_NODE_ID}
     return {
         "cluster_name": "test",
         "max_workers": 2,
         "provider": {**provider, "launch_multiple": True},
-        "available_node_types": {"head": head, "gpus": gpus},
-        "head_node_type": "head",
+        "available_node_types": {"ray.head.default": head, "gpus": gpus},
+        "head_node_type": "ray.head.default",
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 1,
         "file_mounts_sync_continuously": False,
@@ -58,6 +61,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     ]  # fmt: skip
     environment = {
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "RAY_AUTH_MODE": "disabled",  # `ray start` would make a token that this process has not
         "RAY_FAKE_CLUSTER": "1",
         "RAY_enable_autoscaler_v2": "1",
         "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
@@ -80,10 +84,16 @@ def test_what_all_nodes_together_never_hold_is_refused() -> None:
     assert read_cluster().grows
     for demand, count in ((Demand(1, 5), 1), (Demand(1, 4), 3), (Demand(1, 1), 9)):
         assert not could_launch([demand] * count)
+        wait_until_idle()
         with pytest.raises(ConfigError, match="engine"):
             require_room([Wanted("engine", demand, count, count)])
     require_room([Wanted("training", Demand(1, 1), 9, 9)], may_start_nodes=False)  # one of them has room
     require_room([Wanted("engine", Demand(1, 4), 3, 2)])
+
+
+def wait_until_idle() -> None:
+    while held_room() != Demand(0, 0):
+        time.sleep(0.2)
 
 
 @pytest.mark.usefixtures("cluster")
