@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
+import ray
 from ray._private.internal_api import memory_summary
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
@@ -138,11 +139,13 @@ def command(rows: int, data: Path, phase: str, root: str) -> list[str]:
 def largest(figures: dict[str, Any]) -> Iterator[None]:
     """Note the largest use of the object store, and of the run's other processes, seen in a block."""
     ended = threading.Event()
+    address = ray.get_runtime_context().gcs_address  # else it is asked of whatever cluster was started last
     figures |= {"object_store_peak_mib": 0} | dict.fromkeys(_PROCESSES.values(), 0)
 
     def look() -> None:
         while not ended.wait(_LOOK_SECONDS):
-            found = re.search(r"Plasma memory usage (\d+) MiB", memory_summary(stats_only=True))
+            summary = memory_summary(address, stats_only=True)
+            found = re.search(r"Plasma memory usage (\d+) MiB", summary)
             seen = own_memory() | {"object_store_peak_mib": int(found[1]) if found else 0}
             for name, mib in seen.items():
                 figures[name] = max(figures[name], mib)
