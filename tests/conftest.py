@@ -82,10 +82,11 @@ class _Lanes(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "clusters" if _needs_cluster(Path(nodeid.partition("::")[0])) else nodeid.partition("::")[0]
+        return "clusters" if _needs_cluster(nodeid) else nodeid.partition("::")[0]
 
 
-def _needs_cluster(file: Path) -> bool:
+def _needs_cluster(nodeid: str) -> bool:
+    file = Path(nodeid.partition("::")[0])
     return "unit" not in file.parts and file.stem not in _BESIDE_OTHERS
 
 
@@ -107,7 +108,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)  # before fixtures, whose processes inherit it
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Tests beside those with clusters take no more of the cores than Ray's workers, whose niceness is 15."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not _needs_cluster(item.path):
+    if "PYTEST_XDIST_WORKER" in os.environ and not _needs_cluster(item.nodeid):
         os.nice(max(0, 15 - os.nice(0)))
 
 

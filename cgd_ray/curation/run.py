@@ -13,6 +13,7 @@ from cgd_ray.curation.filters import Filter, build_filters, targets
 from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError
+from cgd_ray.grading.grade import VERSION
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
@@ -20,7 +21,6 @@ from cgd_ray.storage.schemas import DROPPED, EXAMPLES
 from cgd_ray.storage.tables import IdRange, Table
 
 log = structlog.get_logger(__name__)
-_VERSION = 3  # raise it whenever filters or the grader judge otherwise, and examples are made anew
 Key = tuple[str, int]
 
 
@@ -95,7 +95,7 @@ def dropped_reasons(recipe: Recipe, store: Store, joined: Join) -> Callable[[Sha
 def _content(recipe: Recipe, joined: Join) -> dict[str, Any]:
     """What the examples depend on."""
     return {
-        "version": _VERSION,
+        "version": VERSION,
         "rows": joined.whole_digest(),
         "filters": recipe.curation.model_dump(),
         "targets": sorted(targets(recipe.training)),

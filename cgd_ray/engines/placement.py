@@ -111,6 +111,8 @@ def require_room(wanted: Sequence[Wanted], *, may_start_nodes: bool = True) -> N
 
 def _require_fewest(wanted: Sequence[Wanted], cluster: Cluster) -> None:
     fewest = [one.demand for one in wanted for _ in range(one.fewest)]
+    if len(fewest) == 1:  # has a place
+        return
     held = held_room()  # before the autoscaler is asked: nodes may come of that
     if pack(fewest, cluster) is not None or (cluster.grows and could_launch(fewest)):
         if not cluster.grows:

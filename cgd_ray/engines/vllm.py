@@ -119,7 +119,7 @@ class VllmEngine:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         options = self._options
-        if self._lease:  # for the core; OpenMP has read them here, and would pin this thread
+        if self._lease:  # only after the imports, at which OpenMP reads them: they are for the core's process
             os.environ.update(cpu_environment(options, self._lease.cores))
         arguments: dict[str, Any] = {
             "model": str(path),
@@ -223,7 +223,8 @@ def _executor(devices: int) -> str | type:
     """One device needs no process beside the engine's core; several must not become Ray actors of vLLM's own.
 
     On CPU, vLLM takes a further process for one worker, too, unless it is given a class, so that OpenMP's variables can
-    be set. They are set already (`cpu_environment`), and the process costs 10 s of a core and half a GiB.
+    be set. They are set already (`cpu_environment`), and the process would import vLLM once more: 12 s on a slow core
+    (`python -c "import vllm.v1.engine.core"`).
     """
     if devices > 1:
         return "mp"

@@ -8,13 +8,11 @@ from functools import partial
 
 from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.grading.answers import gold_of
-from cgd_ray.grading.grade import grade
+from cgd_ray.grading.grade import VERSION, grade
 from cgd_ray.grading.overlap import copy_rate
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
-
-_VERSION = 1  # raise it whenever the grader judges otherwise, or something else is counted
 
 
 @dataclass
@@ -81,7 +79,7 @@ def generated_quality(join: Join) -> Document:
     Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many. What was
     found of the same rows is kept in the store.
     """
-    name = f"tables/quality/{fingerprint({'version': _VERSION, 'rows': join.whole_digest()})}/quality.json"
+    name = f"tables/quality/{fingerprint({'version': VERSION, 'rows': join.whole_digest()})}/quality.json"
     store = join.prompts.store
     if store.exists(name):
         kept: Document = json.loads(store.read(name))

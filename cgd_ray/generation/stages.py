@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-import structlog
-
 from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, TeacherSection, TeacherVllm, VllmOptions
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.training import TrainingResources
 from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import engine_identity
 from cgd_ray.engines.stage import BarePrompt, Row, Stage
@@ -23,7 +22,6 @@ from cgd_ray.storage.runs import Run
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
 
-log = structlog.get_logger(__name__)
 OptionsT = TypeVar("OptionsT", VllmOptions | ScriptedOptions, TeacherVllm)
 
 
@@ -145,11 +143,13 @@ def pin_models(recipe: Recipe, store: Store, *, runs: Sequence[str] = ()) -> Rec
         engine = _pinned_engine(teacher, "teacher", known.teacher)
         changes["teacher"] = TeacherSection(engine=engine.model_copy(update={"model": model, "revision": revision}))
     if recipe.training.precision == "auto":
-        wanted = recipe.training.resources
-        fastest = "bf16" if fastest_type(wanted.gpus_per_worker, wanted.accelerator_type) == "bfloat16" else "fp32"
-        precision = _kept(known.training, fastest, "training.precision")
+        precision = known.training or _fastest_precision(recipe.training.resources)
         changes["training"] = recipe.training.model_copy(update={"precision": precision})
     return recipe.model_copy(update=changes)
+
+
+def _fastest_precision(wanted: TrainingResources) -> str:
+    return "bf16" if fastest_type(wanted.gpus_per_worker, wanted.accelerator_type) == "bfloat16" else "fp32"
 
 
 def pin_student_type(recipe: Recipe, store: Store) -> Recipe:
@@ -158,7 +158,7 @@ def pin_student_type(recipe: Recipe, store: Store) -> Recipe:
     if not isinstance(engine, VllmOptions):
         return recipe
     known = _Types.of([Run(store, recipe.run.name)]).student
-    typed = engine.model_copy(update={"dtype": _dtype(engine, "student", known)})
+    typed = engine.model_copy(update={"dtype": _dtype(engine, known)})
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"engine": typed})})
 
 
@@ -178,22 +178,15 @@ class _Types(NamedTuple):
         return _Types(student, teacher, config["training"]["precision"])
 
 
-def _kept(known: str | None, fastest: str, key: str) -> str:
-    if known in {None, fastest}:
-        return fastest
-    log.info(f"{key}: {known}, as this run began; auto would take {fastest} here")
-    return str(known)
-
-
 def _pinned_engine(engine: OptionsT, role: str, known: str | None) -> OptionsT:
     if not isinstance(engine, VllmOptions):
         return engine
     text = template_text(engine.chat_template, f"{role}.engine.chat_template")
-    return engine.model_copy(update={"chat_template": text, "dtype": _dtype(engine, role, known)})
+    return engine.model_copy(update={"chat_template": text, "dtype": _dtype(engine, known)})
 
 
-def _dtype(engine: VllmOptions, role: str, known: str | None) -> str:
-    return engine.dtype if engine.dtype != "auto" else _kept(known, compute_dtype(engine), f"{role}.engine.dtype")
+def _dtype(engine: VllmOptions, known: str | None) -> str:
+    return engine.dtype if engine.dtype != "auto" else known or compute_dtype(engine)
 
 
 def student_identity(recipe: Recipe) -> str:

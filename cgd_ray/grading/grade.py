@@ -10,6 +10,9 @@ from cgd_ray.grading.quantities import is_words, plain, quantity, same_quantity,
 from cgd_ray.grading.symbolic import SymbolicChecker
 
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
+VERSION = 3
+"""Raise it whenever the grader, or a filter of curation, judges otherwise: what was made with it is made anew."""
+
 _LONGEST_ANSWER = 300
 """Characters; longer "answers" are text that ran on."""
 

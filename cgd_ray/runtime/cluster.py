@@ -117,7 +117,7 @@ def could_launch(demands: Sequence[Demand]) -> bool:
 def _could_launch(bundles: list[dict[str, float]]) -> bool:
     groups: list[PlacementGroup] = []
     try:
-        groups += [placement_group([bundle], "STRICT_PACK") for bundle in bundles]
+        groups.extend(placement_group([bundle], "STRICT_PACK") for bundle in bundles)
         deadline = time.monotonic() + _ANSWER_SECONDS
         asked: int | None = None
         while time.monotonic() < deadline and not all(group.wait(_LOOK_SECONDS) for group in groups):

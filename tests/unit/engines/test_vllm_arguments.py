@@ -9,6 +9,7 @@ from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.engines.placement import engine_demand
 from cgd_ray.engines.vllm_arguments import compute_dtype, cpu_environment, engine_gpus, vllm_arguments
 from cgd_ray.errors import ConfigError
+from cgd_ray.preflight import _require_known_arguments
 from cgd_ray.runtime.cluster import Cluster, Node
 from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.serving_trial import serve_args
@@ -121,6 +122,17 @@ def test_demands_that_cannot_be_met_are_refused(given: dict[str, Any], message: 
         parse_recipe({**tree, "student": {"model": "org/s", "engine": {"type": "vllm", **given}}}, "recipe.yaml")
     assert "recipe.yaml: student.engine" in str(caught.value)
     assert message in str(caught.value)
+
+
+def test_arguments_that_vllm_has_not_are_named_before_anything_starts() -> None:
+    tree: dict[str, Any] = {"run": {"name": "a", "root": "r"}, "data": {"type": "demo"}, "student": {"model": "org/s"}}
+    for name, message in (
+        ("max_num_seq", "no argument max_num_seq. Did you mean max_num_seqs"),
+        ("swap_space_", "swap_"),
+    ):
+        engine = {"type": "vllm", "model": "org/t", "engine_args": {name: 1, "max_num_batched_tokens": 64}}
+        with pytest.raises(ConfigError, match=f"teacher.engine.engine_args: the installed vLLM has .*{message}"):
+            _require_known_arguments(parse_recipe({**tree, "teacher": {"engine": engine}}, "test"))
 
 
 def test_an_engine_on_a_part_of_a_gpu_leaves_the_rest_alone() -> None:

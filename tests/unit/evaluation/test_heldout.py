@@ -116,10 +116,8 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
 def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str], error: str | None
 ) -> None:
-    made, store = (
-        recipe(tmp_path, evaluation={"limit": 6}, generation={"max_failed_fraction": 0.2}),
-        Store(str(tmp_path)),
-    )
+    made = recipe(tmp_path, evaluation={"limit": 6}, generation={"max_failed_fraction": 0.2})
+    store = Store(str(tmp_path))
     rows = heldout_rows(made, heldout_table(tmp_path))
     stages = list[Any]()
     for name in ("engine_demand", "read_cluster", "sized", "block_rows"):

@@ -1,3 +1,5 @@
+"""What the driver says while it waits for steps."""
+
 import threading
 from typing import cast
 from unittest.mock import MagicMock
