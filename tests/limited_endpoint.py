@@ -26,11 +26,10 @@ class Arrival:
 
 
 class LimitedEndpoint:
-    """Serves so many requests a second and as many in a burst; others are told to come back after a second."""
+    """Serves so many requests a second and as many in a burst; others are told to come back after whole seconds."""
 
-    retry_after = 1.0
-
-    def __init__(self, per_second: float) -> None:
+    def __init__(self, per_second: float, retry_after: int) -> None:
+        self.retry_after = retry_after
         self.arrivals: list[Arrival] = []
         self.billed_tokens = 0
         self.url = ""
@@ -51,7 +50,7 @@ class LimitedEndpoint:
         text = body["messages"][-1]["content"]
         if not self._take():
             self._note(text, 429)
-            headers = {"Retry-After": f"{self.retry_after:.0f}"}
+            headers = {"Retry-After": str(self.retry_after)}
             return web.json_response({"error": {"message": "slow down"}}, status=429, headers=headers)
         self._served += 1
         if self._served % _DROPPED == 0:
@@ -108,8 +107,8 @@ class LimitedEndpoint:
 
 
 @contextlib.contextmanager
-def limited_endpoint(per_second: float) -> Iterator[LimitedEndpoint]:
+def limited_endpoint(per_second: float, retry_after: int = 1) -> Iterator[LimitedEndpoint]:
     """The server on a thread of its own, for as long as the block takes."""
-    endpoint = LimitedEndpoint(per_second)
+    endpoint = LimitedEndpoint(per_second, retry_after)
     with serving(endpoint.serve):
         yield endpoint
