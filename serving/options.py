@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cgd_ray.config.engine import VllmEngineOptions
+from cgd_ray.config.places import ModelPlace
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
 
@@ -17,7 +18,7 @@ PositiveInt = Annotated[int, Field(ge=1)]
 class ServeArgs(VllmEngineOptions):
     """One model, its engine, and how many replicas of it. Flat, since `serve run` passes `key=value` pairs as text."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: ModelPlace
     """Directory (an exported student), `s3://` prefix, or hub id."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""

@@ -66,6 +66,7 @@ _BESIDE_OTHERS = {
     "test_merges_on_s3",
     "test_mistakes",
     "test_models",
+    "test_names",
     "test_plan",
     "test_rate_limits",
     "test_reasoning",

@@ -17,6 +17,7 @@ import psutil
 import s3fs
 
 from cgd_ray.runtime.state import cache_folder
+from cgd_ray.storage.literal_s3 import LiteralS3
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -105,7 +106,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     try:
         yield server
     finally:
-        s3fs.S3FileSystem.clear_instance_cache()
+        for kind in (s3fs.S3FileSystem, LiteralS3):
+            kind.clear_instance_cache()
         server.stop()
         for name, value in before.items():
             _restore(name, value)

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cgd_ray.config.base import Section
+from cgd_ray.config.places import Place
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -71,21 +72,21 @@ class JsonlData(ColumnData):
     """One JSON object per line, local or S3; `path` may be a file, a glob or a directory."""
 
     type: Literal["jsonl"]
-    path: str
+    path: Place
 
 
 class ParquetData(ColumnData):
     """Parquet, local or S3; `path` may be a file, a glob or a directory."""
 
     type: Literal["parquet"]
-    path: str
+    path: Place
 
 
 class HfData(ColumnData):
     """A Hugging Face data set (hub name or a directory that `datasets` can load)."""
 
     type: Literal["hf"]
-    dataset: str
+    dataset: Place
     subset: str | None = None
     split: str = "train"
     revision: str | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from cgd_ray.config.base import Section
+from cgd_ray.config.places import ModelPlace
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -134,7 +135,7 @@ class VllmOptions(VllmEngineOptions, Replicated):
 class TeacherVllm(VllmOptions):
     """The teacher on our own devices."""
 
-    model: str
+    model: ModelPlace
     """Hub id, directory or `s3://` prefix."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; a branch is resolved to its commit."""
@@ -236,7 +237,7 @@ TeacherEngine = Annotated[TeacherVllm | TeacherOpenAI | ScriptedOptions, Field(d
 class StudentSection(Section):
     """The model that drafts and is then trained: the very same checkpoint."""
 
-    model: str
+    model: ModelPlace
     """Hub id, directory or `s3://` prefix."""
     revision: str | None = None
     """Commit, tag or branch of a hub id; a branch is resolved to its commit."""

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from cgd_ray.config.base import Section
+from cgd_ray.config.places import Place
 
 
 class RunSection(Section):
@@ -13,18 +14,11 @@ class RunSection(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     """Folder of this run below `root/runs/`."""
 
-    root: Annotated[str, Field(min_length=1)]
+    root: Place
     """Local directory or `s3://bucket/prefix`. A job submitted to a cluster needs an absolute one."""
 
     seed: int = 0
     """Every other seed (sampling, shuffling, training) is derived from this one."""
-
-    @field_validator("root")
-    @classmethod
-    def _is_reachable(cls, root: str) -> str:
-        if "://" in root and not root.startswith("s3://"):
-            raise ValueError(f"{root}: only local paths and s3:// are supported")
-        return root
 
 
 class StorageSection(Section):

@@ -67,10 +67,10 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
         base = fs._strip_protocol(path)  # noqa: SLF001  fsspec's only way to its own spelling
         if fs.isfile(path):
             return SourceFiles(fs, [base])
-        if glob.has_magic(path):
-            found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
-        elif fs.isdir(path):
+        if fs.isdir(path):  # also one whose name looks like a glob
             found = [name for name in fs.find(path) if name.endswith(suffixes) and not _is_private(name, base)]
+        elif glob.has_magic(path):
+            found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
         else:
             raise ConfigError(f"data.path {path}: no such file or directory")
     if not found:

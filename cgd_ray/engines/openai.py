@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import openai
 from aiolimiter import AsyncLimiter
-from openai.types.chat import ChatCompletion, ChatCompletionUserMessageParam
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request, is_cut_off
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request, Turn, is_cut_off
 from cgd_ray.engines.gate import Gate
 from cgd_ray.engines.purse import Payment, Purse
 from cgd_ray.engines.retries import Trouble, backoff, trouble_of
@@ -109,13 +109,23 @@ class OpenAIEngine:
             body["chat_template_kwargs"] = decoding.chat_template_kwargs
         return await client.chat.completions.create(
             model=options.model,
-            messages=[turn.as_message() for turn in request.turns],  # type: ignore[misc]
+            messages=[_message(turn) for turn in request.turns],
             max_tokens=decoding.max_tokens,
             temperature=decoding.temperature,
             top_p=decoding.top_p,
             seed=decoding.seed,
             extra_body=body or None,
         )
+
+
+def _message(turn: Turn) -> ChatCompletionMessageParam:
+    match turn.role:
+        case "system":
+            return {"role": "system", "content": turn.content}
+        case "user":
+            return {"role": "user", "content": turn.content}
+        case "assistant":
+            return {"role": "assistant", "content": turn.content}
 
 
 def _completion(answer: ChatCompletion) -> Completion:

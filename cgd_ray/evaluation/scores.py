@@ -3,7 +3,6 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +31,7 @@ class Graded:
 
 def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
     """Grade results (RESULTS schema) against the rows' references. A truncated or missing answer is wrong."""
-    columns: dict[str, list[Any]] = defaultdict(list)
+    columns: dict[str, list[int]] = defaultdict(list)
     for row in _answered(results, rows):
         ok = row["status"] == "ok"
         mark = grade(row["text"], row["reference"]) if ok else None

@@ -1,6 +1,6 @@
 """The four stages as data, and the fingerprints that say which of their tables is whose."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -222,7 +222,7 @@ class _Maker:
         name: str,
         origin: _Origin,
         sampling: Sampling,
-        conversation: Any,
+        conversation: Callable[[Row], tuple[Turn, ...]],
         inputs: tuple[str, ...],
         content: dict[str, object],
     ) -> Stage:

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypedDict
 import fsspec
 import structlog
 
+from cgd_ray.config.places import checked_place
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.storage import transfers
@@ -24,8 +25,6 @@ log = structlog.get_logger(__name__)
 
 # botocore waits up to 20 s before each further try: a store that is away or says "slow down" costs minutes, no run.
 _PATIENCE = {"mode": "standard", "max_attempts": 12}
-
-
 _MOST_KEYS = 1000  # that S3 deletes with one request
 _PIECE_BYTES, _PIECES = 16 * 2**20, 8  # of a large file, fetched at once: one connection gives 100 MB/s
 _AT_A_TIME = 16  # files that are fetched: a small one takes some 20 ms, whatever its size
@@ -227,11 +226,11 @@ class Store:
 
     def _delete_keys(self, paths: list[str]) -> None:
         """As s3fs does it, which does not look at what is said of single keys."""
-        bucket = self.path("").split("/", 1)[0]
+        bucket, _, _ = self.fs.split_path(self.path(""))
         refused: list[dict[str, str]] = []
         for start in range(0, len(paths), _MOST_KEYS):
             some = paths[start : start + _MOST_KEYS]
-            keys = [{"Key": path.split("/", 1)[1]} for path in some]
+            keys = [{"Key": self.fs.split_path(path)[1]} for path in some]
             answer = self.fs.call_s3("delete_objects", Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
             refused += answer.get("Errors", [])
             for path in some:
@@ -248,18 +247,21 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
     """The fsspec file system for a local path or an `s3://` URL.
 
     Raises:
-        ConfigError: the URL has another scheme.
+        ConfigError: the URL has another scheme, or looks mistyped.
     """
+    try:
+        checked_place(url)
+    except ValueError as error:
+        raise ConfigError(f"{url}: {error}") from error
     if url.startswith("s3://"):
-        return fsspec.filesystem(
-            "s3",
+        from cgd_ray.storage.literal_s3 import LiteralS3  # half a second, which local runs do without
+
+        return LiteralS3(
             endpoint_url=storage.endpoint_url,
             client_kwargs={"region_name": storage.region} if storage.region else {},
             config_kwargs={"retries": _PATIENCE} if patient else {},
             anon=storage.anonymous,
         )
-    if "://" in url:
-        raise ConfigError(f"{url}: only local paths and s3:// are supported")
     return fsspec.filesystem("file", auto_mkdir=True)
 
 

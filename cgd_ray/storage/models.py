@@ -1,5 +1,7 @@
 """Models by name: who they are (for fingerprints), and how they come to a node."""
 
+import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -66,6 +68,22 @@ def local_model(model: str, revision: str | None, storage: StorageSection, *, we
     Raises:
         ConfigError: there is no such model, or not the one that was pinned.
     """
+    return _without_pattern(_fetched(model, revision, storage, weights=weights))
+
+
+def _without_pattern(folder: Path) -> Path:
+    """The folder, or a link to it: vLLM looks for weights with `glob`, which reads `[1]` in a path as a pattern."""
+    if not glob.has_magic(str(folder)):
+        return folder
+    link = cache_folder("links") / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    if glob.has_magic(str(link)):
+        raise ConfigError(f"{link.parent}: a cache with one of *?[ in its path. Fix: set CGD_CACHE_DIR to another one")
+    with contextlib.suppress(FileExistsError):  # of another engine
+        link.symlink_to(folder.resolve(), target_is_directory=True)
+    return link
+
+
+def _fetched(model: str, revision: str | None, storage: StorageSection, *, weights: bool) -> Path:
     if model.startswith(DEMO_PREFIX):
         return fetch(model.removeprefix(DEMO_PREFIX))
     ignored = () if weights else _WEIGHTS

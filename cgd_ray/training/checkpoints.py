@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from deepspeed import DeepSpeedEngine
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -30,10 +29,10 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Document
+from cgd_ray.training.checkpoint_files import RangeReader, StoreWriter
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.pieces import STATES, Piece, begin_at, is_swapped, pieces_of, refresh_weights
 from cgd_ray.training.progress import Progress
-from cgd_ray.training.range_reader import RangeReader
 from cgd_ray.training.ranks import agreed, patient_group
 
 _PROGRESS, _WRITERS = "progress.json", "writers"
@@ -100,8 +99,7 @@ class Checkpoints:
 
     def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
         marks = self._marks(self._place(step)) if dist.get_rank() == 0 else {}
-        path = self._store.url(f"{self._place(step)}/{agreed(marks, self._group)[_WRITERS]}")
-        reader = RangeReader(path, **self._store.fs.storage_options)
+        reader = RangeReader(self._store, f"{self._place(step)}/{agreed(marks, self._group)[_WRITERS]}")
         with pieces_of(engine, change=True) as pieces:
             held = {name: _Held(piece) for name, piece in pieces.items() if name.split("/", 1)[0] in states}
             load(held, storage_reader=reader, planner=_Reading(), process_group=self._group)
@@ -126,9 +124,7 @@ class Checkpoints:
 
     def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
         place = self._place(progress.step)
-        # All is on the host: reading ahead would open a context on the first GPU from this thread of every rank.
-        url = self._store.url(f"{place}/{self._writers}")
-        writer = FsspecWriter(url, per_thread_copy_ahead=0, **self._store.fs.storage_options)
+        writer = StoreWriter(self._store, f"{place}/{self._writers}")
         planner = _Writing(flatten_state_dict=False, flatten_sharded_tensors=False)
         save(pieces, storage_writer=writer, planner=planner, process_group=self._group)
         if dist.get_rank() == 0:

@@ -15,13 +15,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NoReturn
 
-import fsspec
 import structlog
 import torch
 
+from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime.logs import configure_logging, quiet_libraries
-from cgd_ray.storage.filesystem import store_errors
+from cgd_ray.storage.filesystem import open_filesystem, store_errors
 from cgd_ray.storage.lease import held
 from cgd_ray.training.job import OUTCOME, GpuMemoryError, RankJob, RankOutcome, StepReport
 from cgd_ray.training.ranks import join_ranks, patient_group, refuse_together
@@ -88,8 +88,8 @@ def _read_job(url: str) -> RankJob:
     ranks = int(os.environ["LOCAL_WORLD_SIZE"])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        with fsspec.open(url, "rb") as file:
-            return RankJob.from_json(file.read(), device, threads=max(1, len(os.sched_getaffinity(0)) // ranks))
+        content = open_filesystem(url, StorageSection()).cat_file(url)
+        return RankJob.from_json(content, device, threads=max(1, len(os.sched_getaffinity(0)) // ranks))
     except (OSError, KeyError, ValueError) as error:
         raise ConfigError(f"{url}: no job of `cgd run` with training.launcher=torchrun: {error}") from error
 

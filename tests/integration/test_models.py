@@ -1,5 +1,6 @@
 """How models come to a node: from a real S3 server, interrupted and continued, and from a hub; pinned by content."""
 
+import glob
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import s3fs
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
 from cgd_ray.storage import filesystem, transfers
+from cgd_ray.storage.literal_s3 import LiteralS3
 from cgd_ray.storage.models import local_model, pinned_model
 from tests.servers import REPOSITORY, S3Server
 
@@ -48,7 +50,7 @@ def model(bucket: s3fs.S3FileSystem, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Where the pieces of the weights begin that were asked for; the sixth one is not given."""
-    asked, cat_file = list[int](), s3fs.S3FileSystem._cat_file
+    asked, cat_file = list[int](), LiteralS3._cat_file
 
     async def recorded(fs: Any, path: str, *, start: int, end: int) -> Any:
         if path.endswith("safetensors"):
@@ -57,10 +59,10 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
             raise OSError("the node is taken away")
         return await cat_file(fs, path, start=start, end=end)
 
-    monkeypatch.setattr(s3fs.S3FileSystem, "_cat_file", recorded)
-    s3fs.S3FileSystem.clear_instance_cache()  # each instance takes the method when it is made
+    monkeypatch.setattr(LiteralS3, "_cat_file", recorded)
+    LiteralS3.clear_instance_cache()  # each instance takes the method when it is made
     yield asked
-    s3fs.S3FileSystem.clear_instance_cache()
+    LiteralS3.clear_instance_cache()
 
 
 def test_an_interrupted_download_is_continued(model: str, storage: StorageSection, starts: list[int]) -> None:
@@ -142,6 +144,7 @@ class Hub(BaseHTTPRequestHandler):
 FROM_HUB = """
 from cgd_ray.config.run import StorageSection
 from cgd_ray.storage import transfers
+from cgd_ray.storage.literal_s3 import LiteralS3
 from cgd_ray.storage.models import local_model, pinned_model
 pinned = pinned_model("org/name", "main", StorageSection(), "student.model")
 print(pinned[1])
@@ -171,3 +174,20 @@ def test_what_comes_from_a_hub_is_pinned_and_counted(tmp_path: Path) -> None:
     assert (Path(folder) / "model.safetensors").read_bytes() == WEIGHTS
     size = sum(map(len, FILES.values()))
     assert counted == f"{size} {size}"
+
+
+def test_vllm_gets_a_path_that_is_no_pattern(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM finds weights with `glob.glob(FOLDER/*.safetensors)`."""
+    monkeypatch.setenv("CGD_CACHE_DIR", str(tmp_path / "cache"))
+    folder = tmp_path / "runs [1]" / "student*"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(WEIGHTS)
+    for _ in range(2):
+        path = local_model(str(folder), None, StorageSection())
+        assert sorted(file.name for file in path.iterdir()) == ["config.json", "model.safetensors"]
+        assert not glob.has_magic(str(path))
+        assert path.resolve() == folder
+    monkeypatch.setenv("CGD_CACHE_DIR", str(tmp_path / "cache [2]"))
+    with pytest.raises(ConfigError, match=r"cache \[2\]/links: .*set CGD_CACHE_DIR to another one"):
+        local_model(str(folder), None, StorageSection())

@@ -21,6 +21,7 @@ from tests.servers import RayHead, S3Server, engines_left
 
 pytestmark = pytest.mark.timeout(1800)  # two engines on a core each that emulates bfloat16: a quarter of an hour
 RECIPE = "jobs/recipes/demo.yaml"
+ROOT = "job [1]"  # which is no pattern
 ROWS, HELDOUT = 8, 4  # two engines on a core each that emulates bfloat16 make 30 tokens a second
 SMALL = [
     f"data.limit={ROWS}",
@@ -41,7 +42,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def settings(s3: S3Server) -> list[str]:
-    return [*SMALL, f"run.root={s3.url('job')}", f"storage.endpoint_url={s3.endpoint}"]
+    return [*SMALL, f"run.root={s3.url(ROOT)}", f"storage.endpoint_url={s3.endpoint}"]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def job(head: RayHead, settings: list[str]) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def manifest(job: subprocess.CompletedProcess[str], bucket: s3fs.S3FileSystem) -> dict[str, Any]:
     assert job.returncode == 0, job.stdout[-5000:] + job.stderr[-2000:]
-    content: dict[str, Any] = json.loads(bucket.cat_file("bucket/job/runs/demo/manifest.json"))
+    content: dict[str, Any] = json.loads(bucket.cat_file(f"bucket/{ROOT}/runs/demo/manifest.json"))
     return content
 
 
@@ -84,7 +85,7 @@ def test_progress_and_results_are_in_the_jobs_log(
 
 
 def rows(bucket: s3fs.S3FileSystem, stage: str) -> list[dict[str, Any]]:
-    parts = bucket.glob(f"bucket/job/tables/{stage}/*/*.parquet")
+    parts = bucket.glob(f"bucket/job [[]1]/tables/{stage}/*/*.parquet")
     return [row for part in parts for row in pq.read_table(io.BytesIO(bucket.cat_file(part))).to_pylist()]
 
 
@@ -116,7 +117,7 @@ def test_supervised_tokens_of_the_jobs_batches_are_the_targets_and_their_end(
 ) -> None:
     # Expected: texts of the stored examples and the tokenizer; nothing of the encoder, which wrote the rows under test.
     tokenizer = AutoTokenizer.from_pretrained(student_dir)
-    (name,) = bucket.glob("bucket/job/tables/encoded/*/*.parquet")
+    (name,) = bucket.glob("bucket/job [[]1]/tables/encoded/*/*.parquet")
     table = pq.read_table(io.BytesIO(bucket.cat_file(name)))
     encoded = EncodedRows(table)
     refinements = {row["prompt_id"]: row["refinement"] for row in rows(bucket, "examples")}
@@ -145,7 +146,7 @@ def test_no_key_is_in_any_file_of_the_run_or_the_jobs_log(
 ) -> None:
     secret = s3.environment["AWS_SECRET_ACCESS_KEY"]
     assert secret not in job.stdout + job.stderr
-    names = bucket.find("bucket/job")
+    names = bucket.find(f"bucket/{ROOT}")
     assert len(names) > 20
     assert [name for name in names if secret.encode() in bucket.cat_file(name)] == []
 
@@ -158,7 +159,9 @@ def test_a_failing_job_says_why_and_fails(head: RayHead, settings: list[str]) ->
         "env", "AWS_SECRET_ACCESS_KEY=wrong", "python", "jobs/pipeline.py", RECIPE, *settings, timeout=300
     )
     assert wrong_key.returncode != 0
-    assert re.search(r"error: run\.root s3://bucket/job: cannot be written: .*check the endpoint", wrong_key.stdout)
+    assert re.search(
+        r"error: run\.root s3://bucket/job \[1\]: cannot be written: .*check the endpoint", wrong_key.stdout
+    )
 
 
 def test_the_upload_is_small(head: RayHead) -> None:

@@ -95,7 +95,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
         ({"data": {"type": "jsonl", "path": "x"}}, "evaluation.enabled needs data.reference_column"),
         ({"teacher": {"engine": {"type": "openai", "model": "m", "spend_ceiling": 1.0}}}, "spend_ceiling needs"),
         ({"student": {"model": "s", "api_key": "sk-123"}}, "student.api_key: unknown key"),
-        ({"run": {"name": "r", "root": "gs://b"}}, "run.root: gs://b: only local paths and s3:// are supported"),
+        ({"run": {"name": "r", "root": "gs://b"}}, "run.root: only local paths and s3://BUCKET/PREFIX are supported"),
     ],
 )
 def test_a_mistake_gets_one_line_that_names_the_key(change: dict[str, object], message: str) -> None:

@@ -1,21 +1,40 @@
-"""Reads a checkpoint's pieces from a store in long ranges, each byte once."""
+"""Torch's distributed checkpoints in a store: each byte is read once, and names are taken as they stand."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
+from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
+
+from cgd_ray.storage.filesystem import Store
 
 _AT_ONCE = 32 * 2**20  # bytes: of neighbours that one request reads; a piece larger than this is one request
 
 
-class RangeReader(FsspecReader):
-    """Torch's, but with one request for a piece, or for several small ones that lie side by side.
+def _files(store: Store) -> Any:
+    """Torch's own way from a path to a file system reads `::` and, on S3, `[` and `*` as more than names."""
+    files = FileSystem()
+    files.fs = store.fs
+    return files
+
+
+class StoreWriter(FileSystemWriter):
+    """Writes a checkpoint into a folder of a store."""
+
+    def __init__(self, store: Store, folder: str) -> None:
+        # All is on the host: reading ahead would open a context on the first GPU from this thread of every rank.
+        super().__init__(store.path(folder), per_thread_copy_ahead=0)
+        self.fs, self.path = _files(store), store.path(folder)
+
+
+class RangeReader(FileSystemReader):
+    """Torch's reader, but with one request for a piece, or for several small ones that lie side by side.
 
     Torch's own seeks back and forth inside each piece, and s3fs reads ahead at each turn: 4.5 times the checkpoint.
     """
@@ -24,6 +43,10 @@ class RangeReader(FsspecReader):
     """Of each file in turn, in ascending order: path, start, end."""
     _range = ("", 0, 0)
     _content = memoryview(b"")
+
+    def __init__(self, store: Store, folder: str) -> None:
+        super().__init__(store.path(folder))
+        self.fs, self.path = _files(store), store.path(folder)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fill the planner's tensors with what the plan names."""

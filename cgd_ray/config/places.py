@@ -1,0 +1,43 @@
+"""Where things lie: local paths, `s3://` prefixes, and models by name."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+_S3 = re.compile(r"s3://[^/\s]")
+_LIKE_A_URL = re.compile(
+    r"""
+    .*://                      # any scheme, wherever it begins
+    | [\s'"<(]*[a-z][a-z0-9+.-]*:    # s3:/bucket, s3:bucket, S3:
+    | [\s'"<(]*s3[an]?\W?[/\\]{2}    # s3//bucket, s3;//bucket
+    | [/\\]+s3[an]?:                 # /s3:/bucket
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_DEMO = re.compile(r"demo:[^/]")
+
+
+def checked_place(place: str) -> str:
+    """The place, a local path or `s3://BUCKET...`; others would become a local folder of that name.
+
+    Raises:
+        ValueError: it has another scheme, or looks like a mistyped one.
+    """
+    if _LIKE_A_URL.match(place) and not _S3.match(place):
+        raise ValueError(
+            "only local paths and s3://BUCKET/PREFIX are supported. Fix: correct it, or put ./ before a local path "
+            "with a colon"
+        )
+    return place
+
+
+def _checked_model(model: str) -> str:
+    return model if _DEMO.match(model) else checked_place(model)
+
+
+Place = Annotated[str, Field(min_length=1), AfterValidator(checked_place)]
+"""A local path or `s3://BUCKET/PREFIX`."""
+
+ModelPlace = Annotated[str, Field(min_length=1), AfterValidator(_checked_model)]
+"""A hub id, a directory, an `s3://` prefix, or `demo:NAME`."""
