@@ -14,6 +14,7 @@ from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe, load_recipe
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.redaction import redact
 from cgd_ray.runtime.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
@@ -143,18 +144,18 @@ def _guarded(command: Callable[[], None]) -> int:
     try:
         command()
     except CgdError as error:
-        sys.stderr.write(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}\n")
-        return error.exit_code
+        return _end(f"{'stopped' if isinstance(error, StoppedError) else 'error'}: {error}", error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("stopped: interrupted; the same command continues\n")
-        return _INTERRUPTED
+        return _end("stopped: interrupted; the same command continues", _INTERRUPTED)
     except _store_errors() as error:
         text = " ".join(str(error).split())  # which names the file
-        sys.stderr.write(
-            f"error: {type(error).__name__}: {text}; look at the disk or at S3: the same command continues\n"
-        )
-        return 1
+        return _end(f"error: {type(error).__name__}: {text}; look at the disk or at S3: the same command continues", 1)
     return 0
+
+
+def _end(text: str, code: int) -> int:
+    sys.stderr.write(f"{redact(text)}\n")
+    return code
 
 
 def _console(width: int) -> Console:

@@ -1,5 +1,7 @@
 """The one kind of error that a user is meant to read."""
 
+from cgd_ray.redaction import redact
+
 
 class CgdError(Exception):
     """A mistake or an outage that a person can mend.
@@ -9,6 +11,9 @@ class CgdError(Exception):
     """
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redact(text))  # it may quote others, who quote keys
 
 
 class ConfigError(CgdError):

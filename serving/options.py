@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cgd_ray.config.engine import VllmEngineOptions
-from cgd_ray.config.places import ModelPlace
+from cgd_ray.config.places import ModelPlace, PlainUrl
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
 
@@ -32,7 +32,7 @@ class ServeArgs(VllmEngineOptions):
     max_ongoing_requests: PositiveInt = 64
     """Requests that a replica takes at a time; further ones wait."""
 
-    endpoint_url: str | None = None
+    endpoint_url: PlainUrl | None = None
     """S3 endpoint, where it is not AWS. Keys come from the environment of the Serve nodes."""
     region: str | None = None
     anonymous: bool = False

@@ -1,5 +1,6 @@
 """Engines that complete prompts: vLLM on our own devices, an OpenAI-compatible endpoint, a scripted one for tests."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -147,6 +148,9 @@ _NOT_EXTRA = {
 }  # fmt: skip
 
 
+_SECRET_FIELD = re.compile(r"api[_-]?key|secret|password|authorization|(access|auth|bearer)[_-]?token", re.IGNORECASE)
+
+
 class TeacherOpenAI(Section):
     """A teacher behind any OpenAI-compatible endpoint."""
 
@@ -180,6 +184,10 @@ class TeacherOpenAI(Section):
     def _says_no_tokens(cls, body: dict[str, object]) -> dict[str, object]:
         if taken := _NOT_EXTRA & body.keys():
             raise ValueError(f"{sorted(taken)[0]} is said elsewhere, or would make a request cost more than is known")
+        if keys := [name for name in body if _SECRET_FIELD.search(name)]:
+            raise ValueError(
+                f"{keys[0]!r} would be stored with each run. Fix: put the key into the variable that api_key_env names"
+            )
         return body
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:

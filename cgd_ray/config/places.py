@@ -32,12 +32,21 @@ def checked_place(place: str) -> str:
     return place
 
 
+def _checked_url(url: str) -> str:
+    if re.search(r"://[^/]*@", url):
+        raise ValueError("a name or password in this URL would be stored with the run. Fix: use the environment")
+    return url
+
+
 def _checked_model(model: str) -> str:
     return model if _DEMO.match(model) else checked_place(model)
 
 
 Place = Annotated[str, Field(min_length=1), AfterValidator(checked_place)]
 """A local path or `s3://BUCKET/PREFIX`."""
+
+PlainUrl = Annotated[str, AfterValidator(_checked_url)]
+"""The URL of a service whose keys come from the environment alone."""
 
 ModelPlace = Annotated[str, Field(min_length=1), AfterValidator(_checked_model)]
 """A hub id, a directory, an `s3://` prefix, or `demo:NAME`."""

@@ -9,11 +9,12 @@ from pydantic import ValidationError, model_validator
 
 from cgd_ray.config.base import Section
 from cgd_ray.config.data import DataSection, DemoData
-from cgd_ray.config.engine import StudentSection, TeacherSection, VllmOptions
+from cgd_ray.config.engine import StudentSection, TeacherOpenAI, TeacherSection, VllmOptions
 from cgd_ray.config.generation import CurationSection, GenerationSection
 from cgd_ray.config.run import RunSection, StorageSection
 from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
 from cgd_ray.errors import ConfigError
+from cgd_ray.redaction import name_secret_variable
 
 _TAGS = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
 """pydantic puts the tag of a discriminated union into an error's location; the user's key has no such part."""
@@ -88,9 +89,13 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
     """Validate a recipe given as nested mappings; `source` names it in the error."""
     try:
-        return Recipe.model_validate(tree)
+        recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
+    engine = recipe.teacher.engine
+    if isinstance(engine, TeacherOpenAI) and engine.api_key_env:
+        name_secret_variable(engine.api_key_env)
+    return recipe
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cgd_ray.config.base import Section
-from cgd_ray.config.places import Place
+from cgd_ray.config.places import Place, PlainUrl
 
 
 class RunSection(Section):
@@ -24,7 +24,7 @@ class RunSection(Section):
 class StorageSection(Section):
     """How an `s3://` root is reached. Keys come from the environment (AWS_ACCESS_KEY_ID, ...), never from here."""
 
-    endpoint_url: str | None = None
+    endpoint_url: PlainUrl | None = None
     """S3 endpoint of another provider, for instance `http://127.0.0.1:9000`; none means AWS."""
 
     region: str | None = None

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from cgd_ray.config.base import Section
+from cgd_ray.config.places import PlainUrl
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -49,7 +50,7 @@ class TrackingSection(Section):
     tensorboard: bool = True
     """Event files in `runs/NAME/tensorboard` of the root; on S3 they appear with each checkpoint."""
     mlflow: bool = False
-    mlflow_uri: str | None = None
+    mlflow_uri: PlainUrl | None = None
     """Tracking server or store; None is the folder `mlflow` of a local root. Credentials come from the environment."""
     mlflow_experiment: str = "cgd-ray"
 

@@ -64,7 +64,7 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
     fs = open_filesystem(path, storage)
     with reporting(f"data.path {path}"):
         fs.invalidate_cache()  # s3fs remembers listings
-        base = fs._strip_protocol(path)  # noqa: SLF001  fsspec's only way to its own spelling
+        base = str(fs.unstrip_protocol(path)).partition("://")[2].rstrip("/")
         if fs.isfile(path):
             return SourceFiles(fs, [base])
         if fs.isdir(path):  # also one whose name looks like a glob

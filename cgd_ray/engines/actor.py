@@ -20,7 +20,6 @@ from cgd_ray.engines.ward import RevivedEngine
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.runtime import processes
 from cgd_ray.storage import transfers
-from cgd_ray.storage.filesystem import store_errors
 
 if TYPE_CHECKING:
     from cgd_ray.engines.pool import Chain
@@ -41,7 +40,6 @@ class ChainActor:
         processes.end_orphans()  # a killed predecessor's engine core would hold this one's cores and memory
         self._chain = chain
         self._ledger = ledger
-        self._ending: tuple[type[Exception], ...] = (CgdError, *store_errors())
         self._schema = schema
         self._name = ray.get_runtime_context().get_actor_id()
         self._look = threading.Lock()
@@ -126,7 +124,7 @@ class ChainActor:
         """
         try:
             done = rows if self._is_lost else await self._go_on(rows)
-        except self._ending as error:
+        except Exception as error:  # noqa: BLE001  Ray would bury it in advice
             if not self._engine.is_broken:
                 await self._ledger.fail.remote(as_ours(error))
                 return rows

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from cgd_ray.redaction import redact
+
 Role = Literal["system", "user", "assistant"]
 
 
@@ -76,7 +78,7 @@ class CompletionError(Exception):
     """
 
     def __init__(self, text: str, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> None:
-        super().__init__(text)
+        super().__init__(redact(text))
         self.prompt_tokens = prompt_tokens
         self.completion_tokens = completion_tokens
 
@@ -92,9 +94,15 @@ class PoisonError(CompletionError):
 class EngineDiedError(Exception):
     """The engine is gone, and with it all that it worked on; the text holds the tail of its log."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(redact(text))
+
 
 class CeilingError(Exception):
     """The engine's spend ceiling is reached: the row stays undone and the run stops resumably."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(redact(text))
 
 
 @contextlib.asynccontextmanager

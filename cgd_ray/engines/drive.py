@@ -151,12 +151,19 @@ def _stop(ledger: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
 _OURS = re.compile(r"cgd_ray\.errors\.(?P<kind>\w+): (?P<text>.*?)(?=\n\n|\nThe above exception|\Z)", re.DOTALL)
 
 
+_CAUSED = re.compile(r"\nThe above exception was the direct cause|\nDuring handling of the above exception")
+_PROCESS = re.compile(r"\(pid=(\d+), ip=([^,)\s]+)")
+
+
 def _explained(error: BaseException) -> CgdError:
-    """The innermost error of ours in a chain of Ray's wrappers, else the last line of what Ray says."""
+    """The innermost error of ours in a chain of Ray's wrappers, else the innermost cause, and where its log is."""
     text = str(error)
     ours = list(_OURS.finditer(text))
     if ours:
         kind = ConfigError if ours[-1]["kind"] == ConfigError.__name__ else CgdError
         return kind(ours[-1]["text"].strip())
-    lines = [line for line in text.splitlines() if line.strip()]
-    return CgdError(f"generation stopped: {lines[-1] if lines else type(error).__name__}")
+    cause = _CAUSED.split(text)[0]
+    lines = [line.strip() for line in cause.splitlines() if line.strip()] or [type(error).__name__]
+    process = _PROCESS.findall(cause)
+    log = f" (log: worker-*-{process[-1][0]}.err in Ray's session folder on {process[-1][1]})" if process else ""
+    return CgdError(f"generation stopped: {lines[-1] if process else lines[0]}{log}")

@@ -5,8 +5,10 @@ One Ray actor beside the driver. It outlives every engine, so it knows which row
 
 import contextlib
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import ray
 import ray.exceptions
@@ -21,6 +23,8 @@ from cgd_ray.engines.tally import Tallies, add_tallies
 from cgd_ray.engines.ward import MOST_DEATHS, Strike, Strikes
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.cluster import Cluster
+from cgd_ray.runtime.logs import describe_own_log, show_traceback
+from cgd_ray.storage.filesystem import store_errors
 from cgd_ray.storage.transfers import Transfer
 
 CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
@@ -303,8 +307,19 @@ def give_up(ledger: ActorHandle, error: Exception) -> None:
 
 
 def as_ours(error: BaseException) -> CgdError:
-    """An error of ours as it is, one of the storage as one of ours."""
-    return error if isinstance(error, CgdError) else CgdError(f"generation stopped: {type(error).__name__}: {error}")
+    """An error of ours as it is, another one as one of ours.
+
+    What nobody expects is named with its place in the code and with this process's log, which gets the traceback.
+    """
+    if isinstance(error, CgdError):
+        return error
+    cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, store_errors()):
+        return CgdError(f"generation stopped: {cause}")
+    show_traceback(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    return CgdError(f"generation stopped by an unexpected error: {cause} ({place}; log: {describe_own_log()})")
 
 
 def on_this_node() -> dict[str, NodeAffinitySchedulingStrategy]:

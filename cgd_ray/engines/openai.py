@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 from dataclasses import replace
 
 import openai
@@ -15,6 +14,7 @@ from cgd_ray.engines.gate import Gate
 from cgd_ray.engines.purse import Payment, Purse
 from cgd_ray.engines.retries import Trouble, backoff, trouble_of
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.redaction import read_secret
 
 _OWN_REFUSALS = 3  # for each allowed try: so often a row is refused at most, whoever was served meanwhile
 
@@ -152,7 +152,7 @@ def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:
     """The client with its key from the environment.
 
     Raises:
-        ConfigError: the variable that should hold the key is not set.
+        ConfigError: the variable that should hold the key is not set, or holds something else.
     """
     return openai.AsyncOpenAI(
         base_url=options.base_url,
@@ -166,8 +166,11 @@ def api_key(options: TeacherOpenAI) -> str:
     """The key; a placeholder where the endpoint wants none (the client refuses an empty one)."""
     if options.api_key_env is None:
         return "none"
-    key = os.environ.get(options.api_key_env)
-    if not key:
+    try:
+        key = read_secret(options.api_key_env, "teacher.engine.api_key_env")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if key is None:
         raise ConfigError(
             f"teacher.engine.api_key_env: the environment variable {options.api_key_env} is not set; "
             "set it, or use null for an endpoint without keys"

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from cgd_ray.redaction import redact
 from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
 from cgd_ray.report.summary import setting_notes
 from cgd_ray.storage.runs import Document, Run
@@ -10,7 +11,7 @@ from cgd_ray.storage.runs import Document, Run
 def write_comparison(run: Run, outcomes: Document) -> None:
     """Put `comparison.md` into the run: outcomes by method."""
     parts = [f"# Methods of {run.name}", markdown(*_comparison(outcomes)), *_comparison_notes(outcomes)]
-    run.store.write(run.path("comparison.md"), ("\n\n".join(parts) + "\n").encode())
+    run.store.write(run.path("comparison.md"), redact("\n\n".join(parts) + "\n").encode())
 
 
 def print_comparison(outcomes: Document, console: Console) -> None:

@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from cgd_ray.redaction import redact
 from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
 from cgd_ray.storage.runs import Document, Run
 
@@ -20,7 +21,7 @@ def write_report(run: Run, outcome: Document) -> None:
         *(markdown(title, rows) for title, rows in _tables(outcome)),
         *_notes(outcome),
     ]
-    run.store.write(run.path("report.md"), ("\n\n".join(parts) + "\n").encode())
+    run.store.write(run.path("report.md"), redact("\n\n".join(parts) + "\n").encode())
 
 
 def print_report(outcome: Document, console: Console) -> None:

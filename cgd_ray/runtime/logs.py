@@ -3,12 +3,17 @@
 import contextlib
 import logging
 import os
+import platform
 import sys
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 import structlog
+
+from cgd_ray.redaction import redact, redact_event
 
 _QUIET = {
     "bitsandbytes": logging.ERROR,  # that it lacks kernels for a CPU, whoever imports it
@@ -27,12 +32,23 @@ def configure_logging() -> None:
         processors=[
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
+            redact_event,
             structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
+    sys.excepthook = _show_uncaught  # of faults of ours, whose tracebacks may quote what others say
+
+
+def _show_uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
+    show_traceback(error)
+
+
+def show_traceback(error: BaseException) -> None:
+    """Write an error's traceback to standard error."""
+    sys.stderr.write(redact("".join(traceback.format_exception(error))))
 
 
 def quiet_libraries() -> None:
@@ -60,8 +76,18 @@ def own_log_tail(lines: int = 25) -> str:
 
     Ray sends the output of its workers, and so of the engine cores below them, to files.
     """
-    target = Path("/proc/self/fd/2").readlink() if sys.platform == "linux" else Path()
-    if not target.is_file():
+    target = _own_log()
+    if target is None:
         return ""
     with target.open(errors="replace") as file:
-        return "".join(deque(file, maxlen=lines))
+        return redact("".join(deque(file, maxlen=lines)))
+
+
+def describe_own_log() -> str:
+    """Where this process's standard error is to be found."""
+    return f"{_own_log() or 'standard error'} on {platform.node()}"
+
+
+def _own_log() -> Path | None:
+    target = Path("/proc/self/fd/2").readlink() if sys.platform == "linux" else Path()
+    return target if target.is_file() else None

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 
@@ -24,7 +25,7 @@ class Run:
 
     def write_json(self, name: str, content: Document) -> None:
         """Put a JSON document into the run."""
-        self.store.write(self.path(name), json.dumps(content, indent=1, ensure_ascii=False, default=str).encode())
+        self.store.write(self.path(name), _as_json(content))
 
     def record(self, name: str, document: Document, settings: Document) -> Document:
         """Write what a phase came to under these settings; returns it as written.
@@ -45,6 +46,10 @@ class Run:
         except FileNotFoundError:
             return None
         return content
+
+
+def _as_json(content: Document) -> bytes:
+    return json.dumps(redact_tree(content), indent=1, ensure_ascii=False, default=str).encode()
 
 
 def telling(config: Document) -> Document:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cgd_ray.errors import CgdError
+from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store
 
 _PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
@@ -51,7 +52,9 @@ class Table:
         """Write what the fingerprint was made of, once."""
         name = f"{self.folder}/table.json"
         if not self.store.exists(name):
-            self.store.write(name, json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False).encode())
+            self.store.write(
+                name, json.dumps(redact_tree(content), indent=1, sort_keys=True, ensure_ascii=False).encode()
+            )
 
     def description(self) -> dict[str, Any] | None:
         """What `describe` wrote, or None for a table that nobody has written to.

@@ -3,6 +3,7 @@
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import LoraSection
 from cgd_ray.curation.filters import Target, learnt_texts
+from cgd_ray.redaction import redact
 from cgd_ray.training.encode_table import EncodedExamples
 
 _LEARNT: dict[Target, str] = {
@@ -43,7 +44,7 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
     licences = [_LICENCE_OF_DATA] if "sft" in views else []
     licences += [_LICENCE_OF_TEACHER] if views != {"sft"} else []
     table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
-    return f"""---
+    card = f"""---
 library_name: transformers
 pipeline_tag: text-generation
 base_model: {recipe.student.model}
@@ -72,6 +73,7 @@ At inference it gets the bare prompt in its own chat template.
 
 These weights are a derivative of the base model: its licence applies. {" ".join(licences)}
 """
+    return redact(card)  # names of models may be URLs
 
 
 def _adapter(lora: LoraSection | None) -> str:

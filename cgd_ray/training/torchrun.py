@@ -20,6 +20,7 @@ import torch
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.redaction import redact
 from cgd_ray.runtime.logs import configure_logging, quiet_libraries
 from cgd_ray.storage.filesystem import open_filesystem, store_errors
 from cgd_ray.storage.lease import held
@@ -48,7 +49,7 @@ def main() -> None:
 def _end(reason: str, code: int, *, of_all: bool = True) -> NoReturn:
     """Say it once, where all ranks end with it."""
     if _is_first() or not of_all:
-        sys.stderr.write(f"error: {reason}\n")
+        sys.stderr.write(f"error: {redact(reason)}\n")
     sys.exit(code)
 
 

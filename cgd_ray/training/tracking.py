@@ -12,6 +12,7 @@ import structlog
 from tensorboardX import SummaryWriter
 
 from cgd_ray.config.training import TrackingSection
+from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store, store_errors
 from cgd_ray.training.job import RankJob, StepReport
 
@@ -147,5 +148,5 @@ def _mlflow_run(client: "MlflowClient", job: RankJob, experiment: str) -> str:
         return str(found[0].info.run_id)
     run = client.create_run(place, run_name=job.name, tags={_IDENTITY: job.identity, "cgd.model": job.model})
     for name, value in job.training.model_dump(mode="json").items():
-        client.log_param(run.info.run_id, name, value)
+        client.log_param(run.info.run_id, name, redact_tree(value))
     return str(run.info.run_id)

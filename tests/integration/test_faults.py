@@ -120,6 +120,11 @@ class BreaksDown(ScriptedEngine):
             EndpointConnectionError(endpoint_url="http://s3"),
             r"^generation stopped: EndpointConnectionError: .*http://s3",
         ),
+        (
+            True,
+            KeyError("the cause"),
+            r"^generation stopped by an unexpected error: KeyError: 'the cause' \(test_faults\.py:\d+; log: /.*\.err on ",
+        ),
     ],
 )
 def test_an_engine_that_cannot_go_on_costs_the_others_nothing(

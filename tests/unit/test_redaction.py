@@ -1,0 +1,215 @@
+"""A planted secret appears nowhere: errors, rows, logs, configurations, tables, cards, tracebacks."""
+
+import asyncio
+import json
+import subprocess
+import sys
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.config.recipe import parse_recipe
+from cgd_ray.engines.base import CeilingError, CompletionError, EngineDiedError, PoisonError, PromptTooLongError
+from cgd_ray.engines.ledger import as_ours
+from cgd_ray.engines.openai import OpenAIEngine, api_key
+from cgd_ray.engines.retries import trouble_of
+from cgd_ray.errors import CgdError, ConfigError, StoppedError
+from cgd_ray.redaction import redact, redact_tree
+from cgd_ray.report.comparison import write_comparison
+from cgd_ray.report.summary import write_report
+from cgd_ray.runtime.logs import configure_logging, show_traceback
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Run
+from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table
+from tests.unit.config.test_recipe import MINIMAL
+
+SECRET = 'sk-planted/+"0123456789'
+
+
+@pytest.fixture(autouse=True)
+def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\n")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted aws secret")
+    monkeypatch.setenv("KEYRING_FOLDER", "/var/keys")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Illegal header value b'Bearer {SECRET}\\n'",
+        f"https://host/v1?api-version=3&q={urllib.parse.quote(SECRET)}",
+        f"https://host/v1?q={urllib.parse.quote_plus(SECRET)}",
+        json.dumps({"headers": {"x": SECRET}}),
+        repr({"x": SECRET}),
+        f"{SECRET}{SECRET}",
+        "planted aws secret",
+    ],
+)
+def test_a_secret_of_the_environment_is_masked(text: str) -> None:
+    masked = redact(text)
+    assert "planted" not in masked
+    assert "***" in masked
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("https://me:pa55:w@rd@host:80/v1 is away", "https://***@host:80/v1 is away"),
+        ("http://token@host", "http://***@host"),
+        ("GET https://h/v1?api_key=abc&x=1", "GET https://h/v1?api_key=***&x=1"),
+        ("https://h/o?X-Amz-Signature=abc&X-Amz-Date=1", "https://h/o?X-Amz-Signature=***&X-Amz-Date=1"),
+        ("{'Authorization': 'Bearer abc.def'}", "{'Authorization': 'Bearer ***'}"),
+        ("authorization: Basic YWJj", "authorization: Basic ***"),
+        ("api-key: abc", "api-key: ***"),
+    ],
+)
+def test_credentials_of_others_are_masked(text: str, masked: str) -> None:
+    assert redact(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "s3://bucket/a@b/c",
+        "mail me@host about https://host/@me",
+        "max_tokens=12, the key is missing",
+        "the token false of TOKENIZERS_PARALLELISM",
+        "/var/keys",
+        "",
+    ],
+)
+def test_other_text_stays(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("EMPTY_KEY", "")
+    assert redact(text) == text
+
+
+def test_a_variable_that_a_recipe_names_holds_a_secret_whatever_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_TEACHER", "planted")
+    assert redact("it is planted") == "it is planted"
+    parse_recipe(teacher(api_key_env="MY_TEACHER"), "r.yaml")
+    assert redact("it is planted") == "it is ***"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        CgdError,
+        ConfigError,
+        StoppedError,
+        CompletionError,
+        PromptTooLongError,
+        PoisonError,
+        EngineDiedError,
+        CeilingError,
+    ],
+)
+def test_no_error_of_ours_quotes_it(kind: type[Exception]) -> None:
+    assert str(kind(f"they say {SECRET}")) == "they say ***"
+
+
+def test_no_error_of_others_quotes_it_as_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "planted" not in str(as_ours(RuntimeError(SECRET)))
+    with pytest.raises(CompletionError) as caught:
+        trouble_of(OSError(SECRET))  # type: ignore[arg-type]
+    assert "planted" not in str(caught.value)
+    show_traceback(RuntimeError(SECRET))
+    shown = capsys.readouterr().err
+    assert "planted" not in shown
+    assert "RuntimeError: ***" in shown
+
+
+def test_it_is_in_no_log_line(capsys: pytest.CaptureFixture[str]) -> None:
+    import structlog
+
+    configure_logging()
+    structlog.get_logger().warning(f"event {SECRET}", key=SECRET, nested={"x": SECRET}, count=3)
+    shown = capsys.readouterr().err
+    assert "planted" not in shown
+    assert "count=3" in shown
+
+
+def test_it_is_in_no_file_of_a_run(tmp_path: Path) -> None:
+    run = Run(Store(str(tmp_path)), "r")
+    run.write_json("config.json", {"teacher": {"url": f"https://me:{SECRET}@host", "list": [SECRET, 1, None]}})
+    Table(run.store, "prompts", "0", PROMPTS).describe({"content": {"x": SECRET}})
+    outcome: dict[str, Any] = {"generation": {}, "training": {}, "evaluation": {}, "curation": {}}
+    for write in (write_report, write_comparison):
+        with pytest.MonkeyPatch.context() as patch:
+            for module in ("summary", "comparison"):
+                patch.setattr(f"cgd_ray.report.{module}.markdown", lambda *_: SECRET)
+            patch.setattr("cgd_ray.report.summary._tables", lambda _: [("t", [])])
+            patch.setattr("cgd_ray.report.summary._notes", lambda _: [SECRET])
+            patch.setattr("cgd_ray.report.comparison._comparison", lambda _: ("t", []))
+            patch.setattr("cgd_ray.report.comparison._comparison_notes", lambda _: [SECRET])
+            write(run, outcome)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {file.name for file in files} == {"config.json", "table.json", "report.md", "comparison.md"}
+    for file in files:
+        assert "planted" not in file.read_text()
+        assert "***" in file.read_text()
+
+
+def test_a_tree_keeps_its_shape() -> None:
+    assert redact_tree({"a": [1, (SECRET, None)], "b": {"c": True}}) == {"a": [1, ["***", None]], "b": {"c": True}}
+
+
+def teacher(**options: Any) -> dict[str, Any]:
+    return {**MINIMAL, "teacher": {"engine": {"type": "openai", "model": "m", **options}}}
+
+
+def test_a_key_from_a_file_is_sent_without_its_line_break() -> None:
+    assert api_key(TeacherOpenAI(type="openai", model="m")) == SECRET
+
+
+@pytest.mark.parametrize("key", ["sk-planted\nmore", "sk planted", "sk-pläntéd", "\x00sk-planted", "Bearer sk-planted"])
+def test_an_odd_key_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    if "\0" in key:
+        key = "\x01sk-planted"  # no variable holds a NUL
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(
+        ConfigError, match=r"^teacher\.engine\.api_key_env: the environment variable OPENAI_API_KEY "
+    ) as e:
+        asyncio.run(OpenAIEngine(TeacherOpenAI(type="openai", model="m")).start())
+    assert "pl" not in str(e.value).partition("OPENAI_API_KEY")[2].replace("line breaks or", "").replace("alone", "")
+
+
+@pytest.mark.parametrize("field", ["api_key", "api-key", "X-Api-Key", "access_token", "Authorization", "password"])
+def test_a_key_in_the_body_is_refused(field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"extra_body: {field!r} would be stored with each run\. Fix: ") as caught:
+        parse_recipe(teacher(extra_body={field: "planted"}), "r.yaml")
+    assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"storage": {"endpoint_url": "https://me:planted@host"}},
+        {"training": {"tracking": {"mlflow_uri": "https://me:planted@host"}}},
+        {"run": {"name": "r", "root": "https://me:planted@host"}},
+        {"teacher": {"engine": {"type": "openai", "model": "m", "api_key_env": "sk-planted-1"}}},
+        {"teacher": {"engine": {"type": "openai", "model": "m", "api_key": "planted"}}},
+    ],
+)
+def test_a_recipe_with_a_key_is_refused_without_quoting_it(change: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe({**MINIMAL, **change}, "r.yaml")
+    assert "planted" not in str(caught.value)
+
+
+def test_what_a_command_prints_has_no_credentials(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "jobs" / "recipes" / "openai-teacher.yaml"
+    command = [str(Path(sys.executable).with_name("cgd")), "validate", str(recipe), f"run.root={tmp_path}"]
+    done = subprocess.run(
+        [*command, "teacher.engine.base_url=http://me:planted@127.0.0.1:9/v1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "http://***@127.0.0.1:9/v1: cannot be reached" in done.stderr
+    assert "planted" not in done.stdout + done.stderr
