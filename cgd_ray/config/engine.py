@@ -176,6 +176,13 @@ class TeacherOpenAI(Section):
     spend_ceiling: Annotated[float, Field(gt=0)] | None = None
     """Money, in the currency of the prices, that the teacher's tables may cost, what earlier runs paid for their rows
     included: a request that may exceed it is not sent, and the run stops resumably."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls the longest completion; reasoning models of OpenAI take only the second."""
+    omit: list[Literal["temperature", "top_p", "seed"]] = []
+    """Fields that are not sent, for models that refuse them: these then decode as they please."""
+    reasoning_tags: tuple[str, str] | None = None
+    """Where thinking begins and ends in the texts, for instance `["<think>", "</think>"]`: it is cut off, and a
+    completion that never left it counts as truncated. Thinking in a field of its own needs nothing."""
     extra_body: dict[str, Any] = {}
     """Further fields of each request's body."""
 

@@ -1,6 +1,7 @@
 """Filters: small functions from a generated row to None (keep) or the reason to drop it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from cgd_ray.config.generation import CurationSection
@@ -31,7 +32,7 @@ def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[s
 
     Every learnt text must be there and pass: compared methods train on the same rows, all of them filtered alike.
     """
-    filters: list[tuple[str, Filter]] = [("refine", _empty)]
+    filters: list[tuple[str, Filter]] = [(name, partial(_empty, name)) for name in ("draft", "critique", "refine")]
     if "answer" in learnt:
         filters.append(("answer", lambda row: None if row["answer"] else "missing"))
     if "reference" in learnt:
@@ -56,8 +57,8 @@ def _judges(section: CurationSection, name: str) -> list[tuple[str, Filter]]:
     return filters
 
 
-def _empty(row: Row) -> str | None:
-    return None if all(row[name].strip() for name in ("draft", "critique", "refine")) else "empty"
+def _empty(name: str, row: Row) -> str | None:
+    return None if row[name].strip() else "empty"
 
 
 def _no_verdict(row: Row) -> str | None:

@@ -57,7 +57,12 @@ class Completion:
     cached_tokens: int | None = None
 
 
-_CUT_OFF = ("length", "content_filter", "repetition")
+_ENDED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "stop_str", "complete", "completed"}
+_CUT_OFF = {
+    "length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded",
+    "content_filter", "safety", "recitation", "repetition",
+}  # fmt: skip
+"""Finish reasons of vLLM and of what other endpoints say in their place."""
 
 
 def is_cut_off(finish_reason: str | None) -> bool:
@@ -66,9 +71,10 @@ def is_cut_off(finish_reason: str | None) -> bool:
     Raises:
         CompletionError: it did not end at all ("abort", "error", no reason): it may the next time.
     """
-    if finish_reason != "stop" and finish_reason not in _CUT_OFF:
+    reason = (finish_reason or "").lower()
+    if reason not in _ENDED and reason not in _CUT_OFF:
         raise CompletionError(f"the completion ended with {finish_reason!r}")
-    return finish_reason in _CUT_OFF
+    return reason in _CUT_OFF
 
 
 class CompletionError(Exception):

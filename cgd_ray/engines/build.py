@@ -79,7 +79,7 @@ def engine_identity(options: EngineOptions) -> dict[str, object]:
         case VllmOptions():
             keys = ("dtype", "quantization", "max_model_len", "reasoning_parser", "engine_args")
         case TeacherOpenAI():
-            keys = ("extra_body",)
+            keys = ("extra_body", *(key for key in ("omit", "reasoning_tags") if getattr(options, key)))
         case ScriptedOptions():
             keys = ("truncate_fraction", "verdict")  # a failure is no result
     identity = {key: getattr(options, key) for key in keys}

@@ -12,6 +12,7 @@ from cgd_ray.engines.results import result_row, tally_of
 from cgd_ray.engines.stage import TEXTS, Row, Stage, row_name
 from cgd_ray.engines.tally import StageTally, Tallies
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.thinking import thinking_in
 from cgd_ray.storage.commit import Committer
 
 _IDLE_SECONDS = 0.05  # long enough for blocks that follow each other, short beside any completion
@@ -160,7 +161,8 @@ class ChainRunner:
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
         made: Completion | CompletionError
         try:
-            made = await self._engine.complete(_request(stage, row))
+            request = _request(stage, row)
+            made = _usable(stage, request, await self._engine.complete(request))
         except CompletionError as failure:
             made = failure
         seconds = time.monotonic() - clock
@@ -187,6 +189,29 @@ def _request(stage: Stage, row: Row) -> Request:
         return stage.request(row)
     except ConfigError as mistake:  # a template that cannot show this one row
         raise CompletionError(str(mistake)) from mistake
+
+
+def _usable(stage: Stage, request: Request, made: Completion) -> Completion:
+    """The completion, where its text may be learnt from, criticised or graded.
+
+    Raises:
+        CompletionError: it is empty, or holds thinking.
+    """
+    if made.truncated:
+        return made
+    if stage.must_say_something and not made.text.strip():
+        raise _unusable("the completion is empty", made)
+    if tag := thinking_in(made.text, "\n".join(turn.content for turn in request.turns)):
+        raise _unusable(
+            f"the text holds thinking ({tag}), which would be learnt and graded. Fix: set reasoning_parser (vLLM) or "
+            "reasoning_tags (an endpoint) of the engine, or switch thinking off in the stage's chat_template_kwargs",
+            made,
+        )
+    return made
+
+
+def _unusable(text: str, made: Completion) -> CompletionError:
+    return CompletionError(text, made.prompt_tokens, made.completion_tokens)
 
 
 def _texts(stage: Stage) -> list[str]:

@@ -9,10 +9,11 @@ from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request, Turn, is_cut_off
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request, Turn
 from cgd_ray.engines.gate import Gate
 from cgd_ray.engines.purse import Payment, Purse
-from cgd_ray.engines.retries import Trouble, backoff, trouble_of
+from cgd_ray.engines.replies import completion_of, error_in, is_completion
+from cgd_ray.engines.retries import Trouble, backoff, trouble_of, trouble_told
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.redaction import read_secret
 
@@ -48,7 +49,7 @@ class OpenAIEngine:
         while True:
             answer = await self._try(request, age)
             if isinstance(answer, ChatCompletion):
-                return _completion(answer)
+                return completion_of(answer, request.decoding.max_tokens, self._options.reasoning_tags)
             tries += answer.counts
             refusals += answer.is_refusal
             if tries > self._options.max_retries or refusals > _OWN_REFUSALS * max(1, self._options.max_retries):
@@ -77,17 +78,27 @@ class OpenAIEngine:
 
     async def _ask(self, request: Request, payment: Payment, sent: float) -> ChatCompletion | Trouble:
         try:
-            answer = await self._send(request)
-        except (openai.OpenAIError, ValueError) as error:  # the latter: JSON that ends in the middle
+            # The client's own limit begins anew with each byte, such as those that keep a connection alive.
+            async with asyncio.timeout(self._options.timeout_s):
+                answer = await self._send(request)
+        except (openai.OpenAIError, ValueError, TimeoutError) as error:  # the second: JSON that ends in the middle
             payment.failed(error)
-            return self._judge(trouble_of(error), sent)
+            return self._judge(self._trouble(error), sent)
         payment.answered(answer)
-        if not isinstance(answer, ChatCompletion):  # the client returns what is no JSON as text
+        if not is_completion(answer):
             return Trouble(f"no completion but {str(answer)[:200]!r}", is_refusal=False, wait=None)
+        if told := error_in(answer):
+            return self._judge(trouble_told(told), sent)
         self._refusals = 0
         self._served += 1
         self._gate.served(sent)
         return answer
+
+    def _trouble(self, error: Exception) -> Trouble:
+        if isinstance(error, TimeoutError):
+            text = f"no answer within {self._options.timeout_s:g} s (teacher.engine.timeout_s)"
+            return Trouble(text, is_refusal=False, wait=None)
+        return trouble_of(error)
 
     def _judge(self, trouble: Trouble, sent: float) -> Trouble:
         if trouble.wait is not None and trouble.wait > self._options.max_wait_s:
@@ -107,15 +118,15 @@ class OpenAIEngine:
         body = dict(options.extra_body)
         if decoding.chat_template_kwargs:
             body["chat_template_kwargs"] = decoding.chat_template_kwargs
-        return await client.chat.completions.create(
-            model=options.model,
-            messages=[_message(turn) for turn in request.turns],
-            max_tokens=decoding.max_tokens,
-            temperature=decoding.temperature,
-            top_p=decoding.top_p,
-            seed=decoding.seed,
-            extra_body=body or None,
-        )
+        sent: dict[str, float] = {
+            options.max_tokens_field: decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": decoding.seed,
+        }
+        body |= {name: value for name, value in sent.items() if name not in options.omit}
+        messages = [_message(turn) for turn in request.turns]
+        return await client.chat.completions.create(model=options.model, messages=messages, extra_body=body)
 
 
 def _message(turn: Turn) -> ChatCompletionMessageParam:
@@ -126,26 +137,6 @@ def _message(turn: Turn) -> ChatCompletionMessageParam:
             return {"role": "user", "content": turn.content}
         case "assistant":
             return {"role": "assistant", "content": turn.content}
-
-
-def _completion(answer: ChatCompletion) -> Completion:
-    """What the answer says; endpoints leave out what the client does not check."""
-    choice, usage = next(iter(answer.choices or []), None), answer.usage
-    if choice is None or not choice.message or not usage or None in (usage.prompt_tokens, usage.completion_tokens):
-        raise CompletionError("the endpoint's answer has no message or no usage")
-    try:
-        truncated = is_cut_off(choice.finish_reason)
-    except CompletionError as error:
-        raise CompletionError(str(error), usage.prompt_tokens, usage.completion_tokens) from error
-    details = usage.prompt_tokens_details
-    return Completion(
-        text=choice.message.content or "",
-        truncated=truncated,
-        finish_reason=choice.finish_reason,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        cached_tokens=details.cached_tokens if details else None,
-    )
 
 
 def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:

@@ -2,16 +2,22 @@
 
 import asyncio
 import contextlib
+import importlib
 from collections.abc import AsyncIterator
 
-import httpx
 import openai
-from openai.types.chat import ChatCompletion
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.engines.base import CeilingError, Request
+from cgd_ray.engines.replies import error_in, is_completion, token_counts
 
 _TEMPLATE_TOKENS = 16  # that a chat template puts around a turn, at most
+_transport = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__)  # httpx, or what replaced it
+_UNSENT = tuple(
+    getattr(_transport, name)
+    for name in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
+)
+"""Errors of the client's own transport before a request has left."""
 
 
 class Payment:
@@ -26,15 +32,18 @@ class Payment:
 
     def answered(self, answer: object) -> None:
         """The endpoint answered; what does not say its usage is taken to have cost the most."""
-        usage = answer.usage if isinstance(answer, ChatCompletion) else None
-        counts = (usage.prompt_tokens, usage.completion_tokens) if usage else None
-        self.due = self.most if counts is None or None in counts else self._options.cost(*counts)
+        self.due = self.most
+        if not is_completion(answer):
+            return
+        if counts := token_counts(answer):
+            self.due = self._options.cost(*counts)
+        elif error_in(answer):
+            self.due = 0.0
 
     def failed(self, error: Exception) -> None:
         """It did not; where it may have worked all the same, it will ask for the money."""
-        is_unsent = isinstance(error.__cause__, httpx.ConnectError | httpx.ConnectTimeout)
-        is_unknown = isinstance(error, openai.APIConnectionError | ValueError)  # timeouts among the former
-        self.due = self.most if is_unknown and not is_unsent else 0.0
+        was_refused = isinstance(error, openai.APIStatusError)
+        self.due = 0.0 if was_refused or isinstance(error.__cause__, _UNSENT) else self.most
 
 
 class Purse:

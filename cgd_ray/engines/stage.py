@@ -45,6 +45,7 @@ class Stage:
     conversation: Callable[[Row], tuple[Turn, ...]]
     attempt: int = 0
     has_verdict: bool = False
+    must_say_something: bool = True  # an empty text is a failure; in evaluation it is a wrong answer
     again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run tries again
     description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
     borders: tuple[str, ...] = ()  # of the shards that rows come from: no part holds results of two

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import AsyncIterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,12 +148,7 @@ class VllmEngine:
         if engine is None:
             raise CgdError("the vLLM engine was not started")
         try:
-            tokens = encode_chat(
-                self._tokenizer,
-                [turn.as_message() for turn in request.turns],
-                add_generation_prompt=True,
-                **request.decoding.chat_template_kwargs,
-            )
+            tokens, opening = self._encode(request)
         except jinja2.TemplateError as error:
             raise CompletionError(f"the model's chat template refuses this conversation: {error}") from error
         room = engine.model_config.max_model_len - len(tokens)
@@ -163,7 +159,18 @@ class VllmEngine:
             )
         async with answered_within(self._options.request_timeout_s):
             made = await self._generate(engine, tokens, request)
-        return self._completion(made)
+        return self._completion(made, opening)
+
+    def _encode(self, request: Request) -> tuple[list[int], list[int]]:
+        """The prompt's tokens, and those of its generation prompt where a parser of thinking wants to know of it."""
+        messages, arguments = [turn.as_message() for turn in request.turns], request.decoding.chat_template_kwargs
+        tokens = encode_chat(self._tokenizer, messages, add_generation_prompt=True, **arguments)
+        if self._parser is None:
+            return tokens, []
+        before = encode_chat(self._tokenizer, messages, add_generation_prompt=False, **arguments)
+        pairs = zip_longest(tokens, before)
+        start = next((place for place, (one, other) in enumerate(pairs) if one != other), len(tokens))
+        return tokens, tokens[start:]
 
     async def _generate(self, engine: "AsyncLLM", tokens: list[int], request: Request) -> "RequestOutput":
         from vllm import SamplingParams
@@ -193,17 +200,26 @@ class VllmEngine:
             raise CompletionError("vLLM ended the request without an output")
         return final
 
-    def _completion(self, output: "RequestOutput") -> Completion:
+    def _without_thinking(self, text: str, tokens: list[int], opening: list[int]) -> tuple[str, bool]:
+        """The answer's text, and whether its thinking came to an end; `opening` is the generation prompt.
+
+        A template may have ended the thinking (`enable_thinking: false`) or begun it, and a model may do without.
+        """
+        parser = self._parser
+        if parser is None or parser.is_reasoning_end(opening):
+            return text, True
+        if parser.is_reasoning_end(tokens):
+            return self._tokenizer.decode(parser.extract_content_ids(tokens), skip_special_tokens=True).strip(), True
+        start = parser.reasoning_start_str
+        has_begun = start is None or start in self._tokenizer.decode(opening + tokens, skip_special_tokens=False)
+        return ("", False) if has_begun else (text, True)
+
+    def _completion(self, output: "RequestOutput", opening: list[int]) -> Completion:
         answer = output.outputs[0]
-        text, truncated = answer.text, is_cut_off(answer.finish_reason)
-        if self._parser is not None:
-            truncated = truncated or not self._parser.is_reasoning_end(list(answer.token_ids))
-            text = self._tokenizer.decode(
-                self._parser.extract_content_ids(list(answer.token_ids)), skip_special_tokens=True
-            )
+        text, has_ended = self._without_thinking(answer.text, list(answer.token_ids), opening)
         return Completion(
-            text=text.strip() if self._parser is not None else text,
-            truncated=truncated,
+            text=text,
+            truncated=is_cut_off(answer.finish_reason) or not has_ended,
             finish_reason=str(answer.finish_reason),
             prompt_tokens=len(output.prompt_token_ids or []),
             completion_tokens=len(answer.token_ids),

@@ -183,6 +183,7 @@ def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
         seed=recipe.run.seed,
         inputs=("prompt",),
         conversation=BarePrompt(),
+        must_say_something=False,
         description=content,
     )
 

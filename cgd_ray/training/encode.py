@@ -8,6 +8,7 @@ from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.chat import encode_chat, load_tokenizer, template_text
+from cgd_ray.prompts.thinking import opened_tag
 from cgd_ray.storage.models import local_model
 from cgd_ray.training.formats import Conversation, Lacking
 
@@ -64,6 +65,9 @@ class ChatEncoder:
         if not conversation.target.strip():
             return Lacking("empty target")
         prompt = self.prompt_ids(*conversation.turns)
+        if self.closing_of_thinking:
+            ends = self.tokenizer(self.closing_of_thinking, add_special_tokens=False)["input_ids"]
+            return Encoded([*prompt, *ends, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
         whole = self._template_ids(_messages(*conversation.turns, conversation.target), generation_prompt=False)
         if whole[: len(prompt)] == prompt:
             end = len(whole) - (len(self._closing_ids) - 1 - (self._end_index or 0))
@@ -80,6 +84,22 @@ class ChatEncoder:
         template = f"{{% if false %}}{self.tokenizer.chat_template}{{% endif %}}{{{{ messages[0]['content'] }}}}"
         alone = [{"role": "assistant", "content": text}]
         return encode_chat(self.tokenizer, alone, add_generation_prompt=False, chat_template=template)
+
+    @cached_property
+    def closing_of_thinking(self) -> str:
+        """What the student must write first where its template's generation prompt begins to think.
+
+        It learns to end the thinking at once: an answer inside of it would be cut off with it. Supervised, since no
+        template writes it at inference.
+        """
+        rendered = [
+            self.tokenizer.apply_chat_template(
+                _messages("x"), tokenize=False, add_generation_prompt=opens, **self.template_arguments
+            )
+            for opens in (False, True)
+        ]
+        tag = opened_tag(rendered[1].removeprefix(rendered[0]))
+        return f"{tag}\n\n" if tag else ""
 
     @cached_property
     def _closing_ids(self) -> list[int]:

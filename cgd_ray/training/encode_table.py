@@ -85,6 +85,7 @@ class Encoding:
             "tokenizer": tokenizer_digest(self.encoder.tokenizer),
             "template_arguments": self.encoder.template_arguments,
             "max_length": training.max_length,
+            **({"closing": self.encoder.closing_of_thinking} if self.encoder.closing_of_thinking else {}),
         }
 
     def compared(self) -> list["Encoding"]:

@@ -38,6 +38,8 @@ def test_a_good_row_is_kept() -> None:
     ("changes", "settings", "reason"),
     [
         ({"refine": "  \n"}, {}, "empty"),
+        ({"critique": ""}, {"require_verdict": False}, "empty"),
+        ({"draft": "\t"}, {}, "empty"),
         ({"verdict": None}, {}, "no verdict"),
         ({"refine_tokens": 10}, {"max_refinement_tokens": 9}, "over-long"),
         ({"refine": r"The student's answer is wrong; it is \boxed{4}"}, {}, "mentions its inputs"),
@@ -48,6 +50,12 @@ def test_a_good_row_is_kept() -> None:
 )
 def test_a_bad_row_is_dropped_with_its_reason(changes: dict[str, Any], settings: dict[str, Any], reason: str) -> None:
     assert reasons(row(**changes), **settings) == [reason]
+
+
+@pytest.mark.parametrize("name", ["draft", "critique", "refine"])
+def test_an_empty_text_is_held_against_its_own_stage(name: str) -> None:
+    faults = [stage for stage, judge in build_filters(CurationSection(), set()) if judge(row(**{name: " "})) == "empty"]
+    assert faults == [name]
 
 
 DISTILL = TrainingSection(method="distill")

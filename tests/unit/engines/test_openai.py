@@ -255,3 +255,193 @@ def test_a_prompt_that_the_endpoint_finds_too_long_is_not_asked_again(script: Sc
 def test_further_fields_may_not_raise_what_a_request_costs() -> None:
     with pytest.raises(ValidationError, match="n is said elsewhere, or would make a request cost more"):
         TeacherOpenAI(type="openai", model="m", extra_body={"n": 4})
+
+
+def with_message(**changes: Any) -> tuple[int, dict[str, Any]]:
+    status, body = answer()
+    body["choices"][0] |= changes.pop("choice", {})
+    body["choices"][0]["message"] |= changes
+    return status, body
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "It is "}, {"type": "text", "text": "4."}], "It is 4."),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "4"}], "4"),
+        ([{"type": "output_text", "text": "4"}], "4"),
+        (["4", {"text": "!"}], "4!"),
+        ([], ""),
+        (None, ""),
+    ],
+)
+def test_a_text_may_come_as_a_list_of_parts(script: Script, content: object, text: str) -> None:
+    script.answers = [with_message(content=content)]
+    (made,) = ask(script)
+    assert isinstance(made, Completion)
+    assert made.text == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"content": [{"type": "image_url", "image_url": {"url": "x"}}]},
+            "a part of type 'image_url', which is no text",
+        ),
+        ({"content": {"a": 1}}, "is dict, neither a text nor a list"),
+        ({"content": 7}, "is int, neither a text nor a list"),
+        ({"content": None, "refusal": "I will not."}, "the model refuses: I will not."),
+    ],
+)
+def test_what_is_no_text_fails_the_row_and_is_paid_for(script: Script, changes: dict[str, Any], said: str) -> None:
+    script.answers = [with_message(**changes)]
+    (made,) = ask(script)
+    assert isinstance(made, CompletionError)
+    assert said in str(made)
+    assert (made.prompt_tokens, made.completion_tokens) == (1000, 500)
+
+
+@pytest.mark.parametrize("body", [{"choices": ["x"]}, {"choices": {"a": 1}}, {"choices": [{}]}, {"usage": "many"}, {}])
+def test_what_has_another_shape_fails_the_row(script: Script, body: dict[str, Any]) -> None:
+    script.answers = [(200, {**answer()[1], **body} if body else {})]
+    (made,) = ask(script, max_retries=0)
+    assert isinstance(made, CompletionError)
+
+
+@pytest.mark.parametrize(
+    ("reason", "tokens", "truncated"),
+    [
+        ("eos", 500, False),
+        ("eos_token", 500, False),
+        ("STOP", 500, False),
+        ("end_turn", 500, False),
+        ("max_tokens", 500, True),
+        ("MAX_TOKENS", 500, True),
+        ("SAFETY", 500, True),
+        ("", 6, False),
+        (None, 6, False),
+        ("", 7, True),  # of 7
+        (None, 7, True),
+    ],
+)
+def test_other_servers_reasons_to_end_are_known(
+    script: Script, reason: str | None, tokens: int, *, truncated: bool
+) -> None:
+    status, body = with_message(choice={"finish_reason": reason})
+    body["usage"]["completion_tokens"] = tokens
+    script.answers = [(status, body)]
+    (made,) = ask(script)
+    assert isinstance(made, Completion)
+    assert made.truncated == truncated
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", "tool_calls", "function_call"])
+def test_what_did_not_end_fails_the_row(script: Script, reason: str) -> None:
+    script.answers = [answer(finish_reason=reason)]
+    (made,) = ask(script)
+    assert isinstance(made, CompletionError)
+    assert repr(reason) in str(made)
+
+
+def in_body(code: object, message: str = "they are busy", **more: object) -> tuple[int, dict[str, Any]]:
+    return 200, {"id": "1", "error": {"code": code, "message": message, **more}}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        in_body(429),
+        in_body("429"),
+        in_body(502),
+        in_body("rate_limit_exceeded"),
+        in_body(None, type="overloaded_error"),
+        in_body("server_error"),
+        (200, {**answer()[1], "choices": [{"index": 0, "message": {}, "error": {"code": 503, "message": "busy"}}]}),
+    ],
+)
+def test_an_error_in_the_body_of_a_success_is_asked_again(script: Script, fault: tuple[int, dict[str, Any]]) -> None:
+    script.answers = [fault, answer()]
+    (made,) = ask(script, max_retries=1)
+    assert isinstance(made, Completion)
+    script.answers = [fault]
+    (made,) = ask(script, max_retries=0)
+    assert isinstance(made, CompletionError)
+    assert "busy" in str(made)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (in_body(400, "no such field"), CompletionError),
+        (in_body("invalid_request_error", "no such field"), CompletionError),
+        ((200, {"error": "no such field"}), CompletionError),
+        (in_body(400, "This model's maximum context length is 2048 tokens"), PromptTooLongError),
+        (in_body(402, "Insufficient credits"), CeilingError),
+    ],
+)
+def test_an_error_in_the_body_that_stays_is_said_once(
+    script: Script, fault: tuple[int, dict[str, Any]], kind: type[Exception]
+) -> None:
+    script.answers = [fault]
+    (made,) = ask(script)
+    assert type(made) is kind
+    error = fault[1]["error"]
+    assert (error["message"] if isinstance(error, dict) else error) in str(made)
+    assert len(script.asked) == 1
+
+
+def test_an_error_in_the_body_costs_nothing(script: Script) -> None:
+    script.answers = [in_body(400), in_body(400), in_body(400), answer()]
+    made = ask(
+        script, count=4, concurrency=1, spend_ceiling=7.0, price_per_million_completion_tokens=1e6, max_retries=0
+    )
+    assert isinstance(made[3], Completion)
+
+
+def test_a_422_is_shown_with_what_it_says(script: Script) -> None:
+    script.answers = [(422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]})]
+    (made,) = ask(script)
+    assert isinstance(made, CompletionError)
+    assert "seed" in str(made)
+    assert "Extra inputs are not permitted" in str(made)
+
+
+def test_a_reasoning_model_is_sent_what_it_takes(script: Script) -> None:
+    ask(script, max_tokens_field="max_completion_tokens", omit=["temperature", "top_p", "seed"])
+    assert script.asked == [
+        {
+            "model": "m",
+            "messages": [{"role": "user", "content": "What is 1 + 1?"}],
+            "max_completion_tokens": 7,
+            "chat_template_kwargs": {"thinking": False},
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "shown", "truncated"),
+    [
+        ("<think>\nhm\n</think>\n\nIt is 4.", "stop", "It is 4.", False),
+        ("hm\n</think>\n\nIt is 4.", "stop", "It is 4.", False),
+        ("It is 4.", "stop", "It is 4.", False),
+        (" <think>hm", "stop", "", True),
+        ("<think>hm</think> It", "length", "It", True),
+        ("<think>hm</think>", "stop", "", False),
+    ],
+)
+def test_thinking_in_the_text_is_cut_off(
+    script: Script, text: str, reason: str, shown: str, *, truncated: bool
+) -> None:
+    script.answers = [answer(text, reason)]
+    (made,) = ask(script, reasoning_tags=["<think>", "</think>"])
+    assert isinstance(made, Completion)
+    assert (made.text, made.truncated) == (shown, truncated)
+
+
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+def test_thinking_in_a_field_of_its_own_is_no_part_of_the_text(script: Script, field: str) -> None:
+    script.answers = [with_message(content="It is 4.", **{field: "hm"})]
+    (made,) = ask(script)
+    assert isinstance(made, Completion)
+    assert made.text == "It is 4."

@@ -112,3 +112,31 @@ def test_a_template_that_ends_no_turn_is_refused() -> None:
     tokenizer = tiny_tokenizer("{% for message in messages %}{{ message['content'] }}\n{% endfor %}")
     with pytest.raises(ConfigError, match="without a special token"):
         ChatEncoder(tokenizer, {})
+
+
+OPENING = CHATML.replace("assistant\n", "assistant\n<think>\n")
+
+
+@pytest.mark.parametrize("is_token", [False, True])
+def test_a_student_whose_template_begins_to_think_learns_to_end_it(*, is_token: bool) -> None:
+    tokenizer = tiny_tokenizer(OPENING)
+    if is_token:
+        tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
+    encoder = ChatEncoder(tokenizer, {})
+    row = encoded("a", "It is 4.", encoder)
+    assert row.input_ids[: row.target_start] == encoder.prompt_ids("a")
+    assert tokenizer.decode(row.input_ids[: row.target_start]).endswith("<think>\n")
+    learnt = row.input_ids[row.target_start :]
+    assert tokenizer.decode(learnt) == "</think>\n\nIt is 4." + END
+    assert (tokenizer.convert_tokens_to_ids("</think>") in learnt) == is_token
+
+
+def test_a_student_whose_template_ends_its_thinking_learns_the_answer_alone() -> None:
+    tokenizer = tiny_tokenizer(OPENING.replace("<think>\n", "<think>\n\n</think>\n\n"))
+    row = encoded("a", "It is 4.", ChatEncoder(tokenizer, {}))
+    assert tokenizer.decode(row.input_ids[row.target_start :]) == "It is 4." + END
+
+
+def test_a_prompt_about_thinking_begins_none() -> None:
+    row = encoded("What is <think>?", "A tag.")
+    assert TOKENIZER.decode(row.input_ids[row.target_start :]) == "A tag." + END
