@@ -12,7 +12,7 @@ from cgd_ray.config.training import TrackingSection, TrainingSection
 from cgd_ray.data.sources import check_source
 from cgd_ray.errors import ConfigError
 from cgd_ray.generation.stages import student_identity, teacher_identity
-from cgd_ray.prompts.chat import load_tokenizer, template_text
+from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.storage.demo_models import DEMO_PREFIX
@@ -98,14 +98,16 @@ def _require_known_arguments(recipe: Recipe) -> None:
 
 def _require_templates(recipe: Recipe) -> None:
     """Before drafts are paid for: can the student be trained, and the teacher be asked?"""
-    student, teacher = recipe.student, recipe.teacher.engine
+    student, teacher, generation = recipe.student, recipe.teacher.engine, recipe.generation
     is_real = isinstance(student.engine, VllmOptions)
-    if recipe.training.enabled and is_real and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
+    if is_real and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
         student_encoder(recipe)
     if isinstance(teacher, TeacherVllm) and not teacher.model.startswith(DEMO_PREFIX):
         template = template_text(teacher.chat_template, "teacher.engine.chat_template")
         folder = local_model(teacher.model, teacher.revision, recipe.storage, weights=False)
-        load_tokenizer(folder, template, "teacher")
+        tokenizer = load_tokenizer(folder, template, "teacher")
+        for stage in (generation.answer, generation.critique, generation.refine):
+            require_turns(tokenizer, ["a question to answer"], "teacher", stage.chat_template_kwargs)
 
 
 def _require_packages(training: TrainingSection) -> None:

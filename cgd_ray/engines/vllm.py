@@ -10,7 +10,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import structlog
 
 from cgd_ray.config.engine import VllmOptions
@@ -26,7 +25,7 @@ from cgd_ray.engines.base import (
 )
 from cgd_ray.engines.vllm_arguments import cpu_environment, vllm_arguments
 from cgd_ray.errors import CgdError
-from cgd_ray.prompts.chat import encode_chat
+from cgd_ray.prompts.chat import TEMPLATE_ERRORS, encode_chat, set_template
 from cgd_ray.runtime import processes
 from cgd_ray.runtime.cores import CoreLease, lease_cores, loading_alone
 from cgd_ray.runtime.device import installed_device, pretends_gpus
@@ -132,10 +131,7 @@ class VllmEngine:
         }
         self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
         self._tokenizer = self._engine.get_tokenizer()
-        if options.chat_template is not None:
-            self._tokenizer.chat_template = options.chat_template
-        if not self._tokenizer.chat_template:
-            raise CgdError(f"{self._model} has no chat template (a base model?); name one in engine.chat_template")
+        set_template(self._tokenizer, options.chat_template, self._model)
         if options.reasoning_parser:
             from vllm.reasoning import ReasoningParserManager
 
@@ -149,7 +145,7 @@ class VllmEngine:
             raise CgdError("the vLLM engine was not started")
         try:
             tokens, opening = self._encode(request)
-        except jinja2.TemplateError as error:
+        except TEMPLATE_ERRORS as error:
             raise CompletionError(f"the model's chat template refuses this conversation: {error}") from error
         room = engine.model_config.max_model_len - len(tokens)
         if room < request.decoding.max_tokens:

@@ -1,12 +1,26 @@
 """From a conversation to token ids, the same way for generation, training and evaluation."""
 
+import datetime as dt
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import jinja2
 
 from cgd_ray.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+ROLES = ("user", "assistant")
+TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
+"""What rendering a chat template may raise: its own refusals, and Python's errors in what it computes."""
+
+_DATE = dt.datetime(2024, 7, 26, tzinfo=dt.UTC)
+_DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
+_OTHER_DATE_CALL = re.compile(r"strftime_now\s*\(")
 
 
 def encode_chat(
@@ -26,6 +40,60 @@ def encode_chat(
         **template_kwargs,
     )
     return list(ids)
+
+
+def require_turns(
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[str], key: str, arguments: dict[str, object]
+) -> None:
+    """Render a conversation, the user's turn first, and look for each text in it.
+
+    Raises:
+        ConfigError: the chat template fails, or a text does not stand in what it renders, once and in its place: some
+            render lists of parts alone, and drop texts without a word. `key` is the recipe's section of the model.
+    """
+    mend = f"Fix: name another template in {key}.engine.chat_template, or other chat_template_kwargs"
+    try:
+        rendered = str(
+            tokenizer.apply_chat_template(
+                as_messages(turns), tokenize=False, add_generation_prompt=len(turns) % 2 == 1, **arguments
+            )
+        )
+    except TEMPLATE_ERRORS as error:
+        detail = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{key}: the model's chat template fails on {len(turns)} turns: {type(error).__name__}: {detail}. {mend}"
+        ) from error
+    places = [rendered.find(text) for text in turns]
+    once = all(rendered.count(text) == 1 for text in turns)
+    if not once or places != sorted(places):
+        lost = next((place for place, text in enumerate(turns) if rendered.count(text) != 1), 0)
+        role = ROLES[lost % 2]
+        raise ConfigError(
+            f"{key}: the model's chat template writes the {role}'s text {rendered.count(turns[lost])} times into a "
+            f"conversation of {len(turns)} turns, not once in its place. {mend}"
+        )
+
+
+def as_messages(turns: Sequence[str]) -> list[dict[str, str]]:
+    """The turns of user and assistant in the form that chat templates take."""
+    return [{"role": ROLES[place % 2], "content": text} for place, text in enumerate(turns)]
+
+
+def pin_date(template: str, key: str) -> str:
+    """The chat template with a fixed date in place of today's: what a model is shown must not change overnight.
+
+    The date is 26 July 2024, which Llama 3.1's own template says where it is told none.
+
+    Raises:
+        ConfigError: it asks for the date in a form that only the template knows; `key` is the model's section.
+    """
+    pinned = _DATE_CALL.sub(lambda call: repr(_DATE.strftime(call["format"])), template)
+    if _OTHER_DATE_CALL.search(pinned):
+        raise ConfigError(
+            f"{key}: the model's chat template writes today's date, so that another day is another prompt. Fix: give "
+            f"one with a fixed date in {key}.engine.chat_template"
+        )
+    return pinned
 
 
 def with_defaults(template: str, arguments: dict[str, Any]) -> str:
@@ -66,10 +134,21 @@ def load_tokenizer(folder: Path, template: str | None, key: str) -> "PreTrainedT
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: the model has no tokenizer: {' '.join(str(error).split())[:300]}") from error
-    if template is not None:
-        tokenizer.chat_template = template
-    if not tokenizer.chat_template:
+    set_template(tokenizer, template, key)
+    return tokenizer
+
+
+def set_template(tokenizer: "PreTrainedTokenizerBase", template: str | None, key: str) -> None:
+    """Give a tokenizer this chat template, or its own, with a fixed date.
+
+    Raises:
+        ConfigError: there is none, or it asks for the date in another way than `pin_date` knows.
+    """
+    template = template or tokenizer.chat_template
+    if isinstance(template, dict):  # several, by their names
+        template = template.get("default")
+    if not template:
         raise ConfigError(
             f"{key}: the model has no chat template (a base model?); name one in {key}.engine.chat_template"
         )
-    return tokenizer
+    tokenizer.chat_template = pin_date(template, key)

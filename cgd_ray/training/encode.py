@@ -7,12 +7,13 @@ from typing import Any
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
-from cgd_ray.prompts.chat import encode_chat, load_tokenizer, template_text
+from cgd_ray.prompts.chat import as_messages, encode_chat, load_tokenizer, require_turns, template_text
 from cgd_ray.prompts.thinking import opened_tag
 from cgd_ray.storage.models import local_model
 from cgd_ray.training.formats import Conversation, Lacking
 
 _SENTINEL = "targettargettarget"
+_SAMPLES = ("a question to answer", "a first answer given", "a second question put", "the answer to be learnt")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class ChatEncoder:
 
     def prompt_ids(self, *turns: str) -> list[int]:
         """Ids of the turns, the user's first and last, with the generation prompt, as a chat endpoint sends them."""
-        return self._template_ids(_messages(*turns), generation_prompt=True)
+        return self._template_ids(as_messages(turns), generation_prompt=True)
 
     def encode(self, conversation: Conversation) -> Encoded | Lacking:
         """Ids of the prompt, the target and its end-of-turn token, or why there is nothing to learn.
@@ -68,13 +69,30 @@ class ChatEncoder:
         if self.closing_of_thinking:
             ends = self.tokenizer(self.closing_of_thinking, add_special_tokens=False)["input_ids"]
             return Encoded([*prompt, *ends, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
-        whole = self._template_ids(_messages(*conversation.turns, conversation.target), generation_prompt=False)
+        whole = self._template_ids(as_messages([*conversation.turns, conversation.target]), generation_prompt=False)
         if whole[: len(prompt)] == prompt:
             end = len(whole) - (len(self._closing_ids) - 1 - (self._end_index or 0))
-            return Encoded(whole[:end], len(prompt))
+            return Encoded(whole[:end], len(prompt)) if end > len(prompt) + 1 else Lacking("its target is not rendered")
         # The target's first characters merged with the generation prompt's last ("\n" + "\n"), or the two differ.
         # At inference the prompt stands alone, so the target is encoded alone as well.
         return Encoded([*prompt, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
+
+    def require_teachable(self, turns: int) -> None:
+        """Encode a conversation of so many turns and a target, and read what would be learnt.
+
+        Raises:
+            ConfigError: what is learnt is not the target and the end of its turn.
+        """
+        shown, target = _SAMPLES[:turns], _SAMPLES[-1]
+        row = self.encode(Conversation(shown, target))
+        learnt = row.input_ids[row.target_start :] if isinstance(row, Encoded) else []
+        said = self.tokenizer.decode(learnt, clean_up_tokenization_spaces=False)
+        wanted = self.closing_of_thinking + target + self.tokenizer.decode([self.end_of_turn])
+        if said.strip() != wanted.strip():
+            raise ConfigError(
+                f"student: of the answer {target!r} its chat template and tokenizer make {said[:80]!r} to learn. Fix: "
+                "name another template in student.engine.chat_template"
+            )
 
     def _template_ids(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:
         return encode_chat(self.tokenizer, messages, add_generation_prompt=generation_prompt, **self.template_arguments)
@@ -94,7 +112,7 @@ class ChatEncoder:
         """
         rendered = [
             self.tokenizer.apply_chat_template(
-                _messages("x"), tokenize=False, add_generation_prompt=opens, **self.template_arguments
+                as_messages(["x"]), tokenize=False, add_generation_prompt=opens, **self.template_arguments
             )
             for opens in (False, True)
         ]
@@ -104,7 +122,9 @@ class ChatEncoder:
     @cached_property
     def _closing_ids(self) -> list[int]:
         """Ids of what the template writes behind the assistant's text."""
-        text = self.tokenizer.apply_chat_template(_messages("x", _SENTINEL), tokenize=False, **self.template_arguments)
+        text = self.tokenizer.apply_chat_template(
+            as_messages(["x", _SENTINEL]), tokenize=False, **self.template_arguments
+        )
         ids: list[int] = self.tokenizer(text.rpartition(_SENTINEL)[2], add_special_tokens=False)["input_ids"]
         return ids
 
@@ -118,12 +138,20 @@ def student_encoder(recipe: Recipe) -> ChatEncoder:
     """The encoder of the recipe's student; its weights are not fetched.
 
     Raises:
-        ConfigError: there is no such model, or it has no usable chat template.
+        ConfigError: there is no such model, or it has no chat template that shows all texts and ends its turns.
     """
     student = recipe.student
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)
     tokenizer = load_tokenizer(folder, chat_template(recipe), "student")
-    return ChatEncoder(tokenizer, recipe.generation.draft.chat_template_kwargs)
+    arguments = recipe.generation.draft.chat_template_kwargs
+    lengths = (1, 3) if recipe.training.context == "multi-turn" else (1,)
+    for turns in lengths:
+        require_turns(tokenizer, _SAMPLES[:turns], "student", arguments)
+        require_turns(tokenizer, [*_SAMPLES[:turns], _SAMPLES[-1]], "student", arguments)
+    encoder = ChatEncoder(tokenizer, arguments)
+    for turns in lengths:
+        encoder.require_teachable(turns)
+    return encoder
 
 
 def chat_template(recipe: Recipe) -> str | None:
@@ -135,7 +163,3 @@ def chat_template(recipe: Recipe) -> str | None:
     engine = recipe.student.engine
     given = engine.chat_template if isinstance(engine, VllmOptions) else None
     return template_text(given, "student.engine.chat_template")
-
-
-def _messages(*turns: str) -> list[dict[str, str]]:
-    return [{"role": ("user", "assistant")[place % 2], "content": text} for place, text in enumerate(turns)]

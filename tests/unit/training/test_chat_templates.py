@@ -1,0 +1,119 @@
+"""Chat templates of other people's models, looked at before anything is paid for: on the very tokenizer."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.errors import ConfigError
+from cgd_ray.preflight import preflight
+from cgd_ray.prompts.chat import load_tokenizer, pin_date
+from cgd_ray.training.encode import Encoded, student_encoder
+from cgd_ray.training.formats import Conversation
+from tests.unit.training.tiny import CHATML, tiny_tokenizer
+
+START = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+END = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+PARTS = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+
+
+def recipe(folder: Path, template: str, **training: Any) -> Recipe:
+    model = folder / "model"
+    tiny_tokenizer(template).save_pretrained(model)
+    (model / "config.json").write_text("{}")
+    (folder / "data.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
+    tree: dict[str, Any] = {
+        "run": {"name": "r", "root": str(folder / "root")},
+        "data": {"type": "jsonl", "path": str(folder / "data.jsonl"), "holdout": {"count": 1}},
+        "student": {"model": str(model)},
+        "teacher": {"engine": {"type": "scripted"}},
+        "evaluation": {"enabled": False},
+        "training": training,
+    }
+    return parse_recipe(tree, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (START + PARTS + END, "writes the user's text 0 times into a conversation of 1 turns"),
+        (START + "{{ m.content[0].text }}" + END, "writes the user's text 0 times"),
+        (START + "{{ m.content }}{{ m.content }}" + END, "writes the user's text 2 times"),
+        (START + "{{ m.content | upper }}" + END, "writes the user's text 0 times"),
+        (
+            START + "{% if m.role == 'user' %}{{ m.content }}{% endif %}" + END,
+            "writes the assistant's text 0 times into a conversation of 2 turns",
+        ),
+        ("{{ raise_exception('No\nuser!') }}", "fails on 1 turns: TemplateError: No user!."),
+        ("{{ messages[0].content + 1 }}", "fails on 1 turns: TypeError"),
+        ("{% if %}", "fails on 1 turns: TemplateSyntaxError"),
+        (START + "{{ tools.name.x }}" + END, "fails on 1 turns: UndefinedError"),
+        (CHATML.replace("<|im_end|>", "</s>"), "without a special token"),
+    ],
+)
+def test_a_template_that_loses_a_text_is_refused_before_anything_is_made(
+    tmp_path: Path, template: str, said: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        preflight(recipe(tmp_path, template))
+    text = str(caught.value)
+    assert text.startswith("student: ")
+    assert said in text
+    assert "student.engine.chat_template" in text
+    assert "\n" not in text
+
+
+def test_several_turns_are_looked_at_where_they_are_used(tmp_path: Path) -> None:
+    once = "{% if messages|length > 2 %}{{ raise_exception('one question, please') }}{% endif %}" + CHATML
+    student_encoder(recipe(tmp_path, once))
+    with pytest.raises(ConfigError, match="fails on 3 turns: TemplateError: one question, please"):
+        student_encoder(recipe(tmp_path, once, context="multi-turn"))
+
+
+def test_what_the_arguments_change_is_looked_at_with_them(tmp_path: Path) -> None:
+    made = recipe(tmp_path, "{% if not bare %}" + CHATML + "{% endif %}")
+    student_encoder(made)
+    draft = made.generation.draft.model_copy(update={"chat_template_kwargs": {"bare": True}})
+    changed = made.model_copy(update={"generation": made.generation.model_copy(update={"draft": draft})})
+    with pytest.raises(ConfigError, match="writes the user's text 0 times"):
+        student_encoder(changed)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "strftime_now('%d %b %Y')",
+        'strftime_now( "%d %b %Y" )',
+        "(strftime_now('%d %b %Y') if strftime_now is defined else '')",
+    ],
+)
+def test_a_template_says_the_same_date_on_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    template = "{{ 'Today: ' + " + call + " }}\n" + CHATML
+    made = recipe(tmp_path, template)
+    encoder = student_encoder(made)
+    row = encoder.encode(Conversation(("a",), "b"))
+    assert isinstance(row, Encoded)
+    assert "Today: 26 Jul 2024\n" in encoder.tokenizer.decode(row.input_ids)
+    encoder.tokenizer.save_pretrained(tmp_path / "exported")
+    later = time.time() + 400 * 86400
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert load_tokenizer(tmp_path / "exported", None, "student").chat_template == encoder.tokenizer.chat_template
+
+
+@pytest.mark.parametrize("call", ["strftime_now(form)", "strftime_now('%Y' ~ '%m')"])
+def test_a_date_that_cannot_be_fixed_is_refused(call: str) -> None:
+    with pytest.raises(ConfigError, match=r"^student: .*writes today's date.*Fix: .*student\.engine\.chat_template"):
+        pin_date("{{ " + call + " }}", "student")
+
+
+def test_a_teacher_that_does_not_see_its_prompt_is_refused(tmp_path: Path) -> None:
+    made = recipe(tmp_path, START + PARTS + END)
+    teacher = {"type": "vllm", "model": str(tmp_path / "model")}
+    tree = made.model_dump() | {
+        "teacher": {"engine": teacher},
+        "student": {"model": "s", "engine": {"type": "scripted"}},
+    }
+    with pytest.raises(ConfigError, match=r"^teacher: .* writes the user's text 0 times"):
+        preflight(parse_recipe(tree, "r.yaml"))
