@@ -1,26 +1,82 @@
 """Where a text says what its answer is: a box, a marked line, a stated sentence."""
 
 import re
+from collections.abc import Iterator
+from fractions import Fraction
 
-from cgd_ray.grading.quantities import NUMBER, unwrap
+from cgd_ray.grading.expressions import is_mathematical
+from cgd_ray.grading.normal import DEGREES, normalise, plain, unwrap
+from cgd_ray.grading.numbers import NUMBER, WORDS, value_of, value_of_words
+from cgd_ray.grading.quantities import choice_of, quantity, without_remark
 
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
-_MARKED = re.compile(r"^\s*#{4}\s*(\S.*?)\s*$", re.MULTILINE)
+_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s{0,9}\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
+_UNBRACED = re.compile(r"\\(?:boxed|fbox)[^\S\n]{0,9}(?P<content>[^\s\\{$.,;]{1,40})")
+_MARKED = re.compile(r"#{4}(?!#)[^\S\n]*+([^\n]*)")
 # "The answer is 5", "Answer: 5", "final answer for part b is: 5"; the words between are kept short so that
 # "the answer depends on ... and x is" is none.
-_STATED = re.compile(r"\banswer\b[^.\n:=]{0,40}?(?:\bis\b(?!\s+not\b)|[:=])[\s:*]*(?=[^\s:*])", re.IGNORECASE)
-_DENIED = re.compile(r"\bnot\b|n't\b|n\N{RIGHT SINGLE QUOTATION MARK}t\b", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
-_MATH = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$([^$]*[^$\s\d.,][^$]*)\$")
-_ONE_NUMBER = re.compile(
-    rf"(?:\b(?:minus|negative)\s+)?{NUMBER}(?:\s+(?:hundred|thousand|million|billion|dozen)\b)?", re.IGNORECASE
+_STATED = re.compile(
+    r"(?P<seek>\b(?:find|get|obtain|check|verify|calculate|compute|determine|give|submit|write|express)\s+"
+    r"(?:the|an|our|your|this|my)\s+(?:final\s+|correct\s+)?)?"
+    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|[:=])[\s:*_]*+(?=\S)",
+    re.IGNORECASE,
 )
-# A reference without any mark is its own answer only where it could be one.
-_LONGEST_BARE_GOLD = 100
+_JUDGEMENT = re.compile(
+    r"(?:indeed\s+|also\s+|clearly\s+)?(?:correct|right|reasonable|plausible|valid|verified|confirmed|consistent|sensible"
+    r"|incorrect|clear|obvious|simple|complete|found|given|shown|unique|checked)\b(?!\s*:)",
+    re.IGNORECASE,
+)
+_DENIED = re.compile(r"\bnot\b|n't\b|n\N{RIGHT SINGLE QUOTATION MARK}t\b", re.IGNORECASE)
+_INSTEAD = re.compile(
+    r"(?:\bnot|n['\u2019]t)\b[^.;]{1,60}?(?:,?\s+but(?:\s+rather)?|[,;]\s*(?:it(?:'s|\s+is)|rather))\s+(?=\S)",
+    re.IGNORECASE,
+)
+_ASIDE = re.compile(
+    r",?\s+(?:because|since|after|as\s+(?:required|expected|we)|instead\s+of|rather\s+than|and\s+not|not|given\s+that|which)\b"
+    r"|,\s+(?:not|so|as)\b",
+    re.IGNORECASE,
+)
+_COMPARED = re.compile(
+    r"\b(?:less|greater|more|fewer|larger|smaller|bigger|higher|lower|older|younger)\s+than\b|\bat\s+(?:least|most)\b"
+    r"|\b(?:up\s+to|between|above|below|over|under|beyond)\s+[-$€£\d]|\bor\s+(?:more|less|fewer|greater|higher|lower|above|below)\b",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
+_MATH = re.compile(
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\\$|[^$])*?[^$\s\d.,](?:\\\$|[^$])*?)(?<!\\)\$|(?<![\w\\])\$(\d[\d.,/]*)\$"
+)
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|equals?|be|becomes?|gives?|get|gets|therefore|thus)\b\s*:?|(?<![<>!:=])=(?!=)|:\s", re.I
+)
+_ONE_NUMBER = re.compile(
+    rf"(?:\b(?:minus|negative)\s+)?{NUMBER}(?:\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)?", re.IGNORECASE
+)
+_CHANGED = re.compile(
+    r"\d\s*(?:squared|cubed|factorial|halves|thirds|quarters|fourths|fifths|tenths|hundredths)\b", re.IGNORECASE
+)
+_TIME = re.compile(r"(?<![\d:])\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?m\b)?", re.IGNORECASE)
+_WRITTEN_TWICE = re.compile(rf"(?:{WORDS.pattern})\s*\((?P<number>{NUMBER})\)", re.IGNORECASE)
+_RELATION = re.compile(r"[A-Za-z]\s*[-+*/^]|[-+*/^]\s*[A-Za-z](?![A-Za-z])|\d[A-Za-z](?![A-Za-z])")
+_VARIABLE = re.compile(r"(?<![^\W\d_])(?<![\\'])[A-Za-z](?![^\W\d_]|')|[\^_+*/()<>\d\\|≤≥]|(?<=\S)\s-\s(?=\S)")
+_ARTICLES = re.compile(r"\b(?:a|A|I|[ap]\.m|s)\b")
+_CLOSING = re.compile(
+    r"\b(?:hope|let me know|feel free|if you have any|happy to help|good luck|thank(?:s| you)|any questions"
+    r"|need (?:any|more|further))\b"
+    r"|^\W*(?:\(?\s*note\b|```|---+\s*$|check\b|verification\b|\*\*note)",
+    re.IGNORECASE,
+)
+_BRACED_UNIT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?$")
+_LIST_MARK = re.compile(r"^\s*(?:[-*+>•]\s+|\d{1,2}[.)]\s+(?=\S))+")
+
+_LONGEST = 2000
+"""Characters of a phrase or reference that are looked at: what is longer is no answer."""
+_LONGEST_BARE = 200
+_MOST_STATEMENTS = 20  # of the last ones, that are looked at
+_LAST_LINES = 40
+_FEW_WORDS = 8  # a phrase without a number that is longer is a sentence, and no answer
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete, non-empty `\boxed{...}`, or None.
+    r"""The content of the last complete, non-empty `\boxed{...}` (or `\boxed5`), or None.
 
     One pass, linear in the text: a model that repeats an open `\boxed{` for ever costs no more than others.
     """
@@ -34,71 +90,213 @@ def last_boxed(text: str) -> str | None:
             content = text[start : brace.start()].strip()
             if is_box and content and (found is None or start > found[0]):
                 found = (start, content)
+    for bare in _UNBRACED.finditer(text):
+        if found is None or bare.start() > found[0]:
+            found = (bare.start(), bare["content"])
     return found[1] if found else None
 
 
 def gold_of(reference: str) -> str:
     r"""The gold answer in a reference: after the last `####`, in the last `\boxed{}`, or as stated.
 
-    A short one-line reference is its own answer. Empty where a long text states none: nothing can be graded
-    against it.
+    A reference without any of these is its own answer, unless it is prose. Empty where it states none: nothing can
+    be graded against it.
     """
-    marked = _MARKED.findall(reference)
-    if marked:
-        return str(marked[-1])
-    boxed = last_boxed(reference)
+    text = normalise(reference)
+    if marked := _last_mark(text):
+        return marked
+    boxed = last_boxed(text)
     if boxed is not None:
         return boxed
-    bare = reference.strip()
-    if len(bare) <= _LONGEST_BARE_GOLD and "\n" not in bare and _STATED.search(bare) is None:
-        return bare
-    return stated_answer(reference) or ""
+    bare = text.strip()
+    if not _STATED.search(bare):
+        return "" if _is_prose(bare) else bare
+    return _stated(bare) or ""
 
 
 def stated_answer(text: str) -> str | None:
     """The answer of a text without a box, or None where it commits to none.
 
-    That is a line `#### ...`, else what follows the last "answer is" or "answer:", else the only number of
-    the last sentence, or of what follows its last equals sign. A last sentence with several numbers states no
-    answer: taking the last number of any text would reward rambling.
+    That is a line `#### ...`, else what follows the last "answer is" or "answer:" that says one, else what the last
+    sentence comes to: its only number or formula, or the one behind its last verb or equals sign. A last sentence with
+    several numbers states no answer: taking the last number of any text would reward rambling.
     """
-    marked = _MARKED.findall(text)
-    if marked:
-        return str(marked[-1])
-    stated = list(_STATED.finditer(text))
-    if stated:
-        return _core(_first_sentence(text[stated[-1].end() :].splitlines()[0]))
-    lines = text.strip().splitlines()
-    last = _last_sentence(lines[-1]) if lines else ""
-    return None if _DENIED.search(last) else _only_number(last)
+    text = normalise(text)
+    return _last_mark(text) or _stated(text) or _bare(text) or _concluded(text)
 
 
-def _core(phrase: str) -> str:
-    """A phrase without the words around its formula or its only number."""
-    formulas = [next(filter(None, groups)) for groups in _MATH.findall(phrase)]
-    if len(formulas) == 1:
-        return str(formulas[0])
-    return _only_number(phrase) or unwrap(phrase)
+def _bare(text: str) -> str | None:
+    """A text that is nothing but an answer: one line with a formula or a word or two."""
+    line = unwrap(text.strip())
+    if "\n" in line or len(line) > _LONGEST_BARE:
+        return None
+    formula = plain(_BRACED_UNIT.sub("", line))
+    is_formula = is_mathematical(formula, longest_name=1) and not re.search(r"[A-Za-z]\s*:|^=|\bor\b", formula)
+    return line if line and (is_formula or re.fullmatch(r"[^\W\d_]+(?:[\s-][^\W\d_]+)?", plain(line))) else None
+
+
+def _last_mark(text: str) -> str | None:
+    """What stands behind the last `####` that is no heading."""
+    for mark in reversed(_MARKED.findall(text)):
+        content = mark.strip().strip("*").strip()[:_LONGEST]
+        if stated := _stated(content):
+            return stated
+        if content and (quantity(plain(content)) or not _is_heading(content)):
+            return str(content)
+    return None
+
+
+def _is_heading(content: str) -> bool:
+    return bool(
+        re.match(r"(?:step|part|solution|answer|final|conclusion|check|verification|explanation)\b", content, re.I)
+    )
+
+
+def _is_prose(text: str) -> bool:
+    if len(text) > _LONGEST:
+        return True
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)
+    return len(words) > 2 * _FEW_WORDS or (len(words) > _FEW_WORDS and len(text.strip().splitlines()) > 1)
+
+
+def _stated(text: str) -> str | None:
+    """What the last statement with the word "answer" says that says something."""
+    statements = [found for found in _STATED.finditer(text) if not found["seek"]]
+    for found in reversed(statements[-_MOST_STATEMENTS:]):
+        rest = text[found.end() : found.end() + _LONGEST]
+        phrase = _phrase(rest, is_new_line="\n" in found.group())
+        if _JUDGEMENT.match(phrase):
+            continue
+        if instead := _INSTEAD.match(phrase):
+            phrase = phrase[instead.end() :]
+        elif _DENIED.match(phrase):
+            continue
+        if (said := _core(phrase)) is None:
+            continue
+        # "Answer: She had 2 apples. So she has 5." begins a solution, the end of which counts.
+        later = _concluded(text[found.end() :]) if _is_sentence(phrase) else None
+        return later or said
+    return None
+
+
+def _phrase(rest: str, *, is_new_line: bool) -> str:
+    """The statement itself: to the end of its sentence, or what a display or a list of one line holds."""
+    for left, right in (("$$", "$$"), ("\\[", "\\]"), ("```", "```")):
+        if rest.startswith(left) and (end := rest.find(right, len(left))) > 0:
+            return rest[len(left) : end].strip()
+    line = rest.splitlines()[0] if rest else ""
+    if is_new_line:
+        line = _LIST_MARK.sub("", line)
+    return _SENTENCE_END.split(line, maxsplit=1)[0].strip().strip("*_ ")
+
+
+def _is_sentence(phrase: str) -> bool:
+    return (
+        bool(re.match(r"(?:she|he|they|it|we|the|there|so|each|first|let)\b", phrase, re.I)) and len(phrase.split()) > 2
+    )
+
+
+def _core(phrase: str) -> str | None:
+    """The answer in a phrase: its formula, its only number, or its few words; None where it commits to none."""
+    phrase = phrase[:_LONGEST]
+    whole = unwrap(without_remark(phrase))
+    formulas = _formulas(phrase)
+    if len(formulas) == 1 and not _COMPARED.search(phrase):
+        return formulas[0]
+    if typed := _typed(whole):
+        return typed
+    clause = _ASIDE.split(whole, maxsplit=1)[0].strip()
+    if number := _only_number(clause):
+        return number
+    if _is_sentence(phrase):
+        return _concluded(clause)
+    has_number = any(character.isdigit() for character in clause)
+    is_short = len(clause.split()) <= _FEW_WORDS
+    return unwrap(clause) if clause and (has_number or is_short) and not _speaks(clause) else None
+
+
+def _typed(whole: str) -> str | None:
+    """A phrase that is a number, in digits or words, or a choice."""
+    if quantity(plain(whole)) is not None:
+        return whole if value_of_words(plain(whole)) is not None else _only_number(whole) or whole
+    twice = _WRITTEN_TWICE.fullmatch(whole)  # five (5)
+    return str(twice["number"]) if twice else whole if choice_of(plain(whole)) else None
+
+
+def _speaks(clause: str) -> bool:
+    """Whether words announce something rather than answer."""
+    return bool(re.match(r"(?:let'?s|let us|we|to|first|as follows|below|above|in)\b", clause, re.IGNORECASE))
+
+
+def _formulas(phrase: str) -> list[str]:
+    return [next(filter(None, groups)).strip() for groups in _MATH.findall(phrase)]
+
+
+def _concluded(text: str) -> str | None:
+    """What the last sentence comes to, good wishes and notes left out."""
+    for sentence in _last_sentences(text):
+        if _DENIED.search(sentence):
+            instead = list(_INSTEAD.finditer(sentence))
+            return _core(sentence[instead[-1].end() :]) if instead else None
+        clause = _ASIDE.split(sentence, maxsplit=1)[0]
+        verbs = list(_VERB.finditer(clause))
+        tail = clause[verbs[-1].end() :].strip() if verbs else ""
+        if tail and choice_of(plain(tail)):
+            return tail
+        if tail and not _COMPARED.search(tail) and (quantity(plain(tail)) or _is_formula(tail)):
+            return _formulas(tail)[0] if _is_formula(tail) and _formulas(tail) else _only_number(tail) or unwrap(tail)
+        formulas = _formulas(clause)
+        if len(formulas) == 1 and not _ONE_NUMBER.search(_MATH.sub(" ", clause)) and not _COMPARED.search(clause):
+            return formulas[0]
+        return _only_number(clause)
+    return None
+
+
+def _is_formula(tail: str) -> bool:
+    """Whether nothing but a formula, with words behind it at most, stands there."""
+    found = _MATH.match(tail)
+    return found is not None and not re.search(r"\d|\$", _MATH.sub(" ", tail))
+
+
+def _last_sentences(text: str) -> Iterator[str]:
+    """The last sentence that says something."""
+    for line in reversed(text.strip().splitlines()[-_LAST_LINES:]):
+        end = line[-_LONGEST:].strip()
+        if end in {"", "$$", "\\]", "\\[", "```"}:
+            continue
+        for sentence in reversed([part for part in _SENTENCE_END.split(end) if part.strip(" *_`$")]):
+            if not _CLOSING.search(sentence):
+                yield sentence.strip()
+                return
 
 
 def _only_number(sentence: str) -> str | None:
-    after_equals = sentence.rsplit("=", 1)[-1]
-    numbers = [match.group() for match in _ONE_NUMBER.finditer(after_equals)]
-    # Operators beside the number make it a part of a formula, which is not the number.
-    beside = _ONE_NUMBER.sub(" ", _undelimited(after_equals))
-    if len(numbers) != 1 or re.search(r"[\^_+*/()\d]|\\[a-z]", beside):
+    """The number of a sentence that has one alone, or the same one several times, and is no formula."""
+    if _COMPARED.search(sentence) or _CHANGED.search(sentence):
         return None
-    return numbers[0].strip()
+    *before, after_equals = re.split(r"(?<![<>!])=", _undelimited(sentence))
+    if len(before) == 1 and _RELATION.search(before[0]):  # of several unknowns: 5x - 7y = 0
+        return None
+    numbers = [match.group().strip() for match in _ONE_NUMBER.finditer(after_equals)]
+    beside = _ARTICLES.sub(" ", _ONE_NUMBER.sub(" ", _TIME.sub(" ", after_equals) if not numbers else after_equals))
+    # Variables and operators beside the number make it a part of a formula, which is not the number.
+    if _VARIABLE.search(beside):
+        return None
+    if not numbers:
+        if len(times := _TIME.findall(after_equals)) == 1:
+            return str(times[0])
+        words = [found.group() for found in WORDS.finditer(after_equals)]
+        return words[0] if len({value_of_words(word) for word in words}) == 1 else None
+    values: set[Fraction | None] = {value_of(re.sub(r"[^\d.,/+\-eE^{}]", "", number)) for number in numbers}
+    return numbers[0] if len(values) == 1 and None not in values else None
 
 
 def _undelimited(text: str) -> str:
-    return re.sub(r"\\[()\[\]]|\\text\s*\{|\*\*", " ", text)
+    return re.sub(r"\\[()\[\]]|\$(?=[^\d\s])|(?<=[\d}])\$|\*\*", " ", plain_fractions(text))
 
 
-def _first_sentence(text: str) -> str:
-    return _SENTENCE_END.split(text, maxsplit=1)[0]
-
-
-def _last_sentence(line: str) -> str:
-    sentences = [part for part in _SENTENCE_END.split(line) if part.strip()]
-    return sentences[-1] if sentences else ""
+def plain_fractions(text: str) -> str:
+    r"""The text with `\frac{a}{b}` as a/b, and without `\text{}` and degrees."""
+    text = re.sub(r"\\[dtc]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2 ", text)
+    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
+    return DEGREES.sub("", text)

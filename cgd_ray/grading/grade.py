@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from functools import cache
 
 from cgd_ray.grading.answers import gold_of, last_boxed, stated_answer
-from cgd_ray.grading.quantities import is_words, plain, quantity, same_quantity, unwrap
+from cgd_ray.grading.expressions import for_algebra, has_unknown, is_mathematical, side_of
+from cgd_ray.grading.normal import latex, plain
+from cgd_ray.grading.quantities import choice_of, is_words, quantity, same_quantity, same_time, without_remark
 from cgd_ray.grading.symbolic import SymbolicChecker
 
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
-VERSION = 3
+VERSION = 4
 """Raise it whenever the grader, or a filter of curation, judges otherwise: what was made with it is made anew."""
 
-_LONGEST_ANSWER = 300
+_LONGEST_ANSWER = 2000
 """Characters; longer "answers" are text that ran on."""
 
 
@@ -61,12 +63,38 @@ def equivalent(gold: str, prediction: str) -> bool:
         return False
     if _letters(plain_gold) == _letters(plain_prediction):
         return True
-    quantities = quantity(plain_gold), quantity(plain_prediction)
+    typed = _same_typed(without_remark(plain_gold), without_remark(plain_prediction))
+    return _same_formula(gold, prediction) if typed is None else typed
+
+
+def _same_formula(gold: str, prediction: str) -> bool:
+    sides = side_of(latex(gold)), side_of(latex(prediction))
+    if ("=" in plain(gold)) != ("=" in plain(prediction)):  # else two equations may be the same
+        return None not in sides and equivalent(sides[0] or "", sides[1] or "")
+    formulas = for_algebra(gold), for_algebra(prediction)
+    # Algebra may take the ab of 2ab for a unit.
+    is_other = any(
+        quantity(plain(number)) is not None and has_unknown(other) for number, other in (formulas, formulas[::-1])
+    )
+    are_formulas = all(is_mathematical(plain(formula)) for formula in formulas)
+    return are_formulas and not is_other and _checker().equal(*formulas)
+
+
+def _same_typed(gold: str, prediction: str) -> bool | None:
+    """The verdict on times, choices, numbers and words; None where only algebra can tell."""
+    if (verdict := same_time(gold, prediction)) is not None:
+        return verdict
+    choices = choice_of(gold), choice_of(prediction)
+    if any(choices):
+        letters = [choice or _letters(text) for choice, text in zip(choices, (gold, prediction), strict=True)]
+        if all(len(letter) == 1 and letter.isalpha() for letter in letters):
+            return letters[0] == letters[1]
+    quantities = quantity(gold), quantity(prediction)
     if quantities[0] is not None and quantities[1] is not None:
         return same_quantity(quantities[0], quantities[1])
-    if is_words(plain_gold) or is_words(plain_prediction):
+    if is_words(gold) or is_words(prediction):
         return False
-    return _checker().equal(unwrap(gold), unwrap(prediction))
+    return None
 
 
 def _letters(answer: str) -> str:

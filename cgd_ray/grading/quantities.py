@@ -1,45 +1,28 @@
-"""Plain answers: numbers with or without a unit, and words.
+"""Plain answers: numbers with or without a unit, times of day, choices, and words.
 
 Most answers are one of these and need no algebra to be compared.
 """
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Thousands commas, decimals, fractions and mixed numbers, with sign, currency and percent. Not a number: the
-# 2 of x2, 2x, x-2 and 12:30.
-NUMBER = (
-    r"(?<![\w.,:/^])(?<![A-Za-z)]-)(?:[-+]\s?)?(?:[$€£]\s?)?(?:[-+](?=[\d.]))?"
-    r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s+\d+/\d+|\d+/\d+|\d+(?:\.\d+)?|\.\d+)"
-    r"(?![\d/:^]|[.,]\d|[A-Za-z](?![A-Za-z]))(?:\s?%)?"
+from cgd_ray.grading.numbers import NUMBER, WORDS, value_of, value_of_words
+from cgd_ray.grading.vocabulary import CURRENCIES, FACTORS, HEDGES, MATHEMATICAL, SHORT, SIGNS, SINGULARS, UNITS
+
+_LONGEST = 200  # characters: what is longer is no number with a unit
+
+_WORD = r"[^\W\d_]+(?:[./][^\W\d_]+)*"
+_QUANTITY = re.compile(
+    rf"(?P<before>(?:{_WORD}\.?\s+){{0,2}})(?P<number>{NUMBER})(?P<glue>\s*[-]?)"
+    rf"(?P<after>(?:'{{1,2}}|\"|¢|₹|元|{_WORD})(?:[\s/·*-]+{_WORD}|\s*\^\s*\{{?-?\d\}}?|[²³]|[23](?!\d))*)?"
 )
-_QUANTITY = re.compile(rf"(?P<before>[^\W\d_]+\s)?(?P<number>{NUMBER})\s*(?P<after>[^\W\d_][^\d\\^_+*/=()<>|]*)?")
-_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_WORDS = re.compile(r"[^\W\d_]{3,}|[^\W\d_]+(?:[ '-][^\W\d_]+)+")
-_REWRITES = (
-    (re.compile(r"\\left|\\right|\\[!,]"), ""),
-    (re.compile(r"\\[;: ]|~"), " "),
-    (re.compile(r"\{,\}"), ","),
-    (re.compile(r"\\([$%])"), r"\1"),
-    (re.compile(r"\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)|°"), ""),
+_PARENTHESIS = re.compile(r"\s*\(\s*(?:[^\W\d_]{2,}[^()\d]*|[^()\d]*[^\W\d_]{3,}[^()\d]*)\)")
+_WORDS = re.compile(r"[^\W\d_]{3,}|[^\W\d_]+(?:[ ,'-]+[^\W\d_]+)+")
+_TIME = re.compile(r"(\d{1,2}):(\d{2})\s*([ap])?\.?(?:m\.?)?", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"\(([A-Ja-j])\)(?:[\s:.,]+(?P<text>.+))?|([A-Ja-j])(?:[).:]\s*|\s*[):]\s+)(?P<more>\S.*)", re.DOTALL
 )
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
-_DASHES = dict.fromkeys(map(ord, "\N{MINUS SIGN}\N{EN DASH}"), "-")
-_FACTORS = {
-    "hundred": 100,
-    "thousand": 10**3,
-    "million": 10**6,
-    "billion": 10**9,
-    "dozen": 12,
-    "minus": -1,
-    "negative": -1,
-}
-_CHANGING = {"not", "half", "double", "twice", "triple", "quarter"}  # before a number: it is another one
-_CURRENCIES = {"dollar": "$", "usd": "$", "euro": "€", "eur": "€", "cent": "cent"}
-_SINGULARS = {"feet": "foot", "inches": "inch", "people": "person", "men": "man", "women": "woman", "children": "child"}
 # Decimals of a fraction that never ends count as it from six places on.
 _TOLERANCE = Fraction(1, 10**6)
 
@@ -49,72 +32,115 @@ class Quantity:
     """A rational number as a text writes it."""
 
     value: Fraction
-    unit: str
+    units: frozenset[str]
     """The words beside it, empty where there are none."""
     percent: bool
     currency: str = ""
     """`$`, `€`, `£` or `cent`, empty where none is named."""
 
 
-def unwrap(text: str) -> str:
-    """The text without math delimiters, emphasis and closing punctuation around it."""
-    text = unicodedata.normalize("NFC", text).translate(_DASHES).strip()
-    changed = True
-    while changed:
-        before = text
-        text = text.rstrip(".,;: ").strip()
-        for left, right in _DELIMITERS:
-            if text.startswith(left) and text.endswith(right) and len(text) > len(left) + len(right):
-                text = text[len(left) : -len(right)].strip()
-        changed = text != before
-    return text
-
-
-def plain(text: str) -> str:
-    r"""The text as one would type it: no `\text{}`, no spacing commands, `\frac{a}{b}` as a/b."""
-    text = _TEXT.sub(r" \1 ", unwrap(text))
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
-    return " ".join(_FRACTION.sub(r" \1/\2", text).split()).rstrip(".,;: ")
+def without_remark(text: str) -> str:
+    """The text without words in parentheses behind its beginning: 9 (apples), 5 (approximately)."""
+    shorter = _PARENTHESIS.sub("", text).strip()
+    return shorter or text
 
 
 def quantity(text: str) -> Quantity | None:
     """The number that a plain text consists of, beside words; None where it is anything else."""
+    if len(text) > _LONGEST:
+        return None
     match = _QUANTITY.fullmatch(text)
     if match is None:
+        value = value_of_words(text)
+        return _in_words(text) if value is None else Quantity(value, frozenset(), percent=False)
+    before, after = match["before"].casefold().split(), _words(match["after"])
+    value = value_of(match["number"])
+    if value is None or not _fit(before, after, is_glued=match["glue"] == ""):
         return None
-    number, before, after = match["number"], (match["before"] or "").casefold().split(), _words(match["after"])
-    value = _value(re.sub(r"[$€£%,]|(?<=[-+])\s", "", number).strip())
-    if value is None or _CHANGING.intersection(before):
+    return _quantity(value, [*before, *after], match["number"])
+
+
+def _in_words(text: str) -> Quantity | None:
+    """A number in words at the beginning, with a unit: "twelve apples"."""
+    found = WORDS.match(text)
+    after = _words(text[found.end() :]) if found else []
+    value = value_of_words(found.group()) if found else None
+    if value is None or not are_units(after) or re.search(r"\d", text):
         return None
-    for word in [*before, *after]:
-        value *= _FACTORS.get(word, 1)
-    words = [_SINGULARS.get(word, word.removesuffix("s")) for word in [*before, *after] if word not in _FACTORS]
+    return _quantity(value, after, "")
+
+
+def _quantity(value: Fraction, words: list[str], number: str) -> Quantity:
+    for word in words:
+        value *= FACTORS.get(word, 1) * SIGNS.get(word, 1)
+    named = [word for word in words if word not in FACTORS and word not in SIGNS and word not in HEDGES]
+    singular = [SINGULARS.get(word, word if len(word) < 4 else word.removesuffix("s")) for word in named]
     currency = next((sign for sign in "$€£" if sign in number), "") or next(
-        (_CURRENCIES[word] for word in words if word in _CURRENCIES), ""
+        (CURRENCIES[word] for word in singular if word in CURRENCIES), ""
     )
-    unit = " ".join(word for word in words if word != "%" and word not in _CURRENCIES)
-    return Quantity(value, unit, "%" in number or "%" in words, currency)
+    units = frozenset(SHORT.get(word, word) for word in singular if word != "%" and word not in CURRENCIES)
+    return Quantity(value, units, "%" in number or "%" in named, currency)
+
+
+def are_units(words: list[str]) -> bool:
+    """Whether words behind a number or formula leave it as it is."""
+    return bool(words) and _fit([], [word.casefold() for word in words], is_glued=False)
+
+
+def _fit(before: list[str], after: list[str], *, is_glued: bool) -> bool:
+    """Whether words beside a number leave it that number: 12 pi, 5 or more and sin 30 are others."""
+    if any(word not in HEDGES and word not in SIGNS and word.strip(".") not in UNITS for word in before):
+        return False
+    for place, word in enumerate(after):
+        if word in MATHEMATICAL:
+            return False
+        is_known = word in UNITS or word in FACTORS or word in {"%", "'", "''", '"', "¢", "per", "²", "³"}
+        is_foreign = any(ord(letter) > 0x24F for letter in word) and not any(0x370 <= ord(c) <= 0x3FF for c in word)
+        if is_known or is_foreign or re.fullmatch(r"[\^{}23-]+", word):
+            continue
+        if (is_glued and place == 0) or (
+            len(word) < 3 and (place == 0 or word not in {"a", "an", "in", "of", "on", "at", "by"})
+        ):
+            return False
+    return True
 
 
 def _words(text: str | None) -> list[str]:
-    return (text or "").casefold().replace("percent", "%").split()
+    text = (text or "").casefold().replace("percent", "%").replace("percentage", "%")
+    return [word for word in re.split(r"[\s/·*]+|(?<=[^\W\d_])(?=[\^²³23])", text) if word]
 
 
 def same_quantity(gold: Quantity, prediction: Quantity) -> bool:
     """Whether two quantities are equal: exactly, but for decimals of a fraction that never ends.
 
-    Units count only where both name one. With a percent sign on one side only, 25% is both 25 and 0.25, since
-    questions ask for either.
+    Units count only where both name one and share no word. With a percent sign on one side only, 25% is both 25 and
+    0.25, since questions ask for either.
     """
-    for mine, other in ((gold.unit, prediction.unit), (gold.currency, prediction.currency)):
-        if mine and other and mine != other:
-            return False
+    if gold.units and prediction.units and not gold.units & prediction.units:
+        return False
+    if gold.currency and prediction.currency and gold.currency != prediction.currency:
+        return False
     pairs = [(gold.value, prediction.value)]
     if gold.percent != prediction.percent:
         factor = Fraction(1, 100) if gold.percent else Fraction(100)
         pairs.append((gold.value * factor, prediction.value))
     return any(_equal(left, right) for left, right in pairs)
+
+
+def same_time(gold: str, prediction: str) -> bool | None:
+    """Whether two times of day are the same, half a day apart only where one does not say which; None for others."""
+    times = [_TIME.fullmatch(text) for text in (gold, prediction)]
+    first, second = times
+    if first is None or second is None:
+        return None
+    halves = {half.casefold() for half in (first[3], second[3]) if half}
+    return (int(first[1]), first[2]) == (int(second[1]), second[2]) and len(halves) < 2
+
+
+def choice_of(text: str) -> str | None:
+    """The letter of a choice with its text, such as "B. 42" or "(B) 42", and of "(B)"; None for anything else."""
+    found = _CHOICE.fullmatch(text)
+    return (found[1] or found[3]).casefold() if found else None
 
 
 def is_words(text: str) -> bool:
@@ -125,7 +151,9 @@ def is_words(text: str) -> bool:
 def _equal(gold: Fraction, prediction: Fraction) -> bool:
     if gold == prediction:
         return True
-    return _terminates(gold) != _terminates(prediction) and abs(gold - prediction) <= _TOLERANCE
+    if _terminates(gold) == _terminates(prediction):
+        return False
+    return abs(gold - prediction) <= _TOLERANCE * min(Fraction(1), max(abs(gold), abs(prediction)))
 
 
 def _terminates(value: Fraction) -> bool:
@@ -134,13 +162,3 @@ def _terminates(value: Fraction) -> bool:
         while rest % prime == 0:
             rest //= prime
     return rest == 1
-
-
-def _value(number: str) -> Fraction | None:
-    whole, _, part = number.rpartition(" ")
-    try:
-        if not whole:
-            return Fraction(part)
-        return Fraction(whole) + (-1 if whole.startswith("-") else 1) * Fraction(part)
-    except ZeroDivisionError:
-        return None
