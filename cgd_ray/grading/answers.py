@@ -156,7 +156,7 @@ def _is_prose(text: str) -> bool:
     if len(text) > _LONGEST:
         return True
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)
-    return len(words) > 2 * _FEW_WORDS or (len(words) > _FEW_WORDS and len(text.strip().splitlines()) > 1)
+    return len(words) > 2 * _FEW_WORDS or (len(words) > _FEW_WORDS // 2 and len(text.strip().splitlines()) > 1)
 
 
 def _stated(text: str) -> str | None:
