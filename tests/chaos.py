@@ -48,7 +48,7 @@ SCRIPTED_ENGINES = [
     f"student.engine={SCRIPTED | {'latency_ms': 100}}",
     f"teacher.engine={SCRIPTED | {'model': 't'}}",
 ]
-_RUN_SECONDS = 180
+_RUN_SECONDS, _VLLM_SECONDS = 180, 600  # engines that compute in float32 on AVX2 take four minutes
 _OUTAGE_SECONDS = 5.0
 _LAST_STRIKE = 4.0  # seconds after the first draft is on storage; the run takes about as long
 
@@ -69,6 +69,7 @@ class Place:
     environment: dict[str, str] = field(default_factory=dict)
     look: list[str] | None = None  # settings of who only looks, where they differ
     engines: list[str] = field(default_factory=lambda: SCRIPTED_ENGINES)
+    seconds: float = _RUN_SECONDS  # of a command
 
     def recipe(self) -> Recipe:
         settings = self.settings if self.look is None else self.look
@@ -86,7 +87,7 @@ class Place:
 
     def run(self) -> None:
         process = self.start()
-        _, errors = process.communicate(timeout=_RUN_SECONDS)
+        _, errors = process.communicate(timeout=self.seconds)
         assert process.returncode == 0, errors
 
     def committed(self) -> Parts:
@@ -162,7 +163,7 @@ def trial(folder: Path, seed: int) -> Outcome:
 
 def vllm_trial(folder: Path, victim: str, seed: int, engines: list[str]) -> Outcome:
     """The same with real engines, whose texts may differ from run to run, and a victim of the caller's choice."""
-    place = Place(str(folder / "root"), folder, engines=engines)
+    place = Place(str(folder / "root"), folder, engines=engines, seconds=_VLLM_SECONDS)
     strike = partial(_kill, victim=victim)
     return _strike_and_resume(f"vLLM, seed {seed}: {victim}", place, strike, random.Random(seed))
 
@@ -214,7 +215,7 @@ def _kill(place: Place, chance: random.Random, victim: str, node: int | None = N
     before = place.committed()
     os.kill(pid, signal.SIGKILL)
     said = f"pid {pid} killed after {waited:.1f} s"
-    output, errors = command.communicate(timeout=_RUN_SECONDS)
+    output, errors = command.communicate(timeout=place.seconds)
     said += f", exit {command.returncode}"
     if victim in ("engine", "child", "node"):
         assert command.returncode == 0, f"{said}\n{output}{errors}"
@@ -239,7 +240,7 @@ def _strike_s3(
         while not proxy.met and command.poll() is None:
             time.sleep(0.1)
         proxy.fault = None
-    output, errors = command.communicate(timeout=_RUN_SECONDS)
+    output, errors = command.communicate(timeout=place.seconds)
     said = f"pid {pid} for {_OUTAGE_SECONDS} s after {waited:.1f} s, {proxy.met} requests met it"
     said += f", exit {command.returncode}"
     assert command.returncode == 0, f"{said}\n{output}{errors}"

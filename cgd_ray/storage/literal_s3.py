@@ -1,6 +1,13 @@
 """S3 as fsspec shows it, without patterns in names."""
 
+import asyncio
+
+import structlog
 from s3fs import S3FileSystem
+
+log = structlog.get_logger(__name__)
+_STUCK_SECONDS = 180.0  # of a request with its client's own retries, which wait up to 20 s each
+_TRIES = 5
 
 _VERSION, _HIDDEN = "?versionId=", "?\0versionId="
 
@@ -11,6 +18,8 @@ class LiteralS3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
     In s3fs, `rm`, `mv` and `copy` expand `[`, `*` and `?`: of `bucket/team[1]` they would take `bucket/team1`. And what
     follows `?versionId=` is no part of a key. Libraries that are given this file system (Ray Train, torch's checkpoint
     writer) need the same as our own calls. Patterns are for `glob` alone.
+
+    A request that hangs is sent again: the client's time limits did not end one that met a server which was killed.
     """
 
     async def _expand_path(self, path: str | list[str], *depth: object, **options: object) -> list[str]:
@@ -31,3 +40,15 @@ class LiteralS3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
         """Bucket and key; the third is a version in s3fs, and none here."""
         bucket, key, _ = super().split_path(path.replace(_VERSION, _HIDDEN))
         return bucket, key.replace(_HIDDEN, _VERSION), None
+
+    async def _call_s3(self, method: str, *arguments: object, **options: object) -> object:
+        for left in reversed(range(_TRIES)):
+            try:
+                async with asyncio.timeout(_STUCK_SECONDS) as limit:
+                    answer: object = await super()._call_s3(method, *arguments, **options)
+                    return answer
+            except TimeoutError:
+                if not limit.expired() or not left:
+                    raise
+                log.warning("S3 does not answer, and is asked again", request=method, seconds=_STUCK_SECONDS)
+        raise AssertionError("unreachable")

@@ -1,17 +1,19 @@
 """Names that other tools would read as patterns, URLs or versions are names here, for every verb on every store."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.fs
 import pytest
 import torch
+from s3fs import S3FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import find_files
-from cgd_ray.storage import s3_models
+from cgd_ray.storage import literal_s3, s3_models
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.training.checkpoint_files import RangeReader, StoreWriter
 from cgd_ray.training.resources import pyarrow_filesystem
@@ -127,3 +129,20 @@ def _hold_models_and_data(store: Store) -> None:
         assert (s3_models.fetch(store.url("model"), content, store.storage, ()) / "config.json").read_bytes() == b"{}"
     for path in ("data", "data/rows.jsonl"):
         assert find_files(store.url(path), (".jsonl",), store.storage).paths == [store.path("data/rows.jsonl")]
+
+
+def test_a_request_that_hangs_is_sent_again(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, call = list[str](), S3FileSystem._call_s3
+
+    async def hanging(fs: S3FileSystem, method: str, *arguments: object, **options: object) -> object:
+        asked.append(method)
+        if asked.count("put_object") == 1 and method == "put_object":
+            await asyncio.Event().wait()
+        return await call(fs, method, *arguments, **options)
+
+    monkeypatch.setattr(S3FileSystem, "_call_s3", hanging)
+    monkeypatch.setattr(literal_s3, "_STUCK_SECONDS", 0.5)
+    store = Store(s3.url("hanging"), StorageSection(endpoint_url=s3.endpoint))
+    store.write("file", b"1")
+    assert store.read("file") == b"1"
+    assert asked.count("put_object") == 2
