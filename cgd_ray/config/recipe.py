@@ -100,7 +100,7 @@ def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -110,6 +110,32 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of sections (run, data, student, teacher, ...)")
     return tree
+
+
+def _load_yaml(text: str) -> object:
+    _require_unique_keys(yaml.compose(text, yaml.SafeLoader), set())
+    loaded: object = yaml.safe_load(text)
+    return loaded
+
+
+def _require_unique_keys(node: yaml.Node | None, seen: set[int]) -> None:
+    """YAML takes the last of two equal keys without a word."""
+    if node is None or id(node) in seen:  # an alias may stand inside of what it names
+        return
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _require_unique_keys(inner, seen)
+    if isinstance(node, yaml.MappingNode):
+        keys = set[str]()
+        for key, inner in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is given twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                keys.add(key.value)
+            _require_unique_keys(inner, seen)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
@@ -124,9 +150,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {parent} is not a section")
         node = child
     try:
-        node[leaf] = yaml.safe_load(text)
+        node[leaf] = _load_yaml(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from error
+        detail = getattr(error, "problem", None) or "the value cannot be read"
+        raise ConfigError(f"override {override!r}: not valid YAML: {detail}") from error
 
 
 def _explain(error: ValidationError) -> str:

@@ -2,18 +2,28 @@
 
 import glob
 import hashlib
+import lzma
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+import structlog
 from botocore.exceptions import BotoCoreError, ClientError
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
 from cgd_ray.storage.filesystem import open_filesystem
 
+log = structlog.get_logger(__name__)
 _CHUNK = 2**20
+_DATA = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".gz", ".bz2", ".xz", ".zst", ".zip")
+_UNREADABLE = (
+    OSError, EOFError, BotoCoreError, ClientError, pa.ArrowException, lzma.LZMAError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +78,9 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
         if fs.isfile(path):
             return SourceFiles(fs, [base])
         if fs.isdir(path):  # also one whose name looks like a glob
-            found = [name for name in fs.find(path) if name.endswith(suffixes) and not _is_private(name, base)]
+            there = [name for name in fs.find(path) if not _is_private(name, base)]
+            found = [name for name in there if name.lower().endswith(suffixes)]
+            _say_left_out(path, sorted(set(there) - set(found)))
         elif glob.has_magic(path):
             found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
         else:
@@ -76,6 +88,12 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
     if not found:
         raise ConfigError(f"data.path {path}: no file there that ends in {' or '.join(suffixes)}")
     return SourceFiles(fs, sorted(found))
+
+
+def _say_left_out(path: str, names: list[str]) -> None:
+    """Files that look like data and are of another kind."""
+    if data := [name for name in names if name.lower().endswith(_DATA)]:
+        log.warning(f"data.path {path}: files of other kinds are left out", files=len(data), first=data[0])
 
 
 @contextmanager
@@ -87,7 +105,7 @@ def reporting(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, EOFError, BotoCoreError, ClientError) as error:
+    except _UNREADABLE as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{what}: cannot be read: {detail}") from error
 

@@ -46,7 +46,11 @@ def hub_identity(data: HfData) -> object:
 def _load(data: HfData) -> Any:
     folder = Path(data.dataset)
     if (folder / "state.json").is_file():
-        return datasets.load_from_disk(data.dataset)
+        saved = datasets.load_from_disk(data.dataset)
+        name = str(saved.split) if saved.split is not None else "train"
+        if data.split != name:
+            raise ValueError(f"there is no split {data.split!r}; what was saved is {name}")
+        return saved
     if (folder / "dataset_dict.json").is_file():
         parts = datasets.load_from_disk(data.dataset)
         if data.split not in parts:

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 from cgd_ray.config.data import ColumnData
+from cgd_ray.data.lines import ShownFloat
 from cgd_ray.errors import ConfigError
 
 
@@ -72,6 +73,8 @@ def _missing(key: str, name: str, where: str, present: list[str]) -> ConfigError
 def _reference(value: object, name: str, source: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, ShownFloat):
+        return value.text
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise ConfigError(

@@ -1,24 +1,25 @@
 """Rows of the sources that have columns, read lazily: JSON lines, Parquet, Hugging Face data sets."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
 from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import SourceFiles, find_files, reporting
+from cgd_ray.data.lines import LINES, Columns, json_rows
 from cgd_ray.data.rows import SourceRow, checked_row, require_columns
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.templates import template_columns
 
 log = structlog.get_logger(__name__)
 _BATCH_ROWS = 1024
 
-Located = tuple[str, dict[str, Any]]
+Located = tuple[str, Columns]
 """FILE:ROW and the row's columns."""
 
 
@@ -89,30 +90,15 @@ def _located_rows(data: ColumnData, storage: StorageSection) -> Iterator[Located
     for path in files.paths:
         with reporting(f"data.path {files.name(path)}"):
             is_parquet = isinstance(data, ParquetData)
-            yield from _parquet_rows(files, path, data) if is_parquet else _json_rows(files, path)
+            yield from _parquet_rows(files, path, data) if is_parquet else json_rows(files, path)
 
 
 def _files(data: ColumnData, storage: StorageSection) -> SourceFiles:
     if isinstance(data, JsonlData):
-        return find_files(data.path, (".jsonl", ".jsonl.gz"), storage)
+        return find_files(data.path, LINES, storage)
     if isinstance(data, ParquetData):
         return find_files(data.path, (".parquet",), storage)
     raise TypeError(f"{type(data).__name__} has no files")
-
-
-def _json_rows(files: SourceFiles, path: str) -> Iterator[Located]:
-    with files.fs.open(path, "rb", compression="infer") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            source = f"{files.name(path)}:{number}"
-            try:
-                values = json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise ConfigError(f"{source}: not valid JSON: {error}") from error
-            if not isinstance(values, dict):
-                raise ConfigError(f"{source}: not a JSON object; write one object a line")
-            yield source, values
 
 
 def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[Located]:
@@ -123,7 +109,7 @@ def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[L
             require_columns(file.schema_arrow.names, data, name)
             columns = [field.name for field in file.schema_arrow if _is_wanted(field, data)]
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for values in batch.to_pylist():
+                for values in _as_shown(batch, data.reference_column).to_pylist():
                     number += 1
                     yield f"{name}:{number}", values
     except pa.ArrowException as error:
@@ -131,8 +117,20 @@ def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[L
         raise ConfigError(f"data.path {name}: not a readable Parquet file: {detail}") from error
 
 
+def _as_shown(batch: pa.RecordBatch, name: str | None) -> pa.RecordBatch:
+    """With references of less than double precision as text: 2.3 in float32 is not 2.299999952316284."""
+    if name is None or not (pa.types.is_float32(batch[name].type) or pa.types.is_float16(batch[name].type)):
+        return batch
+    numbers = batch[name].cast(pa.float32())
+    text = pc.if_else(pc.is_finite(numbers), numbers.cast(pa.string()), None)
+    return batch.set_column(batch.schema.get_field_index(name), name, text)
+
+
 def _is_wanted(field: pa.Field, data: ColumnData) -> bool:
-    """Text may stand in the prompt template; embeddings, images and the like are not worth reading."""
+    """Text that stands in the prompt template; other columns are not worth reading."""
+    named = {data.prompt_column, data.reference_column}
+    if field.name not in template_columns(data.prompt_template, "data.prompt_template") | named:
+        return False
     of = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     is_text = pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of)
     return is_text or field.name in (data.prompt_column, data.reference_column)

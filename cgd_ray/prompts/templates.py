@@ -6,12 +6,16 @@ from importlib import resources
 from pathlib import Path
 
 import jinja2
+import jinja2.meta
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cgd_ray.errors import ConfigError
 
 REQUIRED = ("critique", "refine", "context")
 OPTIONAL = ("again", "cft")
 """Contexts of some training methods; a directory without one has the default's."""
+
+_MISTAKES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
 def render(source: str, name: str, /, **values: str | None) -> str:
@@ -24,6 +28,18 @@ def render(source: str, name: str, /, **values: str | None) -> str:
     """
     try:
         return _compiled(source).render(values)
+    except _MISTAKES as error:
+        raise ConfigError(f"template {name}: {' '.join(str(error).split())}") from error
+
+
+def template_columns(source: str, name: str) -> set[str]:
+    """The values that a template names, whether it always uses them or not; `name` stands in the error.
+
+    Raises:
+        ConfigError: the template has a syntax error.
+    """
+    try:
+        return jinja2.meta.find_undeclared_variables(_environment().parse(source))
     except jinja2.TemplateError as error:
         raise ConfigError(f"template {name}: {error}") from error
 
@@ -38,14 +54,19 @@ def _there(value: object) -> object:
 @cache
 def _compiled(source: str) -> jinja2.Template:
     """Compiling costs more than a row's rendering, and a run has a handful of templates and millions of rows."""
-    environment = jinja2.Environment(  # noqa: S701  prompts are plain text, HTML escaping would change them
+    return _environment().from_string(source)
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Recipes and folders of prompts come from others, too: their templates reach nothing but their values."""
+    return ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined,
         finalize=_there,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )
-    return environment.from_string(source)
 
 
 @dataclass(frozen=True)

@@ -129,3 +129,36 @@ def test_the_schema_describes_every_key() -> None:
 
     schema = Recipe.model_json_schema()
     assert schema["$defs"]["TrainingSection"]["properties"]["batch_size"]["description"].startswith("Rows of one")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("run: {name: a, root: b}\nrun: {name: c, root: d}\n", "the key run is given twice"),
+        ("run:\n  name: a\n  root: b\n  name: c\n", 'the key name is given twice in "<unicode string>", line 4'),
+        ("data: [{a: 1, a: 2}]\n", "the key a is given twice"),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(tmp_path / "recipe.yaml")
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_key_given_twice_in_an_override_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("run: {name: a, root: b}\n")
+    with pytest.raises(ConfigError, match=r"override .*: not valid YAML: the key type is given twice"):
+        load_recipe(tmp_path / "recipe.yaml", ["data={type: demo, type: hf}"])
+
+
+def test_anchors_and_merges_are_as_in_yaml(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(
+        "run: {<<: &x {name: a, root: b}, name: c, <<: {seed: 4}}\ndata: {type: demo}\n"
+    )
+    with pytest.raises(ConfigError, match=r"^[^:]*: student: Field required"):
+        load_recipe(tmp_path / "recipe.yaml")
+    (tmp_path / "recipe.yaml").write_text("run: &r {name: a, root: b}\nloop: &l [*l]\n")
+    with pytest.raises(ConfigError, match="data: Field required"):
+        load_recipe(tmp_path / "recipe.yaml")

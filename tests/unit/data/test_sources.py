@@ -1,10 +1,15 @@
+import bz2
 import gzip
 import json
+import lzma
 import os
+import zipfile
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -143,7 +148,7 @@ def test_parquet_rows_come_with_their_text_columns(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=700)
-    rows = read(parquet(tmp_path, reference_column="gold"))
+    rows = read(parquet(tmp_path, reference_column="gold", prompt_template="{{ topic }}: {{ prompt }}"))
     assert [row.prompt for row in rows] == table["prompt"].to_pylist()
     assert rows[4999].reference == "4999"
     assert rows[4999].source == f"{tmp_path}/a.parquet:5000"
@@ -224,3 +229,92 @@ def test_identity_follows_the_bytes_and_not_the_clock(tmp_path: Path) -> None:
         path.write_text('{"prompt": "y"}\n')
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
         assert source_identity(data, StorageSection()) != before
+
+
+@pytest.mark.parametrize(
+    "number", ["3e-06", "1e400", "2.30", "-0.0", "1.7976931348623157e309", "123456789012345678901"]
+)
+def test_numbers_stay_as_the_file_writes_them(tmp_path: Path, number: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f'{{"prompt": "x", "a": {number}}}\n')
+    assert read(jsonl(tmp_path / "a.jsonl", reference_column="a"))[0].reference == number
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float16(), pa.float64()])
+def test_numbers_of_parquet_are_those_that_were_written(tmp_path: Path, kind: pa.DataType) -> None:
+    numbers = pa.array(np.array([2.3, 0.1, 5.0], kind.to_pandas_dtype()), kind)
+    pq.write_table(pa.table({"prompt": ["a", "b", "c"], "a": numbers}), tmp_path / "a.parquet")
+    found = [Fraction(str(row.reference)) for row in read(parquet(tmp_path, reference_column="a"))]
+    assert np.array([float(number) for number in found], kind.to_pandas_dtype()).tolist() == numbers.to_pylist()
+    if kind != pa.float16():
+        assert found == [Fraction("2.3"), Fraction("0.1"), Fraction(5)]
+
+
+ROW = b'{"prompt": "x"}\n'
+PACKED = {
+    ".jsonl": ROW, ".JSONL": ROW, ".ndjson": ROW, ".jsonl.gz": gzip.compress(ROW), ".jsonl.GZ": gzip.compress(ROW),
+    ".jsonl.bz2": bz2.compress(ROW), ".jsonl.xz": lzma.compress(ROW),
+    ".jsonl.zst": pa.compress(ROW, "zstd", asbytes=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_compressed_files_are_read(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"a{suffix}").write_bytes(PACKED[suffix])
+    for path in (tmp_path, tmp_path / f"a{suffix}"):
+        assert [row.prompt for row in read(jsonl(path))] == ["x"]
+    if suffix not in (".jsonl", ".JSONL", ".ndjson"):
+        (tmp_path / f"a{suffix}").write_bytes(PACKED[suffix][:-4])
+        assert "cannot be read" in error_of(jsonl(tmp_path))
+
+
+def test_all_files_of_a_folder_are_read_or_named(tmp_path: Path) -> None:
+    for number, (suffix, content) in enumerate(PACKED.items()):
+        (tmp_path / f"{number}{suffix}").write_bytes(content)
+    (tmp_path / "b.json").write_bytes(ROW)
+    (tmp_path / "LICENSE").write_bytes(b"MIT")
+    with capture_logs() as said:
+        assert len(read(jsonl(tmp_path))) == len(PACKED)
+    assert "files of other kinds are left out" in said[0]["event"]
+    assert (said[0]["files"], said[0]["first"]) == (1, f"{tmp_path}/b.json")
+
+
+@pytest.mark.parametrize(
+    ("members", "said"), [(1, None), (2, "an archive of 2 files (0.jsonl, 1.jsonl). Fix: unpack it")]
+)
+def test_an_archive_of_several_files_is_not_read_in_part(tmp_path: Path, members: int, said: str | None) -> None:
+    with zipfile.ZipFile(tmp_path / "a.jsonl.zip", "w") as archive:
+        for number in range(members):
+            archive.writestr(f"{number}.jsonl", ROW)
+    if said is None:
+        assert len(read(jsonl(tmp_path))) == 1
+    else:
+        assert said in error_of(jsonl(tmp_path))
+
+
+def test_links_and_names_like_patterns_are_followed(tmp_path: Path) -> None:
+    folder = tmp_path / "runs [1]" / "d*"
+    write_lines(folder / "a.jsonl", [{"prompt": "x"}])
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "file.jsonl").symlink_to(folder / "a.jsonl")
+    for path in (folder, folder / "a.jsonl", tmp_path / "link", tmp_path / "file.jsonl"):
+        assert [row.prompt for row in read(jsonl(path))] == ["x"]
+
+
+def test_an_array_of_objects_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('\ufeff[\n{"prompt": "x"},\n{"prompt": "y"}]')
+    assert [(row.prompt, row.source[-2:]) for row in read(jsonl(tmp_path / "a.json"))] == [("x", ":1"), ("y", ":2")]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"), [(b"[" * 100_000, "nested too deeply"), (b'{"prompt": ' + b"[" * 100_000, "nested too deeply")]
+)
+def test_what_is_nested_too_deeply_is_one_line(tmp_path: Path, line: bytes, said: str) -> None:
+    (tmp_path / "a.jsonl").write_bytes(line)
+    assert said in error_of(jsonl(tmp_path / "a.jsonl"))
+
+
+def test_a_saved_data_set_has_its_own_split(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"prompt": ["x"]}, split="test").save_to_disk(str(tmp_path / "one"))
+    assert [row.prompt for row in read(hub(tmp_path / "one", split="test"))] == ["x"]
+    assert "there is no split 'train'; what was saved is test" in error_of(hub(tmp_path / "one"))

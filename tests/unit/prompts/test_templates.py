@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.prompts.templates import load_prompts, render
+from cgd_ray.prompts.templates import load_prompts, render, template_columns
 
 LATEX = r"\frac{a}{b} {{ x }} {% if %} <|im_end|>"
 
@@ -50,3 +50,27 @@ def test_a_directory_without_optional_files_has_the_defaults(tmp_path: Path) -> 
     assert own.context("x", "y", "c") == "context"
     assert own.cft("x", "y") == default.cft("x", "y")
     assert own.again("c") == default.again("c")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ prompt.__class__ }}",
+        "{{ self._TemplateReference__context }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% for x in range(10**9) %}{% endfor %}",
+        "{{ prompt + 1 }}",
+        "{{ 1 / 0 }}",
+        "{{ prompt[{}] }}",
+    ],
+)
+def test_a_template_reaches_nothing_but_its_values(source: str) -> None:
+    with pytest.raises(ConfigError, match=r"^template critique\.jinja: ") as caught:
+        render(source, "critique.jinja", prompt="x")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_columns_of_a_template_are_known() -> None:
+    source = "{{ question }}{% if hint is defined and hint %}{{ hint | upper }}{% endif %}{% set own = 1 %}{{ own }}"
+    assert template_columns(source, "x") == {"question", "hint"}

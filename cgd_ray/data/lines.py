@@ -1,0 +1,93 @@
+"""JSON values of text files, one a line or in one array, compressed or not, each with its number."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from typing import IO, Any
+
+import pyarrow as pa
+
+from cgd_ray.data.files import SourceFiles
+from cgd_ray.errors import ConfigError
+
+_COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
+Columns = dict[str, Any]
+"""A row's columns by their names."""
+
+LINES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".ndjson") for packed in ("", *_COMPRESSED))
+"""How the names of files with JSON lines end."""
+
+
+class ShownFloat(float):
+    """A number of JSON that remembers how it was written: 3e-06, and 1e400, which no float holds."""
+
+    text: str
+
+    @classmethod
+    def of(cls, text: str) -> "ShownFloat":
+        """The number that this text writes."""
+        shown = cls(text)
+        shown.text = text
+        return shown
+
+
+def json_rows(files: SourceFiles, path: str) -> Iterator[tuple[str, Columns]]:
+    """FILE:ROW and the object of each row; blank lines are passed over.
+
+    Raises:
+        ConfigError: a row is not a JSON object, in a line that names file and row.
+    """
+    with _opened(files, path) as file:
+        for number, line in enumerate(file, start=1):
+            if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                yield from _array(files.name(path), line + file.read())
+                return
+            if line.strip():
+                source = f"{files.name(path)}:{number}"
+                yield source, _object(_parsed(line, source), source)
+
+
+def _array(name: str, content: bytes) -> Iterator[tuple[str, Columns]]:
+    """The members of a file that is one JSON array."""
+    members = _parsed(content, name)
+    for number, value in enumerate(members if isinstance(members, list) else [members], start=1):
+        yield f"{name}:{number}", _object(value, f"{name}:{number}")
+
+
+def _parsed(text: bytes, source: str) -> object:
+    try:
+        value: object = json.loads(text, parse_float=ShownFloat.of)
+    except ValueError as error:  # not JSON, or not UTF-8
+        raise ConfigError(f"{source}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{source}: not valid JSON: it is nested too deeply") from error
+    return value
+
+
+def _object(value: object, source: str) -> Columns:
+    if not isinstance(value, dict):
+        raise ConfigError(f"{source}: not a JSON object; write one object a line")
+    return value
+
+
+@contextmanager
+def _opened(files: SourceFiles, path: str) -> Iterator[IO[bytes]]:
+    packed = next((name for suffix, name in _COMPRESSED.items() if path.lower().endswith(suffix)), None)
+    is_known = packed in ("gzip", "bz2", "xz")
+    with files.fs.open(path, "rb", compression=packed if is_known else None) as file:
+        if packed == "zip":
+            with zipfile.ZipFile(file) as archive, archive.open(_only_member(archive, files.name(path))) as member:
+                yield member
+        elif packed == "zstd":
+            yield BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), packed))
+        else:
+            yield file
+
+
+def _only_member(archive: zipfile.ZipFile, name: str) -> str:
+    members = [info.filename for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
+    if len(members) != 1:
+        raise ConfigError(f"{name}: an archive of {len(members)} files ({', '.join(members[:3])}). Fix: unpack it")
+    return members[0]
