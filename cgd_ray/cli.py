@@ -99,9 +99,10 @@ def inspect(
     *,
     rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 3,
     dropped: Annotated[bool, typer.Option("--dropped", help="Only rows that curation dropped.")] = False,
+    skipped: Annotated[bool, typer.Option("--skipped", help="Only rows of the source that cannot be used.")] = False,
 ) -> None:
     """Show generated rows: prompt, draft, critique, verdict, refinement, and why a row was dropped."""
-    raise typer.Exit(_guarded(lambda: _inspect(recipe, overrides or [], rows, dropped=dropped)))
+    raise typer.Exit(_guarded(lambda: _inspect(recipe, overrides or [], rows, dropped=dropped, skipped=skipped)))
 
 
 @app.command()
@@ -288,13 +289,16 @@ def _explain(path: Path, overrides: list[str]) -> None:
         typer.echo(line)
 
 
-def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool) -> None:
+def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool, skipped: bool) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.generation.stages import pin_models
     from cgd_ray.preflight import existing_store
-    from cgd_ray.report.status import print_rows
+    from cgd_ray.report.status import print_rows, print_skipped
 
     store = existing_store(recipe)
+    if skipped:
+        print_skipped(recipe, store, _console(120), rows)
+        return
     with _readers(on_s3=store.is_s3):
         print_rows(pin_models(recipe, store), store, _console(120), rows, dropped=dropped)
 

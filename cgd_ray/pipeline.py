@@ -173,7 +173,7 @@ def _require_generated(recipe: Recipe, store: Store, prompts: PreparedPrompts) -
 
 
 def _prompt_counts(prompts: PreparedPrompts) -> Document:
-    return {name: getattr(prompts, name) for name in ("train", "heldout", "duplicates", "reused")}
+    return {name: getattr(prompts, name) for name in ("train", "heldout", "duplicates", "skipped", "reused")}
 
 
 def _timed(outcome: Outcome, phase: str, work: Callable[[], T]) -> T:

@@ -64,6 +64,10 @@ class ColumnData(DataCommon):
     prompt_column: str = "prompt"
     """Column with the question; text in every row."""
 
+    max_skipped_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Rows that cannot be used (a blank prompt, a line that is not JSON) are left out and counted, up to this share of
+    those that were read; `cgd inspect --skipped` shows them."""
+
     reference_column: str | None = None
     """Column with the data set's own answer; needed for `sft`, grading and accuracy."""
 

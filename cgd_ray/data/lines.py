@@ -10,6 +10,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 from cgd_ray.data.files import SourceFiles
+from cgd_ray.data.skipped import OnSkip, RowError
 from cgd_ray.errors import ConfigError
 
 _COMPRESSED = {".gz": "gzip", ".bz2": "bz2", ".xz": "xz", ".zst": "zstd", ".zip": "zip"}
@@ -33,42 +34,59 @@ class ShownFloat(float):
         return shown
 
 
-def json_rows(files: SourceFiles, path: str) -> Iterator[tuple[str, Columns]]:
-    """FILE:ROW and the object of each row; blank lines are passed over.
+def json_rows(files: SourceFiles, path: str, on_skip: OnSkip) -> Iterator[tuple[str, Columns]]:
+    """FILE:ROW and the object of each row; blank lines are passed over, and rows that are no objects are skipped.
 
     Raises:
-        ConfigError: a row is not a JSON object, in a line that names file and row.
+        ConfigError: a file that is one array is not JSON, or `on_skip` says so.
     """
     with _opened(files, path) as file:
         for number, line in enumerate(file, start=1):
-            if number == 1 and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
-                yield from _array(files.name(path), line + file.read())
+            if number == 1 and _begins_an_array(line):
+                yield from _array(files.name(path), line + file.read(), on_skip)
                 return
             if line.strip():
                 source = f"{files.name(path)}:{number}"
-                yield source, _object(_parsed(line, source), source)
+                try:
+                    yield source, _object(_parsed(line, source), source)
+                except RowError as error:
+                    on_skip(error)
 
 
-def _array(name: str, content: bytes) -> Iterator[tuple[str, Columns]]:
+def _begins_an_array(line: bytes) -> bool:
+    """Whether a first line is a part of an array, or one of objects; another array is a line that is no object."""
+    if not line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+        return False
+    try:
+        members: object = json.loads(line)
+    except (ValueError, RecursionError):
+        return not line.lstrip().startswith(b"[[")
+    return isinstance(members, list) and all(isinstance(member, dict) for member in members)
+
+
+def _array(name: str, content: bytes, on_skip: OnSkip) -> Iterator[tuple[str, Columns]]:
     """The members of a file that is one JSON array."""
     members = _parsed(content, name)
     for number, value in enumerate(members if isinstance(members, list) else [members], start=1):
-        yield f"{name}:{number}", _object(value, f"{name}:{number}")
+        try:
+            yield f"{name}:{number}", _object(value, f"{name}:{number}")
+        except RowError as error:
+            on_skip(error)
 
 
 def _parsed(text: bytes, source: str) -> object:
     try:
         value: object = json.loads(text, parse_float=ShownFloat.of)
     except ValueError as error:  # not JSON, or not UTF-8
-        raise ConfigError(f"{source}: not valid JSON: {error}") from error
+        raise RowError(f"{source}: not valid JSON: {error}", source, "not valid JSON") from error
     except RecursionError as error:
-        raise ConfigError(f"{source}: not valid JSON: it is nested too deeply") from error
+        raise RowError(f"{source}: not valid JSON: it is nested too deeply", source, "nested too deeply") from error
     return value
 
 
 def _object(value: object, source: str) -> Columns:
     if not isinstance(value, dict):
-        raise ConfigError(f"{source}: not a JSON object; write one object a line")
+        raise RowError(f"{source}: not a JSON object; write one object a line", source, "not a JSON object")
     return value
 
 

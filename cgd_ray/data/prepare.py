@@ -7,10 +7,11 @@ from typing import Any
 
 import structlog
 
-from cgd_ray.config.data import DemoData
+from cgd_ray.config.data import ColumnData, DemoData
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.demo import DEMO_VERSION
 from cgd_ray.data.ordering import SortedRows
+from cgd_ray.data.skipped import SkippedRows
 from cgd_ray.data.sources import describe_source, source_identity
 from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_source
 from cgd_ray.errors import ConfigError
@@ -40,12 +41,16 @@ class PreparedPrompts:
     reused: bool
     """Whether the table was complete before."""
 
+    skipped: int = 0
+    """Rows that could not be used."""
+
 
 @dataclass
 class _Counts:
     train: int = 0
     heldout: int = 0
     duplicates: int = 0
+    skipped: int = 0
 
 
 def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
@@ -63,12 +68,15 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     description = table.description()
     reused = description is not None
     if description is None:
-        description = {"content": content, "counts": asdict(_write(recipe, table))}
+        counts, skipped = _write(recipe, table)
+        description = {"content": content, "counts": asdict(counts), "skipped": skipped.document()}
         table.describe(description)
     prepared = PreparedPrompts(table, **description["counts"], reused=reused)
     _require_prompts(recipe, prepared)
     log = structlog.get_logger(__name__)
     log.info("prompts", **description["counts"], reused=reused, table=table.folder)
+    if reasons := description.get("skipped", {}).get("reasons"):
+        log.warning("rows of the source cannot be used and are left out; cgd inspect --skipped shows them", **reasons)
     return prepared
 
 
@@ -79,7 +87,7 @@ def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, Document]:
 
 
 def _content(recipe: Recipe) -> Document:
-    data = recipe.data.model_dump(mode="json")
+    data = recipe.data.model_dump(mode="json", exclude={"max_skipped_fraction"})  # which changes no row
     if isinstance(recipe.data, DemoData):
         return {"data": data | {"seed": _demo_seed(recipe, recipe.data)}, "source": {"demo": DEMO_VERSION}}
     return {"data": data, "source": source_identity(recipe.data, recipe.storage)}
@@ -89,7 +97,15 @@ def _demo_seed(recipe: Recipe, data: DemoData) -> int:
     return recipe.run.seed if data.seed is None else data.seed
 
 
-def _write(recipe: Recipe, table: Table) -> _Counts:
+def skipped_rows(recipe: Recipe, store: Store) -> list[dict[str, str]]:
+    """Source, reason and error of the first rows that could not be used, of a prompts table that is there."""
+    table, _ = prompts_table(recipe, store)
+    description = table.description() or {}
+    rows: list[dict[str, str]] = description.get("skipped", {}).get("rows", [])
+    return rows
+
+
+def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
     merger, counts = Merger(recipe.data.prompt_template), _Counts()
     prompts = _split(recipe, merger)
     with SortedRows(PROMPTS) as ordered:
@@ -100,8 +116,11 @@ def _write(recipe: Recipe, table: Table) -> _Counts:
             counts.train += len(rows) - heldout
         for number, part in enumerate(ordered.parts(PART_ROWS)):
             table.write_part(f"part-{number:06d}", part)
-    counts.duplicates = merger.duplicates
-    return counts
+    counts.duplicates, counts.skipped = merger.duplicates, merger.skipped.count
+    if isinstance(recipe.data, ColumnData):
+        read = counts.train + counts.heldout + counts.duplicates + counts.skipped
+        merger.skipped.require_few(read, recipe.data.max_skipped_fraction)
+    return counts, merger.skipped
 
 
 def _split(recipe: Recipe, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:

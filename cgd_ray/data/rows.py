@@ -7,6 +7,7 @@ from typing import Any
 
 from cgd_ray.config.data import ColumnData
 from cgd_ray.data.lines import ShownFloat
+from cgd_ray.data.skipped import RowError
 from cgd_ray.errors import ConfigError
 
 
@@ -31,15 +32,16 @@ def checked_row(values: dict[str, Any], source: str, data: ColumnData) -> Source
     """Take prompt and reference from a row's columns.
 
     Raises:
-        ConfigError: a column is missing, the prompt is blank or not text, or the reference is neither text nor
-            a number.
+        RowError: a column is missing, the prompt is blank or not text, or the reference is neither text nor a number.
     """
     prompt = _column(values, data.prompt_column, "data.prompt_column", source)
     if not isinstance(prompt, str) or not prompt.strip():
         found = "empty" if isinstance(prompt, str) else _type_name(prompt)
-        raise ConfigError(
+        raise RowError(
             f"{source}: the prompt is {found}, not text; mend the row or name another data.prompt_column "
-            f"than {data.prompt_column!r}"
+            f"than {data.prompt_column!r}",
+            source,
+            "blank prompt" if isinstance(prompt, str) else "prompt that is no text",
         )
     reference = None
     if data.reference_column is not None:
@@ -61,7 +63,7 @@ def require_columns(present: list[str], data: ColumnData, where: str) -> None:
 
 def _column(values: dict[str, Any], name: str, key: str, source: str) -> Any:
     if name not in values:
-        raise _missing(key, name, source, list(values))
+        raise RowError(str(_missing(key, name, source, list(values))), source, f"no column {name}")
     return values[name]
 
 
@@ -77,9 +79,11 @@ def _reference(value: object, name: str, source: str) -> str | None:
         return value.text
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
-    raise ConfigError(
+    raise RowError(
         f"{source}: the reference is {_type_name(value)}, not text or a number; mend the row or name another "
-        f"data.reference_column than {name!r}"
+        f"data.reference_column than {name!r}",
+        source,
+        "reference that is no text or number",
     )
 
 

@@ -13,33 +13,46 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import SourceFiles, find_files, reporting
 from cgd_ray.data.lines import LINES, Columns, json_rows
 from cgd_ray.data.rows import SourceRow, checked_row, require_columns
+from cgd_ray.data.skipped import OnSkip, RowError, refuse
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.templates import template_columns
 
 log = structlog.get_logger(__name__)
 _BATCH_ROWS = 1024
+_FIRST_ROWS = 100  # none of which can be used: nor will the others
 
 Located = tuple[str, Columns]
 """FILE:ROW and the row's columns."""
 
 
-def iterate_rows(data: ColumnData, storage: StorageSection) -> Iterator[SourceRow]:
+def iterate_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip = refuse) -> Iterator[SourceRow]:
     """The rows in source order: files by name, rows as they stand.
 
     Raises:
-        ConfigError: the source is missing, unreadable or empty, or a row is not as the recipe says; one line
-            that names the key, or file and row.
+        ConfigError: the source is missing, unreadable or empty; one line that names the key, or file and row.
+        RowError: a row is not as the recipe says, where `on_skip` raises it.
     """
     found = False
-    for source, values in _located_rows(data, storage):
+
+    def skip(error: RowError) -> None:
+        nonlocal found
         found = True
-        yield checked_row(values, source, data)
+        on_skip(error)
+
+    for source, values in _located_rows(data, storage, skip):
+        found = True
+        try:
+            row = checked_row(values, source, data)
+        except RowError as error:
+            skip(error)
+            continue
+        yield row
     if not found:
         raise ConfigError(f"{describe_source(data)}: there are no rows")
 
 
 def check_source(data: ColumnData, storage: StorageSection) -> None:
-    """Read the first row of files; ask only whether a hub data set is there, which may be large to fetch.
+    """Read the first usable row of files; ask only whether a hub data set is there, which may be large to fetch.
 
     A hub data set that is not pinned gets a warning with the commit that this run reads.
 
@@ -54,7 +67,15 @@ def check_source(data: ColumnData, storage: StorageSection) -> None:
                 commit=commit,
             )
     else:
-        next(iterate_rows(data, storage))
+        skipped: list[RowError] = []
+
+        def skip(error: RowError) -> None:
+            skipped.append(error)
+            if len(skipped) == _FIRST_ROWS:
+                raise skipped[0]
+
+        if next(iterate_rows(data, storage, skip), None) is None and skipped:
+            raise skipped[0]
 
 
 def source_identity(data: ColumnData, storage: StorageSection) -> object:
@@ -80,7 +101,7 @@ def describe_source(data: ColumnData) -> str:
     raise TypeError(f"unknown source {type(data).__name__}")
 
 
-def _located_rows(data: ColumnData, storage: StorageSection) -> Iterator[Located]:
+def _located_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip) -> Iterator[Located]:
     if isinstance(data, HfData):
         from cgd_ray.data.hub import hub_rows
 
@@ -90,7 +111,7 @@ def _located_rows(data: ColumnData, storage: StorageSection) -> Iterator[Located
     for path in files.paths:
         with reporting(f"data.path {files.name(path)}"):
             is_parquet = isinstance(data, ParquetData)
-            yield from _parquet_rows(files, path, data) if is_parquet else json_rows(files, path)
+            yield from _parquet_rows(files, path, data) if is_parquet else json_rows(files, path, on_skip)
 
 
 def _files(data: ColumnData, storage: StorageSection) -> SourceFiles:

@@ -4,7 +4,7 @@ import heapq
 import itertools
 import sqlite3
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cgd_ray.config.data import ColumnData, DemoData
@@ -12,14 +12,16 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.data.demo import demo_rows
 from cgd_ray.data.identity import holdout_position, prompt_id
 from cgd_ray.data.rows import SourceRow
+from cgd_ray.data.skipped import OnSkip, RowError, SkippedRows
 from cgd_ray.data.sources import describe_source, iterate_rows
 from cgd_ray.errors import ConfigError
-from cgd_ray.prompts.templates import render
+from cgd_ray.prompts.templates import render, template_columns
 
 SplitName = Literal["train", "heldout"]
 
 # A template that leaves the problem out renders the same few texts for ever; the demo repeats one in thirty.
 _MOST_REPEATS = 1000
+_LOOK_AHEAD = 1000  # rows, for the columns that some of them have
 
 _SEEN = """
 pragma journal_mode = off;
@@ -53,18 +55,23 @@ class Merger:
 
     def __init__(self, template: str) -> None:
         self.duplicates = 0
+        self.skipped = SkippedRows()
         self._template = template
         self._seen = sqlite3.connect("", isolation_level=None)
         self._seen.executescript(_SEEN)
 
     def distinct(self, rows: Iterable[SourceRow]) -> Iterator[Prompt]:
-        """The rows' rendered prompts without duplicates.
+        """The rows' rendered prompts without duplicates; rows without one are skipped.
 
         Raises:
-            ConfigError: a prompt cannot be rendered, or a row's text is not valid Unicode.
+            ConfigError: the template is wrong.
         """
         for row in rows:
-            prompt = rendered(row, self._template)
+            try:
+                prompt = rendered(row, self._template)
+            except RowError as error:
+                self.skipped(error)
+                continue
             identity = bytes.fromhex(prompt.identity)  # half of what it takes as text
             if self._seen.execute("insert or ignore into seen values (?)", (identity,)).rowcount:
                 yield prompt
@@ -76,16 +83,20 @@ def rendered(row: SourceRow, template: str) -> Prompt:
     """Fill the prompt template from a row's text columns.
 
     Raises:
-        ConfigError: the template is wrong or renders nothing, or the row's text is not valid Unicode.
+        ConfigError: the template is wrong.
+        RowError: it renders nothing, or the row's text is not valid Unicode.
     """
     columns = {name: value for name, value in row.values.items() if value is None or isinstance(value, str)}
     text = render(template, "data.prompt_template", **columns | {"prompt": row.prompt})
     if not text.strip():
-        raise ConfigError(f"data.prompt_template: renders an empty prompt for {row.source}")
+        raise RowError(
+            f"data.prompt_template: renders an empty prompt for {row.source}", row.source, "empty rendered prompt"
+        )
     try:
         f"{text}{row.reference}".encode()
     except UnicodeEncodeError as error:
-        raise ConfigError(f"{row.source}: the text is not valid Unicode: {error.reason}") from error
+        text = f"{row.source}: the text is not valid Unicode: {error.reason}"
+        raise RowError(text, row.source, "not valid Unicode") from error
     return Prompt(prompt_id(text), text, row)
 
 
@@ -102,7 +113,7 @@ def split_source(data: ColumnData, storage: StorageSection, merger: Merger) -> I
     count = data.holdout.count
     boundary = data.holdout.fraction if count is None else _boundary(data, storage, count)
     train = heldout = 0
-    for prompt in merger.distinct(iterate_rows(data, storage)):
+    for prompt in merger.distinct(_filled(iterate_rows(data, storage, merger.skipped), data.prompt_template)):
         if boundary is not None and prompt.position < boundary:
             heldout += 1
             yield prompt, "heldout"
@@ -111,6 +122,25 @@ def split_source(data: ColumnData, storage: StorageSection, merger: Merger) -> I
             yield prompt, "train"
         if train == data.limit and (count is None or heldout == count):
             return
+
+
+def _filled(rows: Iterator[SourceRow], template: str) -> Iterator[SourceRow]:
+    """The rows with null for columns of the template that only others have; one that none has stays undefined."""
+    needed, known = template_columns(template, "data.prompt_template"), set[str]()
+    first = list(itertools.islice(rows, _LOOK_AHEAD))
+    known.update(*(row.values for row in first))
+    for row in itertools.chain(first, rows):
+        known.update(row.values)
+        lacking = (needed & known) - row.values.keys()
+        yield replace(row, values=dict.fromkeys(lacking) | row.values) if lacking else row
+
+
+def _rendered_all(rows: Iterator[SourceRow], data: ColumnData, on_skip: OnSkip) -> Iterator[Prompt]:
+    for row in rows:
+        try:
+            yield rendered(row, data.prompt_template)
+        except RowError as error:
+            on_skip(error)
 
 
 def split_demo(data: DemoData, seed: int, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
@@ -155,8 +185,9 @@ def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
     """The position below which `count` distinct prompts of the whole source fall."""
     smallest: list[float] = []  # negated: a heap whose top is the largest of the count + 1 smallest
     members: set[float] = set()
-    for row in iterate_rows(data, storage):
-        position = rendered(row, data.prompt_template).position
+    skipped = SkippedRows()  # they are counted where the rows are read again
+    for prompt in _rendered_all(_filled(iterate_rows(data, storage, skipped), data.prompt_template), data, skipped):
+        position = prompt.position
         if position in members or (len(smallest) > count and position > -smallest[0]):
             continue
         members.add(position)

@@ -8,7 +8,7 @@ from rich.table import Table as RichTable
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import Key, dropped_reasons
-from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.data.prepare import prepare_prompts, skipped_rows
 from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
@@ -60,6 +60,15 @@ def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dr
         console.print("these rows were not curated yet with these settings: what is dropped is not known")
     for row, reason in islice(_with_reasons(joined, tell, dropped=dropped), count):
         _print_row(console, row, reason)
+
+
+def print_skipped(recipe: Recipe, store: Store, console: Console, count: int) -> None:
+    """The first rows of the source that cannot be used, and why."""
+    rows = skipped_rows(recipe, store)
+    for row in rows[:count]:
+        console.print(f"{row['reason']}: {row['text']}", markup=False, highlight=False, soft_wrap=True)
+    if not rows:
+        console.print("no row of the source was skipped")
 
 
 def _with_reasons(

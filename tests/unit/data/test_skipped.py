@@ -1,0 +1,116 @@
+"""Rows that cannot be used: left out and counted, shown on request, refused where they are many."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from cgd_ray.cli import app
+from cgd_ray.config.data import JsonlData
+from cgd_ray.config.run import StorageSection
+from cgd_ray.data.sources import check_source
+from tests.unit.data.test_prepare import error_of, prepared, rows_of
+
+BAD = {
+    b'{"prompt": "  \\n"}': "blank prompt",
+    b'{"prompt": null}': "prompt that is no text",
+    b'{"prompt": ["a"]}': "prompt that is no text",
+    b'{"question": "a"}': "no column prompt",
+    b'{"prompt": "a", "gold": {"x": 1}}': "reference that is no text or number",
+    b'{"prompt": "a", "gold": NaN}': "reference that is no text or number",
+    b'{"prompt": "cut o': "not valid JSON",
+    b'{"prompt": "\xff"}': "not valid JSON",
+    b'["a"]': "not a JSON object",
+    b'{"prompt": "\\ud800", "gold": 1}': "not valid Unicode",
+    b'{"prompt": "a"}': "no column gold",
+    b'{"prompt": ' + b"[" * 99_999: "nested too deeply",
+}
+
+
+def source(folder: Path, bad: list[bytes], good: int = 300, **options: Any) -> dict[str, Any]:
+    """Good rows with the bad ones among them, the first bad one first."""
+    lines = [json.dumps({"prompt": f"prompt {number}", "gold": number}).encode() for number in range(good)]
+    for place, line in enumerate(bad):
+        lines.insert(place * 20, line)
+    (folder / "data.jsonl").write_bytes(b"\n".join(lines))
+    return {"type": "jsonl", "path": str(folder / "data.jsonl"), **options}
+
+
+@pytest.mark.parametrize("holdout", [{"fraction": 0.1}, {"count": 7}])
+def test_a_few_of_many_are_left_out_and_counted_by_reason(tmp_path: Path, holdout: dict[str, Any]) -> None:
+    data = source(tmp_path, list(BAD), holdout=holdout, max_skipped_fraction=0.05)
+    with capture_logs() as said:
+        made = prepared(tmp_path, data)
+    assert (made.train + made.heldout, made.skipped) == (300, len(BAD))
+    assert {row["prompt"] for row in rows_of(made).values()} == {f"prompt {number}" for number in range(300)}
+    warned = next(line for line in said if line["log_level"] == "warning")
+    assert {reason: warned[reason] for reason in BAD.values()} == {
+        reason: list(BAD.values()).count(reason) for reason in BAD.values()
+    }
+    assert prepared(tmp_path, data).skipped == len(BAD)  # the same, read from the table
+
+
+@pytest.mark.parametrize("line", BAD, ids=range(len(BAD)))
+def test_too_many_are_refused_with_the_first_of_them(tmp_path: Path, line: bytes) -> None:
+    message = error_of(tmp_path, source(tmp_path, [line] * 4))
+    assert "4 of 304 rows cannot be used, more than data.max_skipped_fraction 0.01 allows" in message
+    assert f"{tmp_path}/data.jsonl:1" in message
+    assert len(message) < 600
+
+
+def test_none_is_left_out_where_none_may_be(tmp_path: Path) -> None:
+    message = error_of(tmp_path, source(tmp_path, [b'{"prompt": ""}'], max_skipped_fraction=0))
+    assert message.startswith(f"{tmp_path}/data.jsonl:1: the prompt is empty, not text")
+
+
+def test_a_source_is_looked_at_beyond_a_bad_first_row(tmp_path: Path) -> None:
+    check_source(JsonlData.model_validate(source(tmp_path, list(BAD))), StorageSection())
+
+
+def test_they_are_shown_on_request(tmp_path: Path) -> None:
+    data = source(tmp_path, [b'{"prompt": ""}', b"{"])
+    recipe = tmp_path / "recipe.yaml"
+    tree = {
+        "run": {"name": "r", "root": str(tmp_path / "store")},
+        "data": data,
+        "student": {"model": "s", "engine": {"type": "scripted"}},
+        "teacher": {"engine": {"type": "scripted"}},
+        "evaluation": {"enabled": False},
+    }
+    recipe.write_text(json.dumps(tree))
+    prepared(tmp_path, data, evaluate=False)
+    shown = CliRunner().invoke(app, ["inspect", str(recipe), "--skipped"])
+    assert shown.exit_code == 0
+    assert f"blank prompt: {tmp_path}/data.jsonl:1: the prompt is empty" in shown.output
+    assert f"not valid JSON: {tmp_path}/data.jsonl:21: not valid JSON" in shown.output
+
+
+def test_a_column_that_only_some_rows_have_is_null_in_the_others(tmp_path: Path) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "b", "hint": "add"}, {"prompt": "c"}, {"prompt": "d", "hint": None}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = "{{ prompt }}{% if hint %} ({{ hint }}){% endif %}"
+    data = {"type": "jsonl", "path": str(tmp_path / "data.jsonl"), "prompt_template": template}
+    made = prepared(tmp_path, data | {"holdout": {"count": 1}}, evaluate=False)
+    assert {row["prompt"] for row in rows_of(made).values()} == {"a", "b (add)", "c", "d"}
+    wrong = data | {"prompt_template": "{{ prompt }}{% if hnit %}!{% endif %}"}
+    assert "'hnit' is undefined" in error_of(tmp_path, wrong, evaluate=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(texts=st.lists(st.text(), min_size=1, max_size=20))
+def test_any_text_comes_through_unchanged_or_is_counted(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    rows = [{"prompt": text} for text in [*texts, "first", "second"]]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"type": "jsonl", "path": str(folder / "data.jsonl"), "holdout": {"count": 1}, "max_skipped_fraction": 0.99}
+    made = prepared(folder, data, evaluate=False)
+    kept = {row["prompt"] for row in rows_of(made).values()}
+    assert kept <= {*texts, "first", "second"}
+    assert made.train + made.heldout + made.duplicates + made.skipped == len(rows)
