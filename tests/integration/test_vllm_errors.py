@@ -27,7 +27,7 @@ def made_by(raised: Exception | None, finish_reason: str = "stop") -> Completion
 
     engine = VllmEngine(VllmOptions(), "m", None, StorageSection(), cpus=1, gpus=0)
     made = asyncio.run(engine._generate(Engine(), [1], REQUEST))  # type: ignore[arg-type]
-    return engine._completion(made)
+    return engine._completion(made, [])
 
 
 def failed_inside() -> Exception:
