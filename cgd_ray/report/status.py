@@ -15,6 +15,7 @@ from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.generation.troubles import recorded
+from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run, telling
 
@@ -46,7 +47,7 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
     for trouble in recorded(run):
         console.print(trouble, markup=False, highlight=False, soft_wrap=True)
     manifest = run.read_json("manifest.json")
-    reported = manifest is not None and manifest["config"] == telling(recipe.model_dump(mode="json"))
+    reported = manifest is not None and manifest["config"] == redact_tree(telling(recipe.model_dump(mode="json")))
     generated = "complete" if reported else "all generated; what comes after it is not complete"
     state = generated if current.is_done else "not complete"
     console.print(f"{store.url(run.path('')).rstrip('/')}: {state}", soft_wrap=True)
