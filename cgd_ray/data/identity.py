@@ -1,16 +1,36 @@
-"""Who a prompt is: an id that does not depend on its file, row or white space."""
+"""Who a prompt is: an id that does not depend on its file, its row, or how its blanks are typed."""
 
 import hashlib
+import re
 import unicodedata
+
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u2060\ufeff\u00ad]")
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 
 
 def prompt_id(prompt: str) -> str:
-    """Thirty-two hex digits of the prompt in NFC with white space folded (case kept).
+    """Thirty-two hex digits of the prompt, by its canonical form.
 
     Two prompts with the same id are duplicates: they are merged before anything is generated.
     """
-    folded = " ".join(unicodedata.normalize("NFC", prompt).split())
-    return hashlib.blake2b(folded.encode(), digest_size=16).hexdigest()
+    return hashlib.blake2b(canonical(prompt).encode(), digest_size=16).hexdigest()
+
+
+def canonical(prompt: str) -> str:
+    """The prompt in NFC, without invisible characters, full-width forms as ordinary ones, white space folded.
+
+    Case is kept, and so is white space at the beginning of lines where a line is indented: both matter in code. What
+    differs in nothing else is the same question, which must not be trained on and held out.
+    """
+    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", prompt)).translate(_FULL_WIDTH)
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not any(line[0].isspace() for line in lines[1:]):
+        return " ".join(text.split())
+    return "\n".join(_indentation(line) + " ".join(line.split()) for line in lines)
+
+
+def _indentation(line: str) -> str:
+    return line[: len(line) - len(line.lstrip())]
 
 
 def holdout_position(identity: str) -> float:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
 import structlog
 
 from cgd_ray.config.data import ColumnData, DemoData
@@ -44,6 +45,9 @@ class PreparedPrompts:
     skipped: int = 0
     """Rows that could not be used."""
 
+    contradictions: int = 0
+    """Merged rows with another reference than the one that was kept."""
+
 
 @dataclass
 class _Counts:
@@ -51,6 +55,7 @@ class _Counts:
     heldout: int = 0
     duplicates: int = 0
     skipped: int = 0
+    contradictions: int = 0
 
 
 def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
@@ -115,12 +120,28 @@ def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
             counts.heldout += heldout
             counts.train += len(rows) - heldout
         for number, part in enumerate(ordered.parts(PART_ROWS)):
-            table.write_part(f"part-{number:06d}", part)
+            table.write_part(f"part-{number:06d}", _answered(part, merger.answers))
     counts.duplicates, counts.skipped = merger.duplicates, merger.skipped.count
+    counts.contradictions = merger.contradictions
+    if merger.contradictions:
+        structlog.get_logger(__name__).warning(
+            "prompts are given again with other references; the first of each is kept",
+            rows=merger.contradictions,
+            first=merger.contradiction,
+        )
     if isinstance(recipe.data, ColumnData):
         read = counts.train + counts.heldout + counts.duplicates + counts.skipped
         merger.skipped.require_few(read, recipe.data.max_skipped_fraction)
     return counts, merger.skipped
+
+
+def _answered(rows: pa.Table, answers: dict[str, str]) -> pa.Table:
+    """The rows with references that only later rows of the same prompt had."""
+    if not answers:
+        return rows
+    pairs = zip(rows["prompt_id"].to_pylist(), rows["reference"].to_pylist(), strict=True)
+    filled = [answers.get(identity, reference) for identity, reference in pairs]
+    return rows.set_column(rows.schema.get_field_index("reference"), "reference", pa.array(filled, pa.string()))
 
 
 def _split(recipe: Recipe, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:

@@ -1,5 +1,6 @@
 """Which prompts are trained on and which are held out. A prompt's hash decides, never its place or the run's size."""
 
+import hashlib
 import heapq
 import itertools
 import sqlite3
@@ -27,7 +28,7 @@ _SEEN = """
 pragma journal_mode = off;
 pragma synchronous = off;
 pragma cache_size = -16384;  -- KiB
-create table seen (id blob primary key) without rowid;
+create table seen (id blob primary key, answer blob) without rowid;
 begin;
 """
 
@@ -49,12 +50,19 @@ class Prompt:
 class Merger:
     """Passes each distinct prompt on once, the first of its kind, and counts the others.
 
+    A reference that the first one lacks is taken from a later one; of several that differ, the first given one counts.
     Ids are kept in SQLite, in a private file that it makes when they outgrow its cache: ten million in a Python set
     would be a gigabyte.
     """
 
     def __init__(self, template: str) -> None:
         self.duplicates = 0
+        self.answers: dict[str, str] = {}
+        """References by prompt id, of prompts that were passed on without one."""
+        self.contradictions = 0
+        """Duplicates whose reference is another one than that of the prompt that was passed on."""
+        self.contradiction: str | None = None
+        """Where the first of them stands."""
         self.skipped = SkippedRows()
         self._template = template
         self._seen = sqlite3.connect("", isolation_level=None)
@@ -73,10 +81,36 @@ class Merger:
                 self.skipped(error)
                 continue
             identity = bytes.fromhex(prompt.identity)  # half of what it takes as text
-            if self._seen.execute("insert or ignore into seen values (?)", (identity,)).rowcount:
+            values = (identity, _digest(row.reference))
+            if self._seen.execute("insert or ignore into seen values (?, ?)", values).rowcount:
                 yield prompt
             else:
                 self.duplicates += 1
+                self._compare(prompt, *values)
+
+    def _compare(self, prompt: Prompt, identity: bytes, answer: bytes | None) -> None:
+        """Look at the reference of a duplicate."""
+        if answer is None or prompt.row.reference is None:
+            return
+        [(known,)] = self._seen.execute("select answer from seen where id = ?", (identity,))
+        if known is None:
+            self._seen.execute("update seen set answer = ? where id = ?", (answer, identity))
+            self.answers[prompt.identity] = prompt.row.reference
+        elif known != answer:
+            self.contradictions += 1
+            self.contradiction = self.contradiction or prompt.row.source
+
+
+def _digest(reference: str | None) -> bytes | None:
+    """Of the end of a reference, where a mark or box stands, or of the whole of it; None where there is none.
+
+    What the answer is exactly, grading decides, which would take minutes for ten million rows.
+    """
+    if reference is None or not reference.strip():
+        return None
+    mark = max(reference.rfind("####"), reference.rfind("\\boxed"))
+    answer = reference[mark:] if mark >= 0 else reference
+    return hashlib.blake2b(" ".join(answer.split()).encode(errors="replace"), digest_size=8).digest()
 
 
 def rendered(row: SourceRow, template: str) -> Prompt:

@@ -8,10 +8,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data import prepare
-from cgd_ray.data.identity import holdout_position, prompt_id
+from cgd_ray.data.identity import canonical, holdout_position, prompt_id
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
 from cgd_ray.errors import ConfigError
 from cgd_ray.storage.filesystem import Store
@@ -255,3 +256,63 @@ def test_a_demo_fraction_is_a_share_of_both_parts(tmp_path: Path) -> None:
 def test_the_demo_differs_by_seed(tmp_path: Path) -> None:
     one, two = (ids_of(prepared(tmp_path, demo(30, 9), seed=seed)) for seed in (1, 2))
     assert not one.keys() & two.keys()
+
+
+@pytest.mark.parametrize(
+    ("references", "kept", "contradictions"),
+    [
+        ([None, "4"], "4", 0),
+        (["", "4", None], "4", 0),
+        (["4", None], "4", 0),
+        (["4", " 4 "], "4", 0),
+        (["2 + 2 = 4\n#### 4", "so #### 4"], "2 + 2 = 4\n#### 4", 0),
+        (["4", "5", "4", "6"], "4", 2),
+        ([None, "4", "5"], "4", 1),
+        ([None, None], None, 0),
+    ],
+)
+def test_a_reference_is_kept_wherever_it_is_given(
+    tmp_path: Path, references: list[str | None], kept: str | None, contradictions: int
+) -> None:
+    rows = [{"prompt": "a", "gold": reference} for reference in references] + [{"prompt": "b", "gold": "1"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"type": "jsonl", "path": str(tmp_path / "data.jsonl"), "reference_column": "gold", "holdout": {"count": 1}}
+    with capture_logs() as said:
+        made = prepared(tmp_path, data, evaluate=False)
+    assert rows_of(made)[prompt_id("a")]["reference"] == kept
+    assert made.contradictions == contradictions
+    warned = [line for line in said if "other references" in line["event"]]
+    assert [line["rows"] for line in warned] == ([contradictions] if contradictions else [])
+
+
+SAME = [
+    ("What is\n2 + 2?", "What  is 2 + 2? "),
+    ("What is 2\u200b + 2?", "What is 2 + 2?"),
+    ("\ufeffWhat is 2?", "What is 2?"),
+    ("".join(chr(ord(letter) + 0xFEE0) for letter in "What2?"), "What2?"),
+    ("What\u3000is 2?", "What is 2?"),
+    ("caf\u00e9", "cafe\u0301"),
+    ("def f():\n    return 1\n\n", "def f():\n\n    return  1"),
+]
+OTHER = [
+    ("if a:\n    b()\nc()", "if a:\n    b()\n    c()"),
+    ("a:\n b", "a:\n  b"),
+    ("What is x?", "What is X?"),
+    ("5\u00b2", "52"),
+    ("ab", "a b"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), SAME)
+def test_what_differs_in_typing_alone_is_one_prompt(one: str, other: str) -> None:
+    assert prompt_id(one) == prompt_id(other)
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER)
+def test_what_may_mean_something_else_is_another_prompt(one: str, other: str) -> None:
+    assert prompt_id(one) != prompt_id(other)
+
+
+@given(st.text())
+def test_a_canonical_form_is_its_own(text: str) -> None:
+    assert canonical(canonical(text)) == canonical(text)
