@@ -219,9 +219,10 @@ def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
     """The position below which `count` distinct prompts of the whole source fall."""
     smallest: list[float] = []  # negated: a heap whose top is the largest of the count + 1 smallest
     members: set[float] = set()
+    read = 0
     skipped = SkippedRows()  # they are counted where the rows are read again
     for prompt in _rendered_all(_filled(iterate_rows(data, storage, skipped), data.prompt_template), data, skipped):
-        position = prompt.position
+        position, read = prompt.position, read + 1
         if position in members or (len(smallest) > count and position > -smallest[0]):
             continue
         members.add(position)
@@ -230,6 +231,7 @@ def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
         else:
             members.discard(-heapq.heappushpop(smallest, -position))
     if len(smallest) <= count:
+        skipped.require_few(read + skipped.count, data.max_skipped_fraction)  # they may be why
         raise ConfigError(
             f"data.holdout.count {count} is not smaller than the {len(smallest)} distinct prompts of "
             f"{describe_source(data)}: lower it or use data.holdout.fraction"
