@@ -51,7 +51,7 @@ def start(command: list[str], **variables: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output[-2000:]
     return output
 
@@ -71,7 +71,7 @@ def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> 
         if "step=4/12" in line:
             process.send_signal(signal.SIGTERM)
             break
-    process.communicate(timeout=240)
+    process.communicate(timeout=600)
     assert process.returncode != 0
     (step,) = place.checkpoints("by-torchrun")
     assert 4 <= int(step[-2:]) < 12
@@ -94,7 +94,7 @@ def test_stopped_under_torchrun_and_resumed_by_ray_is_the_same(place: Place) -> 
         if "step=4/12" in line:
             process.send_signal(signal.SIGINT)
             break
-    process.communicate(timeout=240)
+    process.communicate(timeout=600)
     result = place.train("by-both", checkpoint_every=100)
     assert result.resumed_from_step in range(4, 12)
     assert distance(place.weights(result), place.weights(expected)) == 0
@@ -115,7 +115,7 @@ def test_a_full_gpu_of_one_rank_ends_all(place: Place, tmp_path: Path) -> None:
     command = command_of(place, "full")
     command[command.index("cgd_ray.training.torchrun")] = "tests.full_gpu"
     process = start(command, STARTS=str(tmp_path / "starts"))
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert output.count("error: a GPU has no room (CUDA out of memory): lower training.micro_batch_tokens") == 1
     assert sorted((tmp_path / "starts").read_text().split()) == ["0", "1"]
@@ -125,7 +125,7 @@ def test_a_run_that_somebody_works_on_is_refused_at_once(place: Place) -> None:
     command = command_of(place, "held", epochs=1)
     with held(place.store, "runs/held", wait=False):
         process = start(command)
-        output, _ = process.communicate(timeout=240)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert output.count(f"runs/held is being worked on by process {os.getpid()} on ") == 1
     assert place.checkpoints("held") == []
@@ -141,7 +141,7 @@ def test_what_is_no_job_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
     module = ["-m", "torch.distributed.run", "--standalone", "-m", "cgd_ray.training.torchrun"]
     process = start([sys.executable, *module, str(tmp_path / "job.json")])
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
     assert "job.json: no job of `cgd run` with training.launcher=torchrun" in output
 
@@ -163,7 +163,7 @@ def test_keys_that_are_missing_are_said_in_one_line(s3: S3Server) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", *module, "s3://bucket/runs/r/training/t/job.json"]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
     process = start(command, AWS_ENDPOINT_URL=s3.endpoint, AWS_EC2_METADATA_DISABLED="true", **keys)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=600)
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert line.endswith("is the storage there, and its keys?")
     assert "botocore/" not in said
