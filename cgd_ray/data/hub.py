@@ -10,7 +10,7 @@ import datasets
 from cgd_ray.config.data import HfData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import find_files
-from cgd_ray.data.rows import require_columns
+from cgd_ray.data.rows import as_shown, require_columns
 from cgd_ray.errors import ConfigError
 
 
@@ -27,8 +27,13 @@ def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = _load(data)
         if rows.column_names is not None:
             require_columns(list(rows.column_names), data, data.dataset)
-        for number, values in enumerate(rows, start=1):
-            yield f"{data.dataset}/{data.split}:{number}", dict(values)
+        name = data.reference_column
+        kind = str(getattr((rows.features or {}).get(name), "dtype", ""))
+        for number, row in enumerate(rows, start=1):
+            values = dict(row)
+            if name in values:
+                values[name] = as_shown(values[name], kind)
+            yield f"{data.dataset}/{data.split}:{number}", values
 
 
 def hub_identity(data: HfData) -> object:

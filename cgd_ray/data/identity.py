@@ -1,10 +1,10 @@
 """Who a prompt is: an id that does not depend on its file, its row, or how its blanks are typed."""
 
 import hashlib
-import re
 import unicodedata
 
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u2060\ufeff\u00ad]")
+from cgd_ray.grading.normal import INVISIBLE
+
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 
 
@@ -22,7 +22,7 @@ def canonical(prompt: str) -> str:
     Case is kept, and so is white space at the beginning of lines where a line is indented: both matter in code. What
     differs in nothing else is the same question, which must not be trained on and held out.
     """
-    text = _INVISIBLE.sub("", unicodedata.normalize("NFC", prompt)).translate(_FULL_WIDTH)
+    text = INVISIBLE.sub("", unicodedata.normalize("NFC", prompt)).translate(_FULL_WIDTH)
     lines = [line for line in text.splitlines() if line.strip()]
     if not any(line[0].isspace() for line in lines[1:]):
         return " ".join(text.split())

@@ -103,9 +103,12 @@ def _demo_seed(recipe: Recipe, data: DemoData) -> int:
 
 
 def skipped_rows(recipe: Recipe, store: Store) -> list[dict[str, str]]:
-    """Source, reason and error of the first rows that could not be used, of a prompts table that is there."""
-    table, _ = prompts_table(recipe, store)
-    description = table.description() or {}
+    """Source, reason and error of the first rows that cannot be used; the source is read if no run has.
+
+    Raises:
+        ConfigError: as `prepare_prompts`, also where too many rows cannot be used.
+    """
+    description = prepare_prompts(recipe, store).table.description() or {}
     rows: list[dict[str, str]] = description.get("skipped", {}).get("rows", [])
     return rows
 

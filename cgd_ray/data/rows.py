@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
+
 from cgd_ray.config.data import ColumnData
 from cgd_ray.data.lines import ShownFloat
 from cgd_ray.data.skipped import RowError
@@ -85,6 +87,13 @@ def _reference(value: object, name: str, source: str) -> str | None:
         source,
         "reference that is no text or number",
     )
+
+
+def as_shown(value: object, kind: str) -> object:
+    """A number of a column of less than double precision as it was written: 2.3 in float32 is not 2.299999952316284."""
+    kind = {"float": "float32", "halffloat": "float16"}.get(kind, kind)  # Arrow's names, too
+    is_short = kind in ("float16", "float32") and isinstance(value, float) and math.isfinite(value)
+    return str(np.dtype(kind).type(value)) if is_short else value
 
 
 def _type_name(value: object) -> str:

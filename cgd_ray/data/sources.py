@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import structlog
 
@@ -12,7 +11,7 @@ from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import SourceFiles, find_files, reporting
 from cgd_ray.data.lines import LINES, Columns, json_rows
-from cgd_ray.data.rows import SourceRow, checked_row, require_columns
+from cgd_ray.data.rows import SourceRow, as_shown, checked_row, require_columns
 from cgd_ray.data.skipped import OnSkip, RowError, refuse
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.templates import template_columns
@@ -129,22 +128,16 @@ def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[L
             file = pq.ParquetFile(handle)
             require_columns(file.schema_arrow.names, data, name)
             columns = [field.name for field in file.schema_arrow if _is_wanted(field, data)]
+            kind = str(file.schema_arrow.field(data.reference_column).type) if data.reference_column else ""
             for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for values in _as_shown(batch, data.reference_column).to_pylist():
+                for values in batch.to_pylist():
                     number += 1
+                    if data.reference_column is not None:
+                        values[data.reference_column] = as_shown(values[data.reference_column], kind)
                     yield f"{name}:{number}", values
     except pa.ArrowException as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"data.path {name}: not a readable Parquet file: {detail}") from error
-
-
-def _as_shown(batch: pa.RecordBatch, name: str | None) -> pa.RecordBatch:
-    """With references of less than double precision as text: 2.3 in float32 is not 2.299999952316284."""
-    if name is None or not (pa.types.is_float32(batch[name].type) or pa.types.is_float16(batch[name].type)):
-        return batch
-    numbers = batch[name].cast(pa.float32())
-    text = pc.if_else(pc.is_finite(numbers), numbers.cast(pa.string()), None)
-    return batch.set_column(batch.schema.get_field_index(name), name, text)
 
 
 def _is_wanted(field: pa.Field, data: ColumnData) -> bool:

@@ -1,7 +1,6 @@
 """Where a text says what its answer is: a box, a marked line, a stated sentence."""
 
 import re
-from collections.abc import Iterator
 from fractions import Fraction
 
 from cgd_ray.grading.expressions import is_mathematical
@@ -234,22 +233,21 @@ def _formulas(phrase: str) -> list[str]:
 
 def _concluded(text: str) -> str | None:
     """What the last sentence comes to, good wishes and notes left out."""
-    for sentence in _last_sentences(text):
-        if _DENIED.search(sentence):
-            instead = list(_INSTEAD.finditer(sentence))
-            return _core(sentence[instead[-1].end() :]) if instead else None
-        clause = _ASIDE.split(sentence, maxsplit=1)[0]
-        verbs = list(_VERB.finditer(clause))
-        tail = clause[verbs[-1].end() :].strip() if verbs else ""
-        if tail and choice_of(plain(tail)):
-            return tail
-        if tail and not _COMPARED.search(tail) and (quantity(plain(tail)) or _is_formula(tail)):
-            return _formulas(tail)[0] if _is_formula(tail) and _formulas(tail) else _only_number(tail) or unwrap(tail)
-        formulas = _formulas(clause)
-        if len(formulas) == 1 and not _ONE_NUMBER.search(_MATH.sub(" ", clause)) and not _COMPARED.search(clause):
-            return formulas[0]
-        return _only_number(clause)
-    return None
+    sentence = _last_sentence(text)
+    if _DENIED.search(sentence):
+        instead = list(_INSTEAD.finditer(sentence))
+        return _core(sentence[instead[-1].end() :]) if instead else None
+    clause = _ASIDE.split(sentence, maxsplit=1)[0]
+    verbs = list(_VERB.finditer(clause))
+    tail = clause[verbs[-1].end() :].strip() if verbs else ""
+    if tail and choice_of(plain(tail)):
+        return tail
+    if tail and not _COMPARED.search(tail) and (quantity(plain(tail)) or _is_formula(tail)):
+        return _formulas(tail)[0] if _is_formula(tail) else _only_number(tail) or unwrap(tail)
+    formulas = _formulas(clause)
+    if len(formulas) == 1 and not _ONE_NUMBER.search(_MATH.sub(" ", clause)) and not _COMPARED.search(clause):
+        return formulas[0]
+    return _only_number(clause)
 
 
 def _is_formula(tail: str) -> bool:
@@ -258,16 +256,16 @@ def _is_formula(tail: str) -> bool:
     return found is not None and not re.search(r"\d|\$", _MATH.sub(" ", tail))
 
 
-def _last_sentences(text: str) -> Iterator[str]:
-    """The last sentence that says something."""
+def _last_sentence(text: str) -> str:
+    """The last sentence that says something; empty where there is none."""
     for line in reversed(text.strip().splitlines()[-_LAST_LINES:]):
         end = line[-_LONGEST:].strip()
         if end in {"", "$$", "\\]", "\\[", "```"}:
             continue
         for sentence in reversed([part for part in _SENTENCE_END.split(end) if part.strip(" *_`$")]):
             if not _CLOSING.search(sentence):
-                yield sentence.strip()
-                return
+                return sentence.strip()
+    return ""
 
 
 def _only_number(sentence: str) -> str | None:

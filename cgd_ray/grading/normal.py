@@ -16,7 +16,7 @@ _GREEK = {
     "≠": r"\ne ",
     "\u222a": r"\cup ",
 }
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u2060\ufeff\u00ad]")
+INVISIBLE = re.compile(r"[\u200b-\u200f\u2060\ufeff\u00ad]")
 _END_TOKENS = re.compile(r"(?:<\|(?:endoftext|im_end|eot_id|end_of_text|end)\|>|</s>|<eos>|<end_of_turn>)\s*$")
 
 DEGREES = re.compile(
@@ -57,7 +57,7 @@ _DELIMITERS = (
 def normalise(text: str) -> str:
     """A text with ordinary dashes and blanks, without invisible characters and the tokens that end a turn."""
     text = _END_TOKENS.sub("", text)
-    text = _INVISIBLE.sub("", text).translate(_DASHES)
+    text = INVISIBLE.sub("", text).translate(_DASHES)
     return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NARROW NO-BREAK SPACE}", " ")
 
 

@@ -318,3 +318,17 @@ def test_a_saved_data_set_has_its_own_split(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"prompt": ["x"]}, split="test").save_to_disk(str(tmp_path / "one"))
     assert [row.prompt for row in read(hub(tmp_path / "one", split="test"))] == ["x"]
     assert "there is no split 'train'; what was saved is test" in error_of(hub(tmp_path / "one"))
+
+
+def test_numbers_of_a_saved_data_set_are_those_that_were_written(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"prompt": datasets.Value("string"), "a": datasets.Value("float32")})
+    made = datasets.Dataset.from_dict({"prompt": ["x"], "a": [2.3]}, features=features)
+    made.save_to_disk(str(tmp_path / "one"))
+    assert [row.reference for row in read(hub(tmp_path / "one", reference_column="a"))] == ["2.3"]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_a_reference_of_parquet_that_is_no_number_is_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"prompt": ["x"], "a": pa.array([float("nan")], kind)}), tmp_path / "a.parquet")
+    assert "the reference is float nan" in error_of(parquet(tmp_path, reference_column="a"))
