@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 from cgd_ray.grading.expressions import is_mathematical
-from cgd_ray.grading.normal import DEGREES, normalise, plain, unwrap
+from cgd_ray.grading.normal import DEGREES, normalise, plain, unbraced, unwrap
 from cgd_ray.grading.numbers import NUMBER, WORDS, value_of, value_of_words
 from cgd_ray.grading.quantities import choice_of, quantity, without_remark
 
@@ -290,11 +290,4 @@ def _only_number(sentence: str) -> str | None:
 
 
 def _undelimited(text: str) -> str:
-    return re.sub(r"\\[()\[\]]|\$(?=[^\d\s])|(?<=[\d}])\$|\*\*", " ", plain_fractions(text))
-
-
-def plain_fractions(text: str) -> str:
-    r"""The text with `\frac{a}{b}` as a/b, and without `\text{}` and degrees."""
-    text = re.sub(r"\\[dtc]?frac\s*\{\s*(-?\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2 ", text)
-    text = re.sub(r"\\(?:text|mathrm|mathbf|textbf)\s*\{([^{}]*)\}", r" \1 ", text)
-    return DEGREES.sub("", text)
+    return re.sub(r"\\[()\[\]]|\$(?=[^\d\s])|(?<=[\d}])\$|\*\*", " ", DEGREES.sub("", unbraced(text)))

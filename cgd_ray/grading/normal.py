@@ -87,13 +87,16 @@ def latex(text: str) -> str:
     return text.strip()
 
 
-def plain(text: str) -> str:
-    r"""The text as one would type it: no `\text{}`, no spacing commands, `\frac{a}{b}` as a/b."""
-    text = latex(text)
+def unbraced(text: str) -> str:
+    r"""The text with `\frac{a}{b}` as a/b, and with what stands in `\text{}` and the like alone."""
     for _ in range(3):  # nested ones
         text = _BRACED.sub(r" \1 ", text)
-    text = _SWITCHES.sub(" ", text).replace("{}", "")
-    text = _FRACTION.sub(lambda found: f" {found[1] or found[2]}/{found[3] or found[4]} ", text)
+    return _FRACTION.sub(lambda found: f" {found[1] or found[2]}/{found[3] or found[4]} ", text)
+
+
+def plain(text: str) -> str:
+    r"""The text as one would type it: no `\text{}`, no spacing commands, `\frac{a}{b}` as a/b."""
+    text = _SWITCHES.sub(" ", unbraced(latex(text))).replace("{}", "")
     text = re.sub(r"^\{(.*)\}$", r"\1", text.strip())
     text = unwrap(re.sub(r"\s+([.,;:)\]])", r"\1", " ".join(text.split())))
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
