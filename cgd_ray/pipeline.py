@@ -19,6 +19,7 @@ from cgd_ray.evaluation.scores import accuracy_table, compare, grade_results
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import GenerationResult, join_of, run_generation
 from cgd_ray.generation.stages import build_stages, student_identity
+from cgd_ray.preflight import require_histories
 from cgd_ray.report.summary import write_report
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.lease import held
@@ -69,6 +70,8 @@ def _run_phases(recipe: Recipe, store: Store, phases: Set[Phase]) -> Outcome:
     outcome = Outcome(run=store.url(run.path("")).rstrip("/"))
     prompts = _timed(outcome, "prompts", lambda: prepare_prompts(recipe, store))
     outcome.prompts = _prompt_counts(prompts)
+    if prompts.systems or prompts.exchanges:
+        require_histories(recipe, prompts)
     if "generate" not in phases:
         _require_generated(recipe, store, prompts)
     # Before anything is paid for: is there something to grade against?

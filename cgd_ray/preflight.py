@@ -1,6 +1,7 @@
 """What can be checked before anything is started: places, files, models, endpoints, templates."""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,10 +10,12 @@ from cgd_ray.config.data import DemoData
 from cgd_ray.config.engine import TeacherOpenAI, TeacherVllm, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrackingSection, TrainingSection
+from cgd_ray.data.prepare import PreparedPrompts
 from cgd_ray.data.sources import check_source
 from cgd_ray.errors import ConfigError
 from cgd_ray.generation.stages import student_identity, teacher_identity
 from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
+from cgd_ray.prompts.conversation import History, sample_history, with_history, with_system
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.storage.demo_models import DEMO_PREFIX
@@ -80,6 +83,17 @@ def preflight(recipe: Recipe) -> Store:
     return replace(store, patient=True)
 
 
+def require_histories(recipe: Recipe, prompts: PreparedPrompts) -> None:
+    """Check that the chat templates render what stands before the prompts, which only reading all of them shows.
+
+    Raises:
+        ConfigError: one drops a turn, or refuses it.
+    """
+    exchanges = [0, *([prompts.exchanges] if prompts.exchanges else [])]
+    systems = [False, *([True] if prompts.systems else [])]
+    _require_templates(recipe, [sample_history(few, system=has) for few in exchanges for has in systems if few or has])
+
+
 def _require_known_arguments(recipe: Recipe) -> None:
     """A teacher's engine would name a wrong one only after all drafts."""
     engines = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
@@ -96,18 +110,23 @@ def _require_known_arguments(recipe: Recipe) -> None:
             raise ConfigError(f"{key}.engine_args: the installed vLLM has no argument {name}.{meant}")
 
 
-def _require_templates(recipe: Recipe) -> None:
-    """Before drafts are paid for: can the student be trained, and the teacher be asked?"""
+def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> None:
+    """Before drafts are paid for: can the student be trained, and the teacher be asked, with these before prompts?"""
     student, teacher, generation = recipe.student, recipe.teacher.engine, recipe.generation
     is_real = isinstance(student.engine, VllmOptions)
     if is_real and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
-        student_encoder(recipe)
+        student_encoder(recipe, histories)
     if isinstance(teacher, TeacherVllm) and not teacher.model.startswith(DEMO_PREFIX):
         template = template_text(teacher.chat_template, "teacher.engine.chat_template")
         folder = local_model(teacher.model, teacher.revision, recipe.storage, weights=False)
         tokenizer = load_tokenizer(folder, template, "teacher")
-        for stage in (generation.answer, generation.critique, generation.refine):
-            require_turns(tokenizer, ["a question to answer"], "teacher", stage.chat_template_kwargs)
+        seen = [((), generation.critique), (sample_history(1, system=False), generation.refine)]
+        if generation.needs_answer:
+            before = (with_system((), recipe.data.system_prompt), *histories)
+            seen += [(history, generation.answer) for history in before]
+        for history, sampling in seen:
+            turns = with_history("a question to answer", history)
+            require_turns(tokenizer, turns, "teacher", sampling.chat_template_kwargs)
 
 
 def _require_packages(training: TrainingSection) -> None:

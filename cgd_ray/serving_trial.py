@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
+import pyarrow as pa
 import structlog
 from ray import serve
 from rich.console import Console
@@ -15,10 +16,12 @@ from rich.console import Console
 from cgd_ray.config.engine import VllmEngineOptions, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prepare import prepare_prompts
+from cgd_ray.engines.openai import chat_message
 from cgd_ray.engines.placement import engine_demand
 from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.generation.stages import student_identity
+from cgd_ray.prompts.conversation import history_of, with_history
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.runtime.waiting import interruptibly
@@ -41,6 +44,7 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
         "base": identity,
         "student": model_identity(store.url(student), None, store.storage, "student"),
         "question": rows["prompt"][0].as_py(),
+        "history": rows["history"][0].as_py(),
         "evaluation": recipe.evaluation.model_dump(mode="json"),
     }
     run = Run(store, recipe.run.name)
@@ -54,7 +58,7 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
         base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, identity)
         port = _free_port()
         with _served(recipe, store.url(student), "127.0.0.1", port):
-            answer = _ask(f"http://127.0.0.1:{port}/v1", recipe, asked["question"])
+            answer = _ask(f"http://127.0.0.1:{port}/v1", recipe, rows)
         served = {"asked": asked, "base": base["text"][0].as_py() or "", "trained": answer}
         run.write_json("served.json", served)
     console.rule("One held-out question, asked over HTTP")
@@ -133,14 +137,15 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
     return arguments
 
 
-def _ask(url: str, recipe: Recipe, question: str) -> str:
+def _ask(url: str, recipe: Recipe, rows: pa.Table) -> str:
     # The student gets the bare prompt, decoded as in the evaluation.
+    [row] = rows.select(["prompt", "history"]).to_pylist()
     section = recipe.evaluation
     with openai.OpenAI(base_url=url, api_key="none", timeout=600) as client:
         started = time.monotonic()
         answer = client.chat.completions.create(
             model=recipe.serving.model_id,
-            messages=[{"role": "user", "content": question}],
+            messages=[chat_message(turn) for turn in with_history(row["prompt"], history_of(row["history"]))],
             max_tokens=section.max_tokens,
             temperature=section.temperature,
             top_p=section.top_p,

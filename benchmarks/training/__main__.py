@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 from benchmarks.lines import earlier, report
 from benchmarks.training.work import Task
 from cgd_ray.data.demo import demo_rows
+from cgd_ray.prompts.conversation import with_history
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation
 
@@ -95,7 +96,9 @@ def encoded_rows(encoder: ChatEncoder, count: int) -> Iterator[Encoded]:
     for number in range(count):
         several = [next(problems) for _ in range(1 + number % 3)]
         user = "\n\n".join(problem.prompt for problem in several)
-        row = encoder.encode(Conversation((user,), "\n\n".join(str(problem.reference) for problem in several)))
+        row = encoder.encode(
+            Conversation(with_history(user), "\n\n".join(str(problem.reference) for problem in several))
+        )
         if isinstance(row, Encoded):
             yield row
 

@@ -33,6 +33,10 @@ class DataCommon(Section):
     """Jinja text that renders the user's turn x once from the row's columns (`prompt` is the prompt column). The same
     text is drafted on, trained on, evaluated and served."""
 
+    system_prompt: Annotated[str, Field(min_length=1)] | None = None
+    """A system turn before every prompt, everywhere, the exported chat template included; a conversation that has its
+    own keeps that."""
+
     limit: PositiveInt | None = None
     """At most this many prompts to generate and train on, in source order (held-out prompts are counted apart)."""
 
@@ -62,14 +66,31 @@ class ColumnData(DataCommon):
     """What the sources with columns share."""
 
     prompt_column: str = "prompt"
-    """Column with the question; text in every row."""
+    """Column with the question; text in every row. Not read where `messages_column` is given."""
+
+    messages_column: str | None = None
+    """Column with conversations: lists of objects with `role` and `content`, or `from` and `value` (ShareGPT). The last
+    turn of the user is the prompt; what stands before it is shown wherever the prompt is."""
 
     max_skipped_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Rows that cannot be used (a blank prompt, a line that is not JSON) are left out and counted, up to this share of
     those that were read; `cgd inspect --skipped` shows them."""
 
     reference_column: str | None = None
-    """Column with the data set's own answer; needed for `sft`, grading and accuracy."""
+    """Column with the data set's own answer; needed for `sft`, grading and accuracy. Where it is not given, that of a
+    conversation is the assistant's turn behind the prompt."""
+
+    @property
+    def question_column(self) -> tuple[str, str]:
+        """The recipe's key and the name of the column with the question."""
+        if self.messages_column is not None:
+            return "data.messages_column", self.messages_column
+        return "data.prompt_column", self.prompt_column
+
+    @property
+    def has_references(self) -> bool:
+        """Whether rows may have an answer of their own."""
+        return self.reference_column is not None or self.messages_column is not None
 
 
 class JsonlData(ColumnData):

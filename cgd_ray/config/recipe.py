@@ -37,7 +37,7 @@ class Recipe(Section):
     @property
     def has_references(self) -> bool:
         """Whether rows can carry the data set's own answer."""
-        return isinstance(self.data, DemoData) or self.data.reference_column is not None
+        return isinstance(self.data, DemoData) or self.data.has_references
 
     @model_validator(mode="after")
     def _references_where_needed(self) -> Self:

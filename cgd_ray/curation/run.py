@@ -173,5 +173,5 @@ def _first_fault(row: Row, filters: list[tuple[str, Filter]]) -> tuple[str, str]
 
 
 def _example(row: Row) -> dict[str, Any]:
-    names = ("prompt_id", "sample", "prompt", "draft", "critique", "verdict", "answer", "reference")
+    names = ("prompt_id", "sample", "prompt", "history", "draft", "critique", "verdict", "answer", "reference")
     return {name: row[name] for name in names} | {"refinement": row["refine"]}

@@ -1,19 +1,24 @@
 """Who a prompt is: an id that does not depend on its file, its row, or how its blanks are typed."""
 
 import hashlib
+import json
 import unicodedata
 
 from cgd_ray.grading.normal import INVISIBLE
+from cgd_ray.prompts.conversation import History, with_history
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 
 
-def prompt_id(prompt: str) -> str:
-    """Thirty-two hex digits of the prompt, by its canonical form.
+def prompt_id(prompt: str, history: History = ()) -> str:
+    """Thirty-two hex digits of the prompt and the turns before it, by their canonical forms.
 
     Two prompts with the same id are duplicates: they are merged before anything is generated.
     """
-    return hashlib.blake2b(canonical(prompt).encode(), digest_size=16).hexdigest()
+    whole = canonical(prompt)
+    if history:
+        whole = json.dumps([[turn.role, canonical(turn.content)] for turn in with_history(prompt, history)])
+    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
 
 
 def canonical(prompt: str) -> str:

@@ -48,6 +48,12 @@ class PreparedPrompts:
     contradictions: int = 0
     """Merged rows with another reference than the one that was kept."""
 
+    systems: int = 0
+    """Prompts with a system turn before them."""
+
+    exchanges: int = 0
+    """Most questions with their answers that stand before a prompt."""
+
 
 @dataclass
 class _Counts:
@@ -56,6 +62,15 @@ class _Counts:
     duplicates: int = 0
     skipped: int = 0
     contradictions: int = 0
+    systems: int = 0
+    exchanges: int = 0
+
+    def add(self, prompt: Prompt, split: SplitName) -> None:
+        history = prompt.row.history
+        self.train += split == "train"
+        self.heldout += split == "heldout"
+        self.systems += any(turn.role == "system" for turn in history)
+        self.exchanges = max(self.exchanges, sum(turn.role == "user" for turn in history))
 
 
 def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
@@ -117,11 +132,10 @@ def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
     merger, counts = Merger(recipe.data.prompt_template), _Counts()
     prompts = _split(recipe, merger)
     with SortedRows(PROMPTS) as ordered:
-        while rows := [_row(prompt, split) for prompt, split in islice(prompts, READ_ROWS)]:
-            ordered.add(rows)
-            heldout = sum(row["split"] == "heldout" for row in rows)
-            counts.heldout += heldout
-            counts.train += len(rows) - heldout
+        while some := list(islice(prompts, READ_ROWS)):
+            ordered.add([_row(*placed) for placed in some])
+            for placed in some:
+                counts.add(*placed)
         for number, part in enumerate(ordered.parts(PART_ROWS)):
             table.write_part(f"part-{number:06d}", _answered(part, merger.answers))
     counts.duplicates, counts.skipped = merger.duplicates, merger.skipped.count
@@ -158,6 +172,7 @@ def _row(prompt: Prompt, split: SplitName) -> dict[str, Any]:
         "prompt_id": prompt.identity,
         "split": split,
         "prompt": prompt.text,
+        "history": [turn.as_message() for turn in prompt.row.history] or None,
         "reference": prompt.row.reference,
         "kind": prompt.row.kind,
         "novel": prompt.row.novel,

@@ -9,8 +9,10 @@ import numpy as np
 
 from cgd_ray.config.data import ColumnData
 from cgd_ray.data.lines import ShownFloat
+from cgd_ray.data.messages import read_messages
 from cgd_ray.data.skipped import RowError
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.conversation import History, with_system
 
 
 @dataclass(frozen=True)
@@ -29,27 +31,36 @@ class SourceRow:
     source: str
     """FILE:ROW, counted from 1."""
 
+    history: History = ()
+    """The turns before the prompt, the recipe's system turn included."""
+
 
 def checked_row(values: dict[str, Any], source: str, data: ColumnData) -> SourceRow:
-    """Take prompt and reference from a row's columns.
+    """Take the prompt, what stands before it, and the reference from a row's columns.
 
     Raises:
-        RowError: a column is missing, the prompt is blank or not text, or the reference is neither text nor a number.
+        RowError: a column is missing, the prompt is blank or not text, a conversation has no question or turns that
+            are not text, or the reference is neither text nor a number.
     """
-    prompt = _column(values, data.prompt_column, "data.prompt_column", source)
+    key, name = data.question_column
+    prompt = _column(values, name, key, source)
+    history: History = ()
+    reference: str | None = None
+    if data.messages_column is not None:
+        conversation = read_messages(prompt, source, f"{key} {name!r}")
+        prompt, history, reference = conversation.question, conversation.history, conversation.answer
     if not isinstance(prompt, str) or not prompt.strip():
         found = "empty" if isinstance(prompt, str) else _type_name(prompt)
         raise RowError(
-            f"{source}: the prompt is {found}, not text; mend the row or name another data.prompt_column "
-            f"than {data.prompt_column!r}",
+            f"{source}: the prompt is {found}, not text; mend the row or name another {key} than {name!r}",
             source,
             "blank prompt" if isinstance(prompt, str) else "prompt that is no text",
         )
-    reference = None
     if data.reference_column is not None:
         value = _column(values, data.reference_column, "data.reference_column", source)
         reference = _reference(value, data.reference_column, source)
-    return SourceRow(values, prompt, reference, kind=None, novel=False, source=source)
+    history = with_system(history, data.system_prompt)
+    return SourceRow(values, prompt, reference, kind=None, novel=False, source=source, history=history)
 
 
 def require_columns(present: list[str], data: ColumnData, where: str) -> None:
@@ -58,7 +69,7 @@ def require_columns(present: list[str], data: ColumnData, where: str) -> None:
     Raises:
         ConfigError: the prompt or reference column is missing; the text lists those that are there.
     """
-    for key, name in (("data.prompt_column", data.prompt_column), ("data.reference_column", data.reference_column)):
+    for key, name in (data.question_column, ("data.reference_column", data.reference_column)):
         if name is not None and name not in present:
             raise _missing(key, name, where, present)
 

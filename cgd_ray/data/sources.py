@@ -142,9 +142,9 @@ def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[L
 
 def _is_wanted(field: pa.Field, data: ColumnData) -> bool:
     """Text that stands in the prompt template; other columns are not worth reading."""
-    named = {data.prompt_column, data.reference_column}
+    named = {data.question_column[1], data.reference_column}
     if field.name not in template_columns(data.prompt_template, "data.prompt_template") | named:
         return False
     of = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     is_text = pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of)
-    return is_text or field.name in (data.prompt_column, data.reference_column)
+    return is_text or field.name in named

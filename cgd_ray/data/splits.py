@@ -127,11 +127,11 @@ def rendered(row: SourceRow, template: str) -> Prompt:
             f"data.prompt_template: renders an empty prompt for {row.source}", row.source, "empty rendered prompt"
         )
     try:
-        f"{text}{row.reference}".encode()
+        "".join([text, row.reference or "", *(turn.content for turn in row.history)]).encode()
     except UnicodeEncodeError as error:
         text = f"{row.source}: the text is not valid Unicode: {error.reason}"
         raise RowError(text, row.source, "not valid Unicode") from error
-    return Prompt(prompt_id(text), text, row)
+    return Prompt(prompt_id(text, row.history), text, row)
 
 
 def split_source(data: ColumnData, storage: StorageSection, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:

@@ -4,23 +4,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
+from cgd_ray.prompts.conversation import Turn
 from cgd_ray.redaction import redact
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation."""
-
-    role: Role
-    content: str
-
-    def as_message(self) -> dict[str, str]:
-        """The form that chat templates and HTTP endpoints take."""
-        return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)

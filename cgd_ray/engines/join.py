@@ -10,12 +10,12 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cgd_ray.engines.stage import TEXTS, Row, Stage
+from cgd_ray.engines.stage import TEXTS, Row, Stage, prompt_digest
 from cgd_ray.runtime.spread import spread
 from cgd_ray.storage.fingerprint import text_digest
 from cgd_ray.storage.tables import IdRange, Table
 
-_PROMPT = ["prompt_id", "split", "prompt", "reference", "source"]
+_PROMPT = ["prompt_id", "split", "prompt", "history", "reference", "source"]
 _STATES = ["prompt_id", "sample", "parent", "status", "attempt", "digest"]
 
 
@@ -24,7 +24,8 @@ class JoinedRow:
     """One sample of one prompt, with each stage's result."""
 
     texts: Row
-    """`prompt_id`, `sample`, `prompt`, `reference`, `source`, and each stage's text, None where it did not succeed."""
+    """`prompt_id`, `sample`, `prompt`, `history`, `reference`, `source`, and each stage's text, None where it did not
+    succeed."""
     results: dict[str, Row | None]
     """By stage, upstream first: the row of its table (RESULTS schema), None where there is none."""
     digests: dict[str, str] = field(default_factory=dict)
@@ -137,7 +138,7 @@ class Join:
         return {key: row for key, row in results.items() if row["attempt"] < stage.attempt}
 
     def _row(self, prompt: Row, sample: int, results: "dict[str, _Results]") -> JoinedRow:
-        digests = {"prompt": text_digest(prompt["prompt"]), "reference": text_digest(prompt["reference"] or "")}
+        digests = {"prompt": prompt_digest(prompt), "reference": text_digest(prompt["reference"] or "")}
         joined = JoinedRow({**dict.fromkeys(TEXTS), **prompt, "sample": sample}, {}, digests)
         del joined.texts["split"]
         for stage in self.stages:

@@ -9,12 +9,13 @@ from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request, Turn
+from cgd_ray.engines.base import CeilingError, Completion, CompletionError, Request
 from cgd_ray.engines.gate import Gate
 from cgd_ray.engines.purse import Payment, Purse
 from cgd_ray.engines.replies import completion_of, error_in, is_completion
 from cgd_ray.engines.retries import Trouble, backoff, trouble_of, trouble_told
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.prompts.conversation import Turn
 from cgd_ray.redaction import read_secret
 
 _OWN_REFUSALS = 3  # for each allowed try: so often a row is refused at most, whoever was served meanwhile
@@ -125,11 +126,12 @@ class OpenAIEngine:
             "seed": decoding.seed,
         }
         body |= {name: value for name, value in sent.items() if name not in options.omit}
-        messages = [_message(turn) for turn in request.turns]
+        messages = [chat_message(turn) for turn in request.turns]
         return await client.chat.completions.create(model=options.model, messages=messages, extra_body=body)
 
 
-def _message(turn: Turn) -> ChatCompletionMessageParam:
+def chat_message(turn: Turn) -> ChatCompletionMessageParam:
+    """The turn in the client's form."""
     match turn.role:
         case "system":
             return {"role": "system", "content": turn.content}

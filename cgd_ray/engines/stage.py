@@ -1,5 +1,6 @@
 """One completion per row, and the rows between operators."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 
 from cgd_ray.config.generation import Sampling
-from cgd_ray.engines.base import Decoding, Request, Turn
+from cgd_ray.engines.base import Decoding, Request
+from cgd_ray.prompts.conversation import Turn, history_of, with_history
 from cgd_ray.storage.fingerprint import derived_seed, parent_digest, text_digest
+from cgd_ray.storage.schemas import HISTORY
 from cgd_ray.storage.tables import Table
 
 TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
@@ -21,6 +24,7 @@ WORK = pa.schema(
     [
         *DONE,
         pa.field("prompt", pa.string()),
+        HISTORY,
         pa.field("reference", pa.string()),
         *(pa.field(name, pa.string()) for name in TEXTS),
         pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
@@ -56,7 +60,8 @@ class Stage:
 
     def parent_of(self, row: Row) -> str:
         """The same, given the texts."""
-        return self.parent({name: text_digest(row[name] or "") for name in self.inputs})
+        texts = (name for name in self.inputs if name != "prompt")
+        return self.parent({"prompt": prompt_digest(row), **{name: text_digest(row[name] or "") for name in texts}})
 
     def request(self, row: Row) -> Request:
         """What the engine is asked for this row; the seed is the row's own."""
@@ -71,6 +76,12 @@ class Stage:
         return Request(f"{self.name}-{name}", name, self.conversation(row), decoding)
 
 
+def prompt_digest(row: Row) -> str:
+    """Of a row's prompt, and of the turns before it where there are any."""
+    turns = [[turn.role, turn.content] for turn in history_of(row.get("history"))]
+    return text_digest(json.dumps([*turns, row["prompt"]], ensure_ascii=False) if turns else row["prompt"])
+
+
 def row_name(row: Row) -> str:
     """The row's key as one word."""
     return f"{row['prompt_id']}-{row['sample']}"
@@ -78,8 +89,8 @@ def row_name(row: Row) -> str:
 
 @dataclass(frozen=True)
 class BarePrompt:
-    """x and nothing else: drafts, the teacher's direct answers, and evaluation, as at inference."""
+    """x, with the turns before it, and nothing else: drafts, the teacher's direct answers, evaluation, inference."""
 
     def __call__(self, row: Row) -> tuple[Turn, ...]:
         """The conversation that asks for this row's completion."""
-        return (Turn("user", row["prompt"]),)
+        return with_history(row["prompt"], history_of(row.get("history")))

@@ -124,7 +124,8 @@ def unanswered(recipe: Recipe, store: Store, rows: pa.Table, identity: str) -> i
 
 def _with_parents(stage: Stage, rows: pa.Table) -> pa.Table:
     """With the digest of what an answer is made from; one row at a time, since there may be many."""
-    parents = [stage.parent_of({"prompt": prompt.as_py()}) for prompt in rows["prompt"]]
+    shown = zip(rows["prompt"], rows["history"], strict=True)
+    parents = [stage.parent_of({"prompt": prompt.as_py(), "history": turns.as_py()}) for prompt, turns in shown]
     return rows.append_column("parent", pa.array(parents, pa.string()))
 
 
@@ -196,7 +197,7 @@ def _work(rows: pa.Table) -> pa.Table:
     """Held-out rows as work (WORK schema)."""
     columns = {
         **{name: pa.nulls(len(rows), pa.string()) for name in TEXTS},
-        **{name: rows[name] for name in ("prompt_id", "prompt", "reference")},
+        **{name: rows[name] for name in ("prompt_id", "prompt", "history", "reference")},
         "sample": pa.repeat(pa.scalar(0, pa.int32()), len(rows)),
         "todo": pa.repeat(pa.scalar(["evaluation"], pa.list_(pa.string())), len(rows)),
     }

@@ -8,11 +8,11 @@ from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, TeacherSection
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrainingResources
-from cgd_ray.engines.base import Turn
 from cgd_ray.engines.build import engine_identity
 from cgd_ray.engines.stage import BarePrompt, Row, Stage
 from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.prompts.chat import template_text
+from cgd_ray.prompts.conversation import Turn, history_of, transcript
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.device import fastest_type
 from cgd_ray.storage.filesystem import Store
@@ -35,7 +35,8 @@ class CritiquePrompt:
     def __call__(self, row: Row) -> tuple[Turn, ...]:
         """The conversation that asks for this row's completion."""
         shown = row[self.reference] if self.reference else None
-        return (Turn("user", self.prompts.critique(row["prompt"], row["draft"], shown)),)
+        question = transcript(row["prompt"], history_of(row.get("history")))
+        return (Turn("user", self.prompts.critique(question, row["draft"], shown)),)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class RefinePrompt:
 
     def __call__(self, row: Row) -> tuple[Turn, ...]:
         """The conversation that asks for this row's completion."""
-        turn = self.critique.prompts.refine(row["prompt"], row["draft"], row["critique"])
+        question = transcript(row["prompt"], history_of(row.get("history")))
+        turn = self.critique.prompts.refine(question, row["draft"], row["critique"])
         return (*self.critique(row), Turn("assistant", row["critique"]), Turn("user", turn))
 
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.conversation import Turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-ROLES = ("user", "assistant")
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
 """What rendering a chat template may raise: its own refusals, and Python's errors in what it computes."""
 
@@ -43,9 +43,9 @@ def encode_chat(
 
 
 def require_turns(
-    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[str], key: str, arguments: dict[str, object]
+    tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], key: str, arguments: dict[str, object]
 ) -> None:
-    """Render a conversation, the user's turn first, and look for each text in it.
+    """Render a conversation, and look for each text in it.
 
     Raises:
         ConfigError: the chat template fails, or a text does not stand in what it renders, once and in its place: some
@@ -55,7 +55,7 @@ def require_turns(
     try:
         rendered = str(
             tokenizer.apply_chat_template(
-                as_messages(turns), tokenize=False, add_generation_prompt=len(turns) % 2 == 1, **arguments
+                as_messages(turns), tokenize=False, add_generation_prompt=turns[-1].role == "user", **arguments
             )
         )
     except TEMPLATE_ERRORS as error:
@@ -63,20 +63,19 @@ def require_turns(
         raise ConfigError(
             f"{key}: the model's chat template fails on {len(turns)} turns: {type(error).__name__}: {detail}. {mend}"
         ) from error
-    places = [rendered.find(text) for text in turns]
-    once = all(rendered.count(text) == 1 for text in turns)
-    if not once or places != sorted(places):
-        lost = next((place for place, text in enumerate(turns) if rendered.count(text) != 1), 0)
-        role = ROLES[lost % 2]
+    places = [rendered.find(turn.content) for turn in turns]
+    lost = [turn for turn in turns if rendered.count(turn.content) != 1]
+    if lost or places != sorted(places):
+        turn = lost[0] if lost else turns[0]
         raise ConfigError(
-            f"{key}: the model's chat template writes the {role}'s text {rendered.count(turns[lost])} times into a "
-            f"conversation of {len(turns)} turns, not once in its place. {mend}"
+            f"{key}: the model's chat template writes the {turn.role}'s text {rendered.count(turn.content)} times into "
+            f"a conversation of {len(turns)} turns, not once in its place. {mend}"
         )
 
 
-def as_messages(turns: Sequence[str]) -> list[dict[str, str]]:
-    """The turns of user and assistant in the form that chat templates take."""
-    return [{"role": ROLES[place % 2], "content": text} for place, text in enumerate(turns)]
+def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
+    """The turns in the form that chat templates take."""
+    return [turn.as_message() for turn in turns]
 
 
 def pin_date(template: str, key: str) -> str:
@@ -96,12 +95,15 @@ def pin_date(template: str, key: str) -> str:
     return pinned
 
 
-def with_defaults(template: str, arguments: dict[str, Any]) -> str:
-    """A chat template (Jinja) that sets the given arguments where its caller gives none."""
-    lines = (
+def with_defaults(template: str, arguments: dict[str, Any], system: str | None = None) -> str:
+    """A chat template (Jinja) that sets the given arguments, and the system turn, where its caller gives none."""
+    lines = [
         f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
         for name, value in arguments.items()
-    )
+    ]
+    if system is not None:
+        turn = f"[{{'role': 'system', 'content': {system!r}}}]"
+        lines.append(f"{{% if messages[0].role != 'system' %}}{{% set messages = {turn} + messages %}}{{% endif %}}")
     return "".join(lines) + template
 
 

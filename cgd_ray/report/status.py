@@ -15,6 +15,7 @@ from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
 from cgd_ray.generation.stages import build_stages
 from cgd_ray.generation.troubles import recorded
+from cgd_ray.prompts.conversation import history_of, transcript
 from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run, telling
@@ -89,7 +90,8 @@ def _print_row(console: Console, row: JoinedRow, reason: str | None) -> None:
     name, sample = _key(row)
     console.rule(f"{name} sample {sample}" + (f", dropped: {reason}" if reason else ""))
     console.print(f"[bold]prompt[/bold] ({row.texts['source']})")
-    console.print(row.texts["prompt"], markup=False, highlight=False)
+    question = transcript(row.texts["prompt"], history_of(row.texts["history"]))
+    console.print(question, markup=False, highlight=False)
     for stage, result in row.results.items():
         state = "not generated" if result is None else result["status"]
         verdict = f", verdict {result['verdict']}" if result and result["verdict"] else ""

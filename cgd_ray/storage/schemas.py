@@ -4,6 +4,9 @@ import pyarrow as pa
 
 KEY = [pa.field("prompt_id", pa.string(), nullable=False), pa.field("sample", pa.int32(), nullable=False)]
 
+HISTORY = pa.field("history", pa.list_(pa.struct([pa.field("role", pa.string()), pa.field("content", pa.string())])))
+"""The turns before a prompt; null where there are none. See `cgd_ray.prompts.conversation`."""
+
 PROMPTS = pa.schema(
     [
         pa.field("prompt_id", pa.string(), nullable=False),  # 32 hex digits, see cgd_ray.data.identity
@@ -13,6 +16,7 @@ PROMPTS = pa.schema(
         pa.field("kind", pa.string()),  # kind of problem, where the source knows it
         pa.field("novel", pa.bool_(), nullable=False),  # a kind that training never sees
         pa.field("source", pa.string(), nullable=False),  # FILE:ROW, for messages and inspection
+        HISTORY,
     ]
 )
 
@@ -57,6 +61,7 @@ EXAMPLES = pa.schema(
         pa.field("verdict", pa.string()),
         pa.field("answer", pa.string()),  # the teacher's direct answer, where it was generated
         pa.field("reference", pa.string()),
+        HISTORY,
     ]
 )
 """Curated rows, from which every training method takes its view."""

@@ -1,5 +1,6 @@
 """Conversations to token ids, with the tokenizer's chat template."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -8,12 +9,14 @@ from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.chat import as_messages, encode_chat, load_tokenizer, require_turns, template_text
+from cgd_ray.prompts.conversation import History, Turn, with_history, with_system
 from cgd_ray.prompts.thinking import opened_tag
 from cgd_ray.storage.models import local_model
 from cgd_ray.training.formats import Conversation, Lacking
 
 _SENTINEL = "targettargettarget"
-_SAMPLES = ("a question to answer", "a first answer given", "a second question put", "the answer to be learnt")
+_SAMPLE = Conversation(with_history("a question to answer"), "the answer to be learnt")
+_SAMPLE_DRAFT = (Turn("assistant", "a first answer given"), Turn("user", "a second question put"))
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ class ChatEncoder:
         """Id of the token that ends the assistant's turn: learnt as the last token of every target."""
         return self._closing_ids[self._end_index or 0]
 
-    def prompt_ids(self, *turns: str) -> list[int]:
-        """Ids of the turns, the user's first and last, with the generation prompt, as a chat endpoint sends them."""
+    def prompt_ids(self, turns: Sequence[Turn]) -> list[int]:
+        """Ids of the turns, the user's last, with the generation prompt, as a chat endpoint sends them."""
         return self._template_ids(as_messages(turns), generation_prompt=True)
 
     def encode(self, conversation: Conversation) -> Encoded | Lacking:
@@ -65,11 +68,12 @@ class ChatEncoder:
         """
         if not conversation.target.strip():
             return Lacking("empty target")
-        prompt = self.prompt_ids(*conversation.turns)
+        prompt = self.prompt_ids(conversation.turns)
         if self.closing_of_thinking:
             ends = self.tokenizer(self.closing_of_thinking, add_special_tokens=False)["input_ids"]
             return Encoded([*prompt, *ends, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
-        whole = self._template_ids(as_messages([*conversation.turns, conversation.target]), generation_prompt=False)
+        turns = [*conversation.turns, Turn("assistant", conversation.target)]
+        whole = self._template_ids(as_messages(turns), generation_prompt=False)
         if whole[: len(prompt)] == prompt:
             end = len(whole) - (len(self._closing_ids) - 1 - (self._end_index or 0))
             return Encoded(whole[:end], len(prompt)) if end > len(prompt) + 1 else Lacking("its target is not rendered")
@@ -77,14 +81,21 @@ class ChatEncoder:
         # At inference the prompt stands alone, so the target is encoded alone as well.
         return Encoded([*prompt, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
 
-    def require_teachable(self, turns: int) -> None:
-        """Encode a conversation of so many turns and a target, and read what would be learnt.
+    def require_teachable(self, history: History, *, multi_turn: bool) -> None:
+        """Render and encode conversations like those of training, and read what would be learnt.
 
         Raises:
-            ConfigError: what is learnt is not the target and the end of its turn.
+            ConfigError: a turn is not rendered, or what is learnt is not the target and the end of its turn.
         """
-        shown, target = _SAMPLES[:turns], _SAMPLES[-1]
-        row = self.encode(Conversation(shown, target))
+        turns = (*history, *_SAMPLE.turns)
+        for shown in (turns, (*turns, *_SAMPLE_DRAFT)) if multi_turn else (turns,):
+            target = Turn("assistant", _SAMPLE.target)
+            require_turns(self.tokenizer, shown, "student", self.template_arguments)
+            require_turns(self.tokenizer, [*shown, target], "student", self.template_arguments)
+            self._require_target(Conversation(shown, _SAMPLE.target))
+
+    def _require_target(self, conversation: Conversation) -> None:
+        row, target = self.encode(conversation), conversation.target
         learnt = row.input_ids[row.target_start :] if isinstance(row, Encoded) else []
         said = self.tokenizer.decode(learnt, clean_up_tokenization_spaces=False)
         wanted = self.closing_of_thinking + target + self.tokenizer.decode([self.end_of_turn])
@@ -112,7 +123,7 @@ class ChatEncoder:
         """
         rendered = [
             self.tokenizer.apply_chat_template(
-                as_messages(["x"]), tokenize=False, add_generation_prompt=opens, **self.template_arguments
+                as_messages(with_history("x")), tokenize=False, add_generation_prompt=opens, **self.template_arguments
             )
             for opens in (False, True)
         ]
@@ -123,7 +134,7 @@ class ChatEncoder:
     def _closing_ids(self) -> list[int]:
         """Ids of what the template writes behind the assistant's text."""
         text = self.tokenizer.apply_chat_template(
-            as_messages(["x", _SENTINEL]), tokenize=False, **self.template_arguments
+            as_messages([*with_history("x"), Turn("assistant", _SENTINEL)]), tokenize=False, **self.template_arguments
         )
         ids: list[int] = self.tokenizer(text.rpartition(_SENTINEL)[2], add_special_tokens=False)["input_ids"]
         return ids
@@ -134,8 +145,12 @@ class ChatEncoder:
         return next((place for place, index in enumerate(self._closing_ids) if index in special), None)
 
 
-def student_encoder(recipe: Recipe) -> ChatEncoder:
+def student_encoder(recipe: Recipe, histories: Sequence[History] = ()) -> ChatEncoder:
     """The encoder of the recipe's student; its weights are not fetched.
+
+    Args:
+        recipe: with the student.
+        histories: samples of turns before prompts (see `sample_history`) that its chat template must render, too.
 
     Raises:
         ConfigError: there is no such model, or it has no chat template that shows all texts and ends its turns.
@@ -144,13 +159,10 @@ def student_encoder(recipe: Recipe) -> ChatEncoder:
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)
     tokenizer = load_tokenizer(folder, chat_template(recipe), "student")
     arguments = recipe.generation.draft.chat_template_kwargs
-    lengths = (1, 3) if recipe.training.context == "multi-turn" else (1,)
-    for turns in lengths:
-        require_turns(tokenizer, _SAMPLES[:turns], "student", arguments)
-        require_turns(tokenizer, [*_SAMPLES[:turns], _SAMPLES[-1]], "student", arguments)
+    require_turns(tokenizer, _SAMPLE.turns, "student", arguments)
     encoder = ChatEncoder(tokenizer, arguments)
-    for turns in lengths:
-        encoder.require_teachable(turns)
+    for history in (with_system((), recipe.data.system_prompt), *histories):
+        encoder.require_teachable(history, multi_turn=recipe.training.context == "multi-turn")
     return encoder
 
 

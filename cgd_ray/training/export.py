@@ -89,13 +89,13 @@ def _write_merged(
 def _write_surroundings(model: Any, source: Path, folder: Path, about: About) -> None:
     """Write tokenizer with chat template, generation defaults and model card beside weights and configuration.
 
-    The chat template takes the recipe's `chat_template_kwargs` where a request gives none, so that any server renders
-    what training rendered. The generation defaults are greedy and stop at the end-of-turn token; sampling is each
-    request's own business.
+    The chat template takes the recipe's `chat_template_kwargs` and system prompt where a request gives none, so that
+    any server renders what training rendered. The generation defaults are greedy and stop at the end-of-turn token;
+    sampling is each request's own business.
     """
     tokenizer = load_tokenizer(source, about.chat_template, "student")
     end_of_turn = ChatEncoder(tokenizer, {}).end_of_turn
-    tokenizer.chat_template = with_defaults(tokenizer.chat_template, about.template_arguments)
+    tokenizer.chat_template = with_defaults(tokenizer.chat_template, about.template_arguments, about.system_prompt)
     tokenizer.save_pretrained(folder)
     _say_bfloat16(folder / "config.json")
     stops = _stop_ids(model.generation_config.eos_token_id, end_of_turn)

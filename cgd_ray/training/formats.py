@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cgd_ray.config.training import TrainingSection, ViewName
+from cgd_ray.prompts.conversation import History, Turn, history_of, with_history
 from cgd_ray.prompts.templates import PromptSet
 from cgd_ray.storage.fingerprint import derived_seed
 
@@ -24,18 +25,21 @@ class Example:
     reference: str | None = None
     other_critique: str | None = None
     """Of another prompt's draft with the same verdict (see `cgd_ray.training.shuffle`)."""
+    history: History = ()
+    """The turns before the prompt."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Example":
         """The example of a table row; other columns are left out."""
-        return cls(**{name: row[name] for name in cls.__dataclass_fields__ if name in row})
+        texts = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
+        return cls(**texts | {"history": history_of(row.get("history"))})
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that the student is shown, the user's first and last, and the assistant's turn that is learnt."""
+    """Turns that the student is shown, the user's last, and the assistant's turn that is learnt."""
 
-    turns: tuple[str, ...]
+    turns: tuple[Turn, ...]
     target: str
 
 
@@ -53,11 +57,12 @@ class Contexts:
     prompts: PromptSet
     multi_turn: bool = False
 
-    def show(self, prompt: str, draft: str | None, critique: str | None) -> tuple[str, ...]:
+    def show(self, example: Example, draft: str | None, critique: str | None) -> tuple[Turn, ...]:
         """The turns that show what there is; without a draft there is nothing to answer, so one turn has it all."""
         if self.multi_turn and draft is not None:
-            return prompt, draft, self.prompts.again(critique)
-        return (self.prompts.context(prompt, draft, critique),)
+            turns = (*with_history(example.prompt, example.history), Turn("assistant", draft))
+            return with_history(self.prompts.again(critique), turns)
+        return with_history(self.prompts.context(example.prompt, draft, critique), example.history)
 
 
 _TEXTS = ("prompt", "draft", "critique", "other_critique", "refinement", "answer", "reference")
@@ -65,42 +70,47 @@ _TEXTS = ("prompt", "draft", "critique", "other_critique", "refinement", "answer
 View = Callable[[Example, Contexts], Conversation | Lacking]
 
 
+def _bare(example: Example) -> tuple[Turn, ...]:
+    return with_history(example.prompt, example.history)
+
+
 def _cgd(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation(contexts.show(example.prompt, example.draft, example.critique), example.refinement)
+    return Conversation(contexts.show(example, example.draft, example.critique), example.refinement)
 
 
 def _no_critique(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation(contexts.show(example.prompt, example.draft, None), example.refinement)
+    return Conversation(contexts.show(example, example.draft, None), example.refinement)
 
 
 def _no_draft(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation(contexts.show(example.prompt, None, example.critique), example.refinement)
+    return Conversation(contexts.show(example, None, example.critique), example.refinement)
 
 
 def _shuffled(example: Example, contexts: Contexts) -> Conversation | Lacking:
     if example.other_critique is None:
         return Lacking("no other prompt with its verdict")
-    return Conversation(contexts.show(example.prompt, example.draft, example.other_critique), example.refinement)
+    return Conversation(contexts.show(example, example.draft, example.other_critique), example.refinement)
 
 
 def _cft(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation((contexts.prompts.cft(example.prompt, example.draft),), example.critique)
+    question = contexts.prompts.cft(example.prompt, example.draft)
+    return Conversation(with_history(question, example.history), example.critique)
 
 
 def _refsft(example: Example, _: Contexts) -> Conversation:
-    return Conversation((example.prompt,), example.refinement)
+    return Conversation(_bare(example), example.refinement)
 
 
 def _sft(example: Example, _: Contexts) -> Conversation | Lacking:
     if example.reference is None:
         return Lacking("no reference")
-    return Conversation((example.prompt,), example.reference)
+    return Conversation(_bare(example), example.reference)
 
 
 def _distill(example: Example, _: Contexts) -> Conversation | Lacking:
     if example.answer is None:
         return Lacking("no teacher answer")
-    return Conversation((example.prompt,), example.answer)
+    return Conversation(_bare(example), example.answer)
 
 
 VIEWS: Mapping[ViewName, View] = {
@@ -125,12 +135,10 @@ def view(example: Example, method: ViewName, contexts: Contexts) -> Conversation
 def longest_field(example: Example, shown: Conversation) -> str:
     """Which of the row's texts has most characters, of those that a view shows."""
     texts = {name: getattr(example, name) for name in _TEXTS}
-    inside = {
-        name: text
-        for name, text in texts.items()
-        if text and any(text in turn for turn in (*shown.turns, shown.target))
-    }
-    return max(inside, key=lambda name: len(inside[name]))
+    seen = [*(turn.content for turn in shown.turns), shown.target]
+    lengths = {name: len(text) for name, text in texts.items() if text and any(text in turn for turn in seen)}
+    lengths["history"] = sum(len(turn.content) for turn in example.history)
+    return max(lengths, key=lengths.__getitem__)
 
 
 def require_contexts(prompts: PromptSet, training: TrainingSection) -> None:

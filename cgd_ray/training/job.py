@@ -42,6 +42,8 @@ class About:
     """None where the student has its own."""
     template_arguments: dict[str, Any]
     """Further arguments of the chat template, which training and evaluation gave."""
+    system_prompt: str | None = None
+    """The system turn that they gave."""
 
 
 _PLAIN = ("model", "revision", "seed", "identity", "checkpoints", "name", "figures", "student")

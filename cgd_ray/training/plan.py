@@ -77,6 +77,8 @@ class TrainingPlan:
             "student": self.student_identity,
             "seed": training_seed(self.recipe),
             **self.recipe.training.model_dump(mode="json", include=_RESULT_SETTINGS),
+            # The exported chat template has it.
+            **({"system_prompt": system} if (system := self.recipe.data.system_prompt) else {}),
             # Only steps with a checkpoint can be the best.
             "candidates": self.recipe.training.checkpoint_every if self.recipe.training.export == "best" else None,
         }
@@ -135,6 +137,7 @@ class TrainingPlan:
                 model_card(self.recipe, self.encoded, self.identity),
                 chat_template(self.recipe),
                 self.recipe.generation.draft.chat_template_kwargs,
+                self.recipe.data.system_prompt,
             ),
             device=device,
             threads=threads,

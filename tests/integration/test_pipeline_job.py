@@ -13,6 +13,8 @@ import pytest
 import s3fs
 from transformers import AutoTokenizer
 
+from cgd_ray.engines.stage import prompt_digest
+from cgd_ray.prompts.conversation import Turn, with_history
 from cgd_ray.storage.fingerprint import parent_digest, text_digest
 from cgd_ray.training.encode import ChatEncoder
 from cgd_ray.training.packing import batches, join, padding, plan_passes
@@ -23,7 +25,9 @@ pytestmark = pytest.mark.timeout(1800)  # two engines on a core each that emulat
 RECIPE = "jobs/recipes/demo.yaml"
 ROOT = "job [1]"  # which is no pattern
 ROWS, HELDOUT = 8, 4  # two engines on a core each that emulates bfloat16 make 30 tokens a second
+SYSTEM = "You solve problems about numbers, step by step."
 SMALL = [
+    f"data.system_prompt={SYSTEM}",
     f"data.limit={ROWS}",
     f"data.holdout.count={HELDOUT}",
     "generation.execution=streaming",
@@ -96,8 +100,8 @@ def test_texts_belong_together(manifest: dict[str, Any], bucket: s3fs.S3FileSyst
     )
     assert refinements
     for key, refinement in refinements.items():
-        texts = (prompts[key]["prompt"], drafts[key]["text"], critiques[key]["text"], answers[key]["text"])
-        assert refinement["parent"] == parent_digest(*map(text_digest, texts))
+        texts = (drafts[key]["text"], critiques[key]["text"], answers[key]["text"])
+        assert refinement["parent"] == parent_digest(prompt_digest(prompts[key]), *map(text_digest, texts))
         assert refinement["model"].startswith("demo:qwen2.5-0.5b@")
 
 
@@ -105,7 +109,8 @@ def test_drafts_and_evaluation_send_the_bare_prompt_as_training_encodes_it(
     manifest: dict[str, Any], bucket: s3fs.S3FileSystem, student_dir: Path
 ) -> None:
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(student_dir), {})
-    prompts = {row["prompt_id"]: row["prompt"] for row in rows(bucket, "prompts")}
+    before = (Turn("system", SYSTEM),)
+    prompts = {row["prompt_id"]: with_history(row["prompt"], before) for row in rows(bucket, "prompts")}
     sent = rows(bucket, "draft") + rows(bucket, "evaluation")
     assert len(sent) == ROWS + 2 * HELDOUT
     expected = [len(encoder.prompt_ids(prompts[row["prompt_id"]])) for row in sent]
@@ -130,6 +135,15 @@ def test_supervised_tokens_of_the_jobs_batches_are_the_targets_and_their_end(
             assert (packed.input_ids[packed.predicting + 1] == packed.labels).all()
             if numbers:
                 assert tokenizer.decode(packed.labels) == "".join(targets[number] for number in numbers)
+
+
+def test_the_exported_template_has_the_system_prompt(
+    manifest: dict[str, Any], bucket: s3fs.S3FileSystem, student_dir: Path, tmp_path: Path
+) -> None:
+    bucket.get(f"bucket/{ROOT}/runs/demo/student/", str(tmp_path / "student"), recursive=True)
+    exported, base = (AutoTokenizer.from_pretrained(folder) for folder in (tmp_path / "student", student_dir))
+    bare, given = ([turn.as_message() for turn in with_history("x", (Turn("system", SYSTEM),)[:n])] for n in (0, 1))
+    assert exported.apply_chat_template(bare, tokenize=False) == base.apply_chat_template(given, tokenize=False)
 
 
 def test_a_second_job_does_nothing_and_says_so(head: RayHead, manifest: dict[str, Any], settings: list[str]) -> None:

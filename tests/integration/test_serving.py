@@ -19,6 +19,7 @@ import ray
 from ray import serve
 from transformers import AutoTokenizer
 
+from cgd_ray.prompts.conversation import with_history
 from cgd_ray.training.encode import ChatEncoder
 from serving.app import build
 from tests.servers import free_port, is_engine, wait_for_port
@@ -110,7 +111,7 @@ def test_models_lists_the_student(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_prompts_are_encoded_as_in_training(endpoint: Endpoint, encoder: ChatEncoder, question: str) -> None:
     answer = endpoint.chat(question, max_tokens=1, extra_body={"return_token_ids": True})
-    assert answer.prompt_token_ids == encoder.prompt_ids(question)
+    assert answer.prompt_token_ids == encoder.prompt_ids(with_history(question))
     assert answer.usage.prompt_tokens == len(answer.prompt_token_ids)
 
 

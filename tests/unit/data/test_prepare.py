@@ -75,6 +75,7 @@ def test_rows_carry_everything_and_the_split_is_the_position(tmp_path: Path) -> 
         "kind": None,
         "novel": False,
         "source": f"{tmp_path}/data.jsonl:8",
+        "history": None,
     }
     assert (result.train, result.heldout, result.duplicates) == (
         sum(row["split"] == "train" for row in rows.values()),

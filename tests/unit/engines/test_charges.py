@@ -9,9 +9,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from cgd_ray.config.engine import TeacherOpenAI
-from cgd_ray.engines.base import CompletionError, Decoding, Request, Turn
+from cgd_ray.engines.base import CompletionError, Decoding, Request
 from cgd_ray.engines.openai import OpenAIEngine
 from cgd_ray.engines.purse import Payment
+from cgd_ray.prompts.conversation import Turn
 
 REQUEST = Request("k", "k", (Turn("user", "What is 1 + 1?"),), Decoding(7, 0.0, 1.0, 3))
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -50,3 +50,14 @@ def test_no_template_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"name one in student\.engine\.chat_template"):
         load_tokenizer(tmp_path, None, "student")
     assert load_tokenizer(tmp_path, TEMPLATE, "student").chat_template == TEMPLATE
+
+
+def test_a_system_prompt_stands_where_a_request_has_none() -> None:
+    text = 'Say "it\'s" {{ x }} %} #}\n\\n ä 🍎'
+    tokenizer, plain = tiny_tokenizer(with_defaults(CHATML, {}, text)), tiny_tokenizer()
+    asked, system = [{"role": "user", "content": "Hi"}], [{"role": "system", "content": text}]
+    for opens in (False, True):
+        given = {"tokenize": False, "add_generation_prompt": opens}
+        assert tokenizer.apply_chat_template(asked, **given) == plain.apply_chat_template([*system, *asked], **given)
+        other = [{"role": "system", "content": "Other."}, *asked]
+        assert tokenizer.apply_chat_template(other, **given) == plain.apply_chat_template(other, **given)

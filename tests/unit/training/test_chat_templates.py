@@ -1,5 +1,7 @@
 """Chat templates of other people's models, looked at before anything is paid for: on the very tokenizer."""
 
+import contextlib
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import ConfigError
-from cgd_ray.preflight import preflight
+from cgd_ray.preflight import preflight, require_histories
 from cgd_ray.prompts.chat import load_tokenizer, pin_date
+from cgd_ray.prompts.conversation import with_history
 from cgd_ray.training.encode import Encoded, student_encoder
 from cgd_ray.training.formats import Conversation
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
@@ -19,14 +23,14 @@ END = "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assista
 PARTS = "{% for part in m.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
 
 
-def recipe(folder: Path, template: str, **training: Any) -> Recipe:
+def recipe(folder: Path, template: str, *, data: dict[str, Any] | None = None, **training: Any) -> Recipe:
     model = folder / "model"
     tiny_tokenizer(template).save_pretrained(model)
     (model / "config.json").write_text("{}")
     (folder / "data.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b"}\n')
     tree: dict[str, Any] = {
         "run": {"name": "r", "root": str(folder / "root")},
-        "data": {"type": "jsonl", "path": str(folder / "data.jsonl"), "holdout": {"count": 1}},
+        "data": {"type": "jsonl", "path": str(folder / "data.jsonl"), "holdout": {"count": 1}} | (data or {}),
         "student": {"model": str(model)},
         "teacher": {"engine": {"type": "scripted"}},
         "evaluation": {"enabled": False},
@@ -72,6 +76,42 @@ def test_several_turns_are_looked_at_where_they_are_used(tmp_path: Path) -> None
         student_encoder(recipe(tmp_path, once, context="multi-turn"))
 
 
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif %}" + CHATML
+DROPS_SYSTEM = START + "{% if m.role != 'system' %}{{ m.content }}{% endif %}" + END
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [(NO_SYSTEM, "fails on 2 turns: .*no system turns"), (DROPS_SYSTEM, "writes the system's text 0 times")],
+)
+def test_system_turns_are_looked_at_where_there_are_any(tmp_path: Path, template: str, said: str) -> None:
+    preflight(recipe(tmp_path, template))
+    with pytest.raises(ConfigError, match=f"^student: .*{said}"):
+        preflight(recipe(tmp_path, template, data={"system_prompt": "Be short."}))
+    spoken = [
+        [{"role": "user", "content": "a"}],
+        [{"role": "system", "content": "Be short."}, {"role": "user", "content": "a"}],
+    ]
+    for count, is_refused in ((1, False), (2, True)):
+        made = recipe(tmp_path, template, data={"messages_column": "messages", "holdout": {"fraction": 0.01}})
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in spoken[:count]))
+        prompts = prepare_prompts(made, preflight(made))
+        with pytest.raises(ConfigError, match=said) if is_refused else contextlib.nullcontext():
+            require_histories(made, prompts)
+
+
+def test_earlier_turns_are_looked_at_as_far_as_they_go(tmp_path: Path) -> None:
+    last = "{% if messages|length > 5 %}{% set messages = messages[-5:] %}{% endif %}" + CHATML
+    turns = [{"role": role, "content": f"{number}"} for number in range(3) for role in ("user", "assistant")]
+    for earlier, is_refused in ((2, False), (6, True)):
+        made = recipe(tmp_path, last, data={"messages_column": "messages", "holdout": {"fraction": 0.01}})
+        row = {"messages": [*turns[:earlier], {"role": "user", "content": "x"}]}
+        (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
+        prompts = prepare_prompts(made, preflight(made))
+        with pytest.raises(ConfigError, match="0 times") if is_refused else contextlib.nullcontext():
+            require_histories(made, prompts)
+
+
 def test_what_the_arguments_change_is_looked_at_with_them(tmp_path: Path) -> None:
     made = recipe(tmp_path, "{% if not bare %}" + CHATML + "{% endif %}")
     student_encoder(made)
@@ -93,7 +133,7 @@ def test_a_template_says_the_same_date_on_every_day(tmp_path: Path, monkeypatch:
     template = "{{ 'Today: ' + " + call + " }}\n" + CHATML
     made = recipe(tmp_path, template)
     encoder = student_encoder(made)
-    row = encoder.encode(Conversation(("a",), "b"))
+    row = encoder.encode(Conversation(with_history("a"), "b"))
     assert isinstance(row, Encoded)
     assert "Today: 26 Jul 2024\n" in encoder.tokenizer.decode(row.input_ids)
     encoder.tokenizer.save_pretrained(tmp_path / "exported")

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.conversation import Turn, with_history
 from cgd_ray.training.encode import ChatEncoder, Encoded
 from cgd_ray.training.formats import Conversation, Lacking
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
@@ -16,7 +17,7 @@ END = "<|im_end|>"
 
 
 def encoded(user: str, target: str, encoder: ChatEncoder = ENCODER) -> Encoded:
-    result = encoder.encode(Conversation((user,), target))
+    result = encoder.encode(Conversation(with_history(user), target))
     assert isinstance(result, Encoded)
     return result
 
@@ -33,15 +34,16 @@ def test_the_rest_is_what_a_chat_endpoint_sends(user: str, target: str) -> None:
     sent = TOKENIZER.apply_chat_template(
         [{"role": "user", "content": user}], add_generation_prompt=True, return_dict=False
     )
-    assert row.input_ids[: row.target_start] == sent == ENCODER.prompt_ids(user)
+    assert row.input_ids[: row.target_start] == sent == ENCODER.prompt_ids(with_history(user))
 
 
 @given(turns=st.tuples(TEXT, TEXT, TEXT), target=TEXT)
 def test_of_several_turns_the_last_one_alone_is_supervised(turns: tuple[str, str, str], target: str) -> None:
-    row = ENCODER.encode(Conversation(turns, target))
+    question, answer, next_question = turns
+    shown = with_history(next_question, (*with_history(question), Turn("assistant", answer)))
+    row = ENCODER.encode(Conversation(shown, target))
     assert isinstance(row, Encoded)
-    roles = ("user", "assistant", "user")
-    messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
+    messages = [turn.as_message() for turn in shown]
     sent = TOKENIZER.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert row.input_ids[: row.target_start] == sent
     assert TOKENIZER.decode(row.input_ids[row.target_start :]) == target + END
@@ -54,7 +56,9 @@ def test_control_tokens_in_texts_stay_text(parts: list[str], user: str) -> None:
     prompt, learnt = row.input_ids[: row.target_start], row.input_ids[row.target_start :]
     special = {TOKENIZER.convert_tokens_to_ids(token) for token in ("<|im_start|>", END, "<|endoftext|>")}
     assert [index for index in learnt if index in special] == [ENCODER.end_of_turn]
-    assert sum(index in special for index in prompt) == sum(index in special for index in ENCODER.prompt_ids("a"))
+    assert sum(index in special for index in prompt) == sum(
+        index in special for index in ENCODER.prompt_ids(with_history("a"))
+    )
     assert TOKENIZER.decode(learnt) == target + END
 
 
@@ -79,13 +83,13 @@ def test_line_break_behind_the_end_of_turn_is_cut_off() -> None:
 @pytest.mark.parametrize("target", ["\nanswer", "\n\nanswer", " answer", "answer\n"])
 def test_white_space_at_the_border_keeps_the_prompt_as_sent(target: str) -> None:
     row = encoded("a", target)
-    assert row.input_ids[: row.target_start] == ENCODER.prompt_ids("a")
+    assert row.input_ids[: row.target_start] == ENCODER.prompt_ids(with_history("a"))
     assert TOKENIZER.decode(row.input_ids[row.target_start :]) == target + END
 
 
 @pytest.mark.parametrize("target", ["", " \n"])
 def test_an_empty_target_is_left_out_with_a_reason(target: str) -> None:
-    assert ENCODER.encode(Conversation(("a",), target)) == Lacking("empty target")
+    assert ENCODER.encode(Conversation(with_history("a"), target)) == Lacking("empty target")
 
 
 def test_a_template_with_bos_gives_one_bos() -> None:
@@ -124,7 +128,7 @@ def test_a_student_whose_template_begins_to_think_learns_to_end_it(*, is_token: 
         tokenizer.add_tokens([AddedToken(tag, special=False, normalized=False) for tag in ("<think>", "</think>")])
     encoder = ChatEncoder(tokenizer, {})
     row = encoded("a", "It is 4.", encoder)
-    assert row.input_ids[: row.target_start] == encoder.prompt_ids("a")
+    assert row.input_ids[: row.target_start] == encoder.prompt_ids(with_history("a"))
     assert tokenizer.decode(row.input_ids[: row.target_start]).endswith("<think>\n")
     learnt = row.input_ids[row.target_start :]
     assert tokenizer.decode(learnt) == "</think>\n\nIt is 4." + END

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.training import MethodName, TrainingSection
+from cgd_ray.prompts.conversation import with_history
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import EXAMPLES
@@ -50,7 +51,7 @@ def test_parts_follow_those_of_the_examples_and_counts_add_up(tmp_path: Path) ->
 def test_a_row_that_one_compared_method_cannot_use_is_left_out_for_all(tmp_path: Path) -> None:
     usual = example(2)
     examples = table(tmp_path, [example(0), example(1, critique="It is wrong. " * 30), usual])
-    limit = len(ENCODER.prompt_ids(PROMPTS.context(usual.prompt, usual.draft, usual.critique))) + 40
+    limit = len(ENCODER.prompt_ids(with_history(PROMPTS.context(usual.prompt, usual.draft, usual.critique)))) + 40
     methods: list[MethodName] = ["refsft", "cgd-no-critique", "cgd"]
     alone = [encode(examples, method=method, max_length=limit) for method in methods]
     assert [made.counts.rows for made in alone] == [3, 3, 2]
@@ -68,7 +69,7 @@ def test_compared_methods_are_encoded_together(tmp_path: Path, monkeypatch: pyte
     encode_once = ChatEncoder.encode
 
     def counted(encoder: ChatEncoder, conversation: Conversation) -> Encoded | Lacking:
-        seen[conversation.turns[-1] + conversation.target] += 1
+        seen[conversation.turns[-1].content + conversation.target] += 1
         return encode_once(encoder, conversation)
 
     monkeypatch.setattr(ChatEncoder, "encode", counted)

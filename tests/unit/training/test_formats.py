@@ -1,10 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cgd_ray.config.training import TrainingSection, ViewName
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.conversation import Turn, with_history
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.training.formats import VIEWS, Contexts, Conversation, Example, Lacking, require_contexts, view, view_name
 from tests.unit.training.tiny import example
@@ -19,11 +21,15 @@ def shown(row: Example, method: ViewName, contexts: Contexts = CONTEXTS) -> Conv
     return conversation
 
 
+def texts(conversation: Conversation) -> list[str]:
+    return [turn.content for turn in conversation.turns]
+
+
 def test_cgd_shows_prompt_draft_and_critique_and_learns_the_refinement() -> None:
     row = example(4)
     conversation = shown(row, "cgd")
     assert conversation.target == row.refinement
-    (user,) = conversation.turns
+    (user,) = texts(conversation)
     places = [user.index(text) for text in (row.prompt, row.draft, row.critique)]
     assert places == sorted(places)
     assert row.refinement not in user
@@ -49,23 +55,34 @@ def test_a_context_holds_the_methods_texts_and_no_other(method: ViewName, contex
     row = example(**{field: f"<the {field}>" for field in FIELDS})
     conversation = shown(row, method, contexts)
     context, learnt = METHODS[method]
-    assert {field for field in FIELDS if getattr(row, field) in "\n".join(conversation.turns)} == context
+    assert {field for field in FIELDS if getattr(row, field) in "\n".join(texts(conversation))} == context
     assert conversation.target == getattr(row, learnt)
     assert len(conversation.turns) % 2 == 1
 
 
 def test_in_several_turns_the_draft_is_the_assistants_and_the_critique_the_users_answer() -> None:
     row = example(4)
-    prompt, draft, answer = shown(row, "cgd", SEVERAL_TURNS).turns
+    conversation = shown(row, "cgd", SEVERAL_TURNS)
+    assert [turn.role for turn in conversation.turns] == ["user", "assistant", "user"]
+    prompt, draft, answer = texts(conversation)
     assert (prompt, draft) == (row.prompt, row.draft)
     assert row.critique in answer
     assert shown(row, "cgd-no-draft", SEVERAL_TURNS) == shown(row, "cgd-no-draft")
 
 
+@pytest.mark.parametrize("contexts", [CONTEXTS, SEVERAL_TURNS], ids=["single-turn", "multi-turn"])
+@pytest.mark.parametrize("method", VIEWS)
+def test_what_stands_before_the_prompt_stands_before_every_context(method: ViewName, contexts: Contexts) -> None:
+    history = (Turn("system", "Be short."), Turn("user", "Hi"), Turn("assistant", "Hello"))
+    row = example(**{field: f"<the {field}>" for field in FIELDS})
+    bare, conversation = shown(row, method, contexts), shown(replace(row, history=history), method, contexts)
+    assert conversation == Conversation((*history, *bare.turns), bare.target)
+
+
 @pytest.mark.parametrize(("method", "field"), [("refsft", "refinement"), ("sft", "reference"), ("distill", "answer")])
 def test_bare_prompt_methods_differ_in_the_target_alone(method: ViewName, field: str) -> None:
     row = example(1, reference="the reference", answer="the answer")
-    assert shown(row, method) == Conversation((row.prompt,), getattr(row, field))
+    assert shown(row, method) == Conversation(with_history(row.prompt), getattr(row, field))
 
 
 @pytest.mark.parametrize("method", ["sft", "distill", "cgd-shuffled"])
@@ -75,7 +92,7 @@ def test_a_missing_field_is_a_reason_not_an_error(method: ViewName) -> None:
 
 def test_braces_and_jinja_in_model_text_stay_as_they_are() -> None:
     row = example(draft=r"\frac{1}{2} {{ prompt }} {% raw %}", critique="{% endif %} {x}")
-    (user,) = shown(row, "cgd").turns
+    (user,) = texts(shown(row, "cgd"))
     assert row.draft in user
     assert row.critique in user
 

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.prompts.conversation import with_history
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
@@ -77,7 +78,7 @@ def encoded_rows(model: Path, root: Path | str, count: int) -> Table:
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(model), {})
     part = []
     for row in map(example, range(count)):
-        one = encoder.encode(Conversation((row.prompt,), row.refinement))
+        one = encoder.encode(Conversation(with_history(row.prompt), row.refinement))
         assert isinstance(one, Encoded)
         key = {"prompt_id": row.prompt_id, "sample": 0, "view": "refsft"}
         part.append({**key, "input_ids": one.input_ids, "target_start": one.target_start})
