@@ -114,9 +114,15 @@ def models(
 
 
 @app.command()
-def serve(recipe: RecipePath, overrides: Overrides = None) -> None:
+def serve(
+    recipe: RecipePath,
+    overrides: Overrides = None,
+    *,
+    no_key: Annotated[bool, typer.Option("--no-key", help="Ask without a key, from this machine alone.")] = False,
+) -> None:
     """Serve the run's trained student behind an OpenAI-compatible endpoint until Ctrl-C."""
-    raise typer.Exit(_guarded(lambda: _serve(recipe, overrides or [])))
+    given = [*(overrides or []), *(["serving.no_key=true"] if no_key else [])]
+    raise typer.Exit(_guarded(lambda: _serve(recipe, given)))
 
 
 def main() -> None:
@@ -322,4 +328,4 @@ def _serve(path: Path, overrides: list[str]) -> None:
 
     store = open_store(recipe)
     with ray_session():
-        serve_until_interrupted(pin_student_type(recipe, store), store)
+        serve_until_interrupted(pin_student_type(recipe, store), store, _console(120))

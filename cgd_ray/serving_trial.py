@@ -1,6 +1,7 @@
 """The trained student of a run behind HTTP: until Ctrl-C (`cgd serve`), or for one question at the end of a demo."""
 
 import contextlib
+import json
 import signal
 import socket
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from cgd_ray.config.engine import VllmEngineOptions, VllmOptions
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.serving import Access, Replicas
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.engines.openai import chat_message
 from cgd_ray.engines.placement import engine_demand
@@ -28,6 +30,7 @@ from cgd_ray.runtime.waiting import interruptibly
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.models import model_identity
 from cgd_ray.storage.runs import Run
+from serving.keys import digest_of, new_key
 
 log = structlog.get_logger(__name__)
 
@@ -56,9 +59,9 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
         return
     else:
         base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, identity)
-        port = _free_port()
-        with _served(recipe, store.url(student), "127.0.0.1", port):
-            answer = _ask(f"http://127.0.0.1:{port}/v1", recipe, rows)
+        port, key = _free_port(), new_key()
+        with _served(_with_key(recipe, key), store.url(student), "127.0.0.1", port):
+            answer = _ask(f"http://127.0.0.1:{port}/v1", key, recipe, rows)
         served = {"asked": asked, "base": base["text"][0].as_py() or "", "trained": answer}
         run.write_json("served.json", served)
     console.rule("One held-out question, asked over HTTP")
@@ -71,8 +74,17 @@ def ask_served_student(recipe: Recipe, store: Store, student: str, console: Cons
         console.print(text, markup=False, highlight=False)
 
 
-def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
+def _with_key(recipe: Recipe, key: str) -> Recipe:
+    """The recipe with one more key; its digest alone goes to Serve."""
+    digests = (*recipe.serving.key_digests, digest_of(key))
+    serving = recipe.serving.model_copy(update={"key_digests": digests, "no_key": False})
+    return recipe.model_copy(update={"serving": serving})
+
+
+def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> None:
     """Serve the run's student at `serving.host` and `serving.port` until SIGINT or SIGTERM.
+
+    Where the recipe says nothing of keys, one is made, and shown on the console alone.
 
     Raises:
         CgdError: the run has no trained student yet, or the cluster serves something already.
@@ -87,10 +99,23 @@ def serve_until_interrupted(recipe: Recipe, store: Store) -> None:
         raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
-    with _served(recipe, store.url(training["student_name"]), host, port):
-        log.info("serving; Ctrl-C ends it", url=f"http://{host}:{port}/v1", model=recipe.serving.model_id)
+    key = None if recipe.serving.no_key or recipe.serving.has_keys else new_key()
+    served = _with_key(recipe, key) if key else recipe
+    with _served(served, store.url(training["student_name"]), host, port):
+        url = f"http://{host}:{port}/v1"
+        log.info("serving; Ctrl-C ends it", url=url, model=recipe.serving.model_id)
+        _show_how_to_ask(console, url, key or ("KEY" if recipe.serving.has_keys else None), recipe.serving.model_id)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
+
+
+def _show_how_to_ask(console: Console, url: str, key: str | None, model: str) -> None:
+    question = {"model": model, "messages": [{"role": "user", "content": "What is 7 times 8?"}]}
+    with_key = f"-H 'Authorization: Bearer {key}' " if key else ""
+    command = f"curl {url}/chat/completions {with_key}-H 'Content-Type: application/json' -d '{json.dumps(question)}'"
+    if key and key != "KEY":
+        console.print(f"the key of this start (serving.keys_file=FILE takes yours): {key}", soft_wrap=True)
+    console.print(command, markup=False, highlight=False, soft_wrap=True)
 
 
 def _cluster_serves() -> bool:
@@ -119,11 +144,7 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
     section, engine = recipe.serving, recipe.student.engine
     arguments: dict[str, Any] = {
         "model": model,
-        "model_id": section.model_id,
-        "min_replicas": section.min_replicas,
-        "max_replicas": section.max_replicas,
-        "target_ongoing_requests": section.target_ongoing_requests,
-        "max_ongoing_requests": section.max_ongoing_requests,
+        **section.model_dump(include={*Access.model_fields, *Replicas.model_fields}),
         "max_model_len": section.max_model_len,
         "endpoint_url": recipe.storage.endpoint_url,
         "region": recipe.storage.region,
@@ -137,11 +158,11 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
     return arguments
 
 
-def _ask(url: str, recipe: Recipe, rows: pa.Table) -> str:
+def _ask(url: str, key: str, recipe: Recipe, rows: pa.Table) -> str:
     # The student gets the bare prompt, decoded as in the evaluation.
     [row] = rows.select(["prompt", "history"]).to_pylist()
     section = recipe.evaluation
-    with openai.OpenAI(base_url=url, api_key="none", timeout=600) as client:
+    with openai.OpenAI(base_url=url, api_key=key, timeout=600) as client:
         started = time.monotonic()
         answer = client.chat.completions.create(
             model=recipe.serving.model_id,

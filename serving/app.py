@@ -1,11 +1,11 @@
 """The Serve application.
 
-    serve run serving.app:build model=/path/to/student cpus=2
+    serve run serving.app:build model=/path/to/student cpus=2 keys_file=FILE
     serve deploy serving/serve.yaml
 
-Answers `/v1/chat/completions`, `/v1/completions` (both with streaming), `/v1/models` and `/tokenize`. Ask the
-bare prompt x: no draft, no critique. Chat requests are rendered with the template of the exported tokenizer,
-which is the one that training used.
+Answers `/v1/chat/completions`, `/v1/completions` (both with streaming) and `/v1/models`, to those who have a key of
+FILE. Ask the bare prompt x: no draft, no critique. Chat requests are rendered with the template of the
+exported tokenizer, which is the one that training used.
 """
 
 from typing import Any
@@ -14,12 +14,15 @@ from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from cgd_ray.engines.vllm_arguments import cpu_environment, engine_gpus, vllm_arguments
+from cgd_ray.errors import ConfigError
 from cgd_ray.runtime.cluster import Demand
 from cgd_ray.runtime.device import require_engine_packages
 from serving.options import ServeArgs, parse_args
 
 # Ray Serve LLM may log prompts unless told otherwise.
 _PRIVATE = {"RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0"}
+
+_RETRY_AFTER_S = 5.0
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -32,10 +35,19 @@ def build(args: dict[str, Any]) -> Application:
         ConfigError: one line that names the argument and the mend.
     """
     options = parse_args(args)
+    if not options.has_keys and not options.no_key:
+        raise ConfigError(
+            "serving: nobody has a key. Fix: pass keys_file=FILE (one key a line, on every node that runs the "
+            "ingress), or no_key=true where this machine alone is to ask"
+        )
     ingress_cpus = 1 if engine_gpus(options) else 0
     return build_openai_app(
         {
             "llm_configs": [llm_config(options)],
+            "ingress_cls_config": {
+                "ingress_cls": "serving.ingress:ClosedIngress",
+                "ingress_extra_kwargs": {"access": options.access.model_dump()},
+            },
             "ingress_deployment_config": {
                 # The ingress only passes requests on. On CPU it asks for no core, so that two are enough for it and
                 # the student; on a GPU cluster it asks for one, which keeps it off the head, which has none.
@@ -106,6 +118,11 @@ def cores(options: ServeArgs) -> int:
 
 
 def _environment(options: ServeArgs, gpus: float) -> dict[str, str]:
+    # One request asks for no more answers (`n`) than a replica has places.
+    return {"VLLM_MAX_N_SEQUENCES": str(options.max_ongoing_requests), **_device_environment(options, gpus)}
+
+
+def _device_environment(options: ServeArgs, gpus: float) -> dict[str, str]:
     if 0 < gpus < 1:  # vLLM's worker would ask for a whole GPU within the bundle
         return {**_PRIVATE, "VLLM_RAY_PER_WORKER_GPUS": f"{gpus:g}"}
     if gpus:
@@ -119,6 +136,9 @@ def _deployment(options: ServeArgs) -> dict[str, Any]:
         # The replica's cores are those of its bundle; by default Serve would add one.
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": options.max_ongoing_requests,
+        "max_queued_requests": options.max_queued_requests,
+        "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
+        "graceful_shutdown_timeout_s": options.drain_timeout_s,
         "autoscaling_config": {
             "min_replicas": options.min_replicas,
             "max_replicas": options.max_replicas,

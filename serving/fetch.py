@@ -9,7 +9,7 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.storage.models import local_model
 
 
-class FetchModel(CallbackBase):  # type: ignore[misc]  # ray is untyped
+class FetchModel(CallbackBase):
     """Runs inside each replica: `s3://` models and hub ids land in the cache of the node that needs them.
 
     Ray's own download of `s3://` knows neither our endpoint nor our cache, hence this hook, named in

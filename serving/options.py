@@ -3,34 +3,24 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import ValidationError, field_validator
 
 from cgd_ray.config.engine import VllmEngineOptions
 from cgd_ray.config.places import ModelPlace, PlainUrl
 from cgd_ray.config.run import StorageSection
+from cgd_ray.config.serving import Access, Replicas
 from cgd_ray.errors import ConfigError
 
-PositiveInt = Annotated[int, Field(ge=1)]
 
-
-class ServeArgs(VllmEngineOptions):
+class ServeArgs(Access, Replicas, VllmEngineOptions):
     """One model, its engine, and how many replicas of it. Flat, since `serve run` passes `key=value` pairs as text."""
 
     model: ModelPlace
     """Directory (an exported student), `s3://` prefix, or hub id."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
-    model_id: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "student"
-    """Name that requests use; no colon, which Ray Serve LLM takes for an adapter's name."""
-
-    min_replicas: PositiveInt = 1
-    max_replicas: PositiveInt = 1
-    target_ongoing_requests: PositiveInt = 16
-    """Requests in flight per replica that Serve's autoscaler aims at."""
-    max_ongoing_requests: PositiveInt = 64
-    """Requests that a replica takes at a time; further ones wait."""
 
     endpoint_url: PlainUrl | None = None
     """S3 endpoint, where it is not AWS. Keys come from the environment of the Serve nodes."""
@@ -54,11 +44,10 @@ class ServeArgs(VllmEngineOptions):
     def _read_json(cls, given: object) -> object:
         return json.loads(given) if isinstance(given, str) else given
 
-    @model_validator(mode="after")
-    def _replicas_in_order(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
-        return self
+    @property
+    def access(self) -> Access:
+        """Who may ask."""
+        return Access.model_validate(self.model_dump(include=set(Access.model_fields)))
 
     @property
     def storage(self) -> StorageSection:

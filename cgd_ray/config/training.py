@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from cgd_ray.config.base import Section
 from cgd_ray.config.places import PlainUrl
+from cgd_ray.config.serving import Access, Replicas, is_loopback
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -198,23 +199,19 @@ class EvaluationSection(Section):
     """Bootstrap resamples of the paired difference."""
 
 
-class ServingSection(Section):
+class ServingSection(Access, Replicas):
     """The trained student behind an OpenAI-compatible HTTP endpoint (Ray Serve LLM)."""
 
-    model_id: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "student"
-    """Name in `/v1/models`; no colon, which Ray Serve LLM does not take."""
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
-    min_replicas: PositiveInt = 1
-    max_replicas: PositiveInt = 1
-    target_ongoing_requests: PositiveInt = 16
-    max_ongoing_requests: PositiveInt = 64
     max_model_len: PositiveInt | None = None
     trial: bool = False
     """After a run, serve the student for a moment and ask it one held-out question over HTTP (the demo does)."""
 
     @model_validator(mode="after")
-    def _replicas_in_order(self) -> Self:
-        if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is smaller than min_replicas {self.min_replicas}")
+    def _no_key_on_loopback_only(self) -> Self:
+        if self.no_key and not is_loopback(self.host):
+            raise ValueError(
+                f"serving.no_key: others reach serving.host {self.host}. Fix: leave no_key out, or give 127.0.0.1"
+            )
         return self

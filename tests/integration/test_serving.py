@@ -7,24 +7,32 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import psutil
 import pytest
 import ray
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from ray import serve
 from transformers import AutoTokenizer
 
 from cgd_ray.prompts.conversation import with_history
 from cgd_ray.training.encode import ChatEncoder
 from serving.app import build
+from serving.keys import digest_of, new_key
 from tests.servers import free_port, is_engine, wait_for_port
 
 MAX_MODEL_LEN = 1024
+PLACES, QUEUE = 4, 4
 QUESTIONS = [
     "What is the capital of France?",
     "Tom has 3 apples and buys $2^2$ more.\n\nHow many are there?\n",
@@ -37,10 +45,23 @@ class Endpoint:
     url: str
     logs: Path
     """Ray's log folder."""
+    keys: Path
+
+    @property
+    def key(self) -> str:
+        """One that is good now."""
+        return self.keys.read_text().splitlines()[0]
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        return self.client_with(self.key)
+
+    def client_with(self, key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=120)
+
+    def post(self, body: bytes, path: str = "/v1/chat/completions", **headers: str) -> httpx.Response:
+        sent = {"authorization": f"Bearer {self.key}", "content-type": "application/json", **headers}
+        return httpx.post(f"{self.url}{path}", content=body, headers=sent, timeout=120)
 
     def chat(self, content: str, **options: Any) -> Any:
         messages = [{"role": "user", "content": content}]
@@ -81,11 +102,13 @@ def endpoint(bucket: dict[str, Any]) -> Iterator[Endpoint]:
     ray.init(
         address="local", num_cpus=4, include_dashboard=False, _temp_dir=str(folder), object_store_memory=200 * 2**20
     )
-    port = free_port()
+    port, keys = free_port(), folder / "keys"
+    keys.write_text(f"{new_key()}\n")
+    limits = {"keys_file": str(keys), "max_ongoing_requests": PLACES, "max_queued_requests": QUEUE}
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        serve.run(build({**bucket, "cpus": 2, "max_model_len": MAX_MODEL_LEN}), route_prefix="/")
-        yield Endpoint(f"http://127.0.0.1:{port}", folder / "session_latest" / "logs")
+        serve.run(build({**bucket, **limits, "cpus": 2, "max_model_len": MAX_MODEL_LEN}), route_prefix="/")
+        yield Endpoint(f"http://127.0.0.1:{port}", folder / "session_latest" / "logs", keys)
     finally:
         ours = set(psutil.Process().children(recursive=True)) - before
         serve.shutdown()
@@ -176,6 +199,179 @@ def test_prompts_stay_out_of_the_logs(endpoint: Endpoint) -> None:
     texts = {path: path.read_text(errors="replace") for path in endpoint.logs.rglob("*") if path.is_file()}
     assert any("/v1/chat/completions" in text for text in texts.values())  # these are the logs that we mean
     assert not [str(path) for path, text in texts.items() if marker in text]
+    assert not [str(path) for path, text in texts.items() if endpoint.key in text]
+
+
+def error_of(response: httpx.Response) -> dict[str, Any]:
+    """The error in OpenAI's form, which must be all that there is."""
+    assert response.headers["content-type"] == "application/json"
+    assert list(response.json()) == ["error"]
+    error: dict[str, Any] = response.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["message"]
+    return error
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/student", "/v1/nothing", "/docs", "/openapi.json", "/"])
+@pytest.mark.parametrize("given", [[], ["Bearer wrong"], ["Bearer"], ["Basic {key}"], ["{key}"], ["Bearer {key}"] * 2])
+def test_nothing_is_shown_without_a_key(endpoint: Endpoint, path: str, given: list[str]) -> None:
+    headers = [("authorization", one.format(key=endpoint.key)) for one in given]
+    response = httpx.get(f"{endpoint.url}{path}", headers=headers)
+    assert response.status_code == 401
+    assert error_of(response)["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+def test_a_client_with_a_wrong_key_is_told_so(endpoint: Endpoint) -> None:
+    with pytest.raises(openai.AuthenticationError, match="the key is not known"):
+        endpoint.client_with("sk-wrong").models.list()
+
+
+def test_keys_are_rotated_without_a_restart(endpoint: Endpoint) -> None:
+    old, new, hashed = endpoint.key, new_key(), new_key()
+    pids = {process.pid for process in psutil.Process().children(recursive=True)}
+    (endpoint.keys.parent / "next").write_text(f"{new}\n# a comment\nsha256:{digest_of(hashed)}\n")
+    (endpoint.keys.parent / "next").rename(endpoint.keys)
+    time.sleep(1.5)
+    for key in (new, hashed):
+        assert endpoint.client_with(key).models.list().data
+    with pytest.raises(openai.AuthenticationError):
+        endpoint.client_with(old).models.list()
+    assert {process.pid for process in psutil.Process().children(recursive=True)} == pids
+
+
+def test_a_deleted_file_of_keys_locks_the_endpoint(endpoint: Endpoint) -> None:
+    key = endpoint.key
+    away = endpoint.keys.rename(endpoint.keys.parent / "away")
+    time.sleep(1.5)
+    with pytest.raises(openai.AuthenticationError):
+        endpoint.client_with(key).models.list()
+    away.rename(endpoint.keys)
+    time.sleep(1.5)
+    assert endpoint.client_with(key).models.list().data
+
+
+def test_no_web_page_may_ask(endpoint: Endpoint) -> None:
+    foreign = {"origin": "https://evil.example"}
+    asked = {**foreign, "access-control-request-method": "POST", "access-control-request-headers": "authorization"}
+    preflight = httpx.options(f"{endpoint.url}/v1/chat/completions", headers=asked)
+    shown = httpx.get(f"{endpoint.url}/v1/models", headers={**foreign, "authorization": f"Bearer {endpoint.key}"})
+    assert preflight.status_code == 401
+    assert shown.status_code == 200
+    for response in (preflight, shown):
+        assert not [name for name in response.headers if name.startswith("access-control")]
+
+
+CHAT = {"model": "student", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "said"),
+    [
+        (b"", 400, "Field required"),
+        (b"null", 400, "Field required"),
+        (b'{"model": ', 400, "JSON decode error"),
+        (b"[" * 20_000, 400, "error parsing the body"),
+        (b"\xff\xfe", 400, "JSON decode error"),
+        (CHAT | {"messages": "Hi"}, 400, "valid list"),
+        (CHAT | {"messages": []}, 400, "empty conversation"),
+        (CHAT | {"messages": [{"author": {"role": "user"}}]}, 400, "KeyError: 'role'"),
+        (
+            CHAT | {"messages": [{"role": "user", "content": "many words " * MAX_MODEL_LEN}]},
+            400,
+            "maximum context length",
+        ),
+        (CHAT | {"max_tokens": MAX_MODEL_LEN}, 400, "requested 1024 output tokens"),
+        (CHAT | {"n": PLACES + 1}, 400, f"n must be at most {PLACES}"),
+        (CHAT | {"model": "student:adapter"}, 404, "no model 'student:adapter' here, only student"),
+        (CHAT | {"model": "teacher"}, 404, "no model 'teacher' here"),
+        (b"a" * (4 * 2**20 + 1), 413, "larger than 4194304 bytes"),
+    ],
+)
+def test_what_is_malformed_is_said_in_the_clients_words(
+    endpoint: Endpoint, body: bytes | dict[str, Any], status: int, said: str
+) -> None:
+    response = endpoint.post(body if isinstance(body, bytes) else json.dumps(body).encode())
+    assert response.status_code == status, response.text
+    assert said in error_of(response)["message"]
+
+
+def test_an_oversized_body_of_unknown_length_is_refused(endpoint: Endpoint) -> None:
+    headers = {"authorization": f"Bearer {endpoint.key}", "content-type": "application/json"}
+    parts = (b"a" * 2**16 for _ in range(100))
+    response = httpx.post(f"{endpoint.url}/v1/chat/completions", content=parts, headers=headers, timeout=60)
+    assert response.status_code == 413
+    assert error_of(response)["code"] == "request_too_large"
+
+
+def ask_together(endpoint: Endpoint, count: int, gap: float = 0, **options: Any) -> list[Any]:
+    """What so many clients get, errors included, each of which asks a moment after the one before it."""
+
+    def ask(place: int) -> Any:
+        time.sleep(place * gap)
+        try:
+            return endpoint.chat("Count to a thousand.", extra_body={"ignore_eos": True}, **options)
+        except openai.OpenAIError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(ask, range(count)))
+
+
+def test_four_times_the_load_is_refused_and_told_when_to_come_back(endpoint: Endpoint) -> None:
+    room = PLACES + QUEUE
+    answers = ask_together(endpoint, 4 * room, max_tokens=48)
+    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    served = [answer for answer in answers if not isinstance(answer, Exception)]
+    assert len(served) + len(refused) == 4 * room, answers
+    assert room <= len(served) < 4 * room
+    for error in refused:
+        assert error.response.headers["retry-after"] == "5"
+        assert error_of(error.response)["code"] == "rate_limit_exceeded"
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_place(endpoint: Endpoint, *, stream: bool) -> None:
+    gone = ask_together(endpoint, PLACES, max_tokens=800, stream=stream, timeout=120 if stream else 3)
+    for one in gone:
+        if stream:
+            next(one)
+            one.close()
+        else:
+            assert isinstance(one, openai.APITimeoutError)
+    time.sleep(3)
+    # Were the places still taken, half of these would find the queue full. They come one by one, since Serve counts
+    # what it has not yet given to a replica as waiting.
+    answers = ask_together(endpoint, PLACES + QUEUE, gap=0.3, max_tokens=64)
+    assert not [answer for answer in answers if isinstance(answer, Exception)]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_two_thousand_odd_requests_get_no_server_error(endpoint: Endpoint) -> None:
+    headers = {"authorization": f"Bearer {endpoint.key}"}
+    schema = schemathesis.openapi.from_url(f"{endpoint.url}/openapi.json", headers=headers)
+    operations = [operation.ok() for operation in schema.get_all_operations()]
+    assert {operation.path for operation in operations} >= {"/v1/chat/completions", "/v1/completions", "/v1/models"}
+    seen: Counter[int] = Counter()
+    for operation in operations:
+
+        @settings(
+            max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+        )
+        @given(case=operation.as_strategy(), known=st.booleans())
+        def ask(case: schemathesis.Case, known: bool) -> None:  # noqa: FBT001
+            if isinstance(case.body, dict):
+                case.body |= {"max_tokens": 1, "max_completion_tokens": 1}  # else all that there is room for
+                if known:  # else hardly one would come further than the model's name
+                    case.body |= {"model": "student"}
+            answer = case.call(headers=headers, timeout=300)
+            seen[answer.status_code] += 1
+            assert answer.status_code < 500, answer.text
+
+        ask()
+    assert sum(seen.values()) >= 2000
+    assert seen[200] > 10
 
 
 @pytest.mark.usefixtures("endpoint")

@@ -177,9 +177,25 @@ def test_secrets_are_named_and_never_written(manifests: list[Manifest]) -> None:
     assert not [manifest for manifest in manifests if manifest["kind"] == "Secret"]
     named = {node["secretRef"]["name"] for node in walk(manifests) if "secretRef" in node}
     named |= {node["secretName"] for node in walk(manifests) if "secretName" in node}
-    assert named == {"cgd-s3", "cgd-hub", "cgd-ray-auth"}
+    assert named == {"cgd-s3", "cgd-hub", "cgd-ray-auth", "cgd-serve-keys"}
     created = set(re.findall(r"kubectl create secret generic (\S+)", DOCUMENT))
     assert named == created
+
+
+def test_the_service_finds_its_keys(manifests: list[Manifest]) -> None:
+    file = Path(serve_args(manifests).keys_file or "")
+    for spec in service_pods(manifests):
+        [volume] = [one for one in spec["volumes"] if one.get("secret", {}).get("secretName") == "cgd-serve-keys"]
+        mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
+        assert mounts[volume["name"]]["mountPath"] == str(file.parent)
+        assert mounts[volume["name"]]["readOnly"]
+    assert f"--from-literal={file.name}=" in DOCUMENT
+
+
+def service_pods(manifests: list[Manifest]) -> list[Any]:
+    cluster = of_kind(manifests, "RayService")["spec"]["rayClusterConfig"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    return [group["template"]["spec"] for group in groups]
 
 
 def test_claims_are_part_of_the_overlay(manifests: list[Manifest]) -> None:

@@ -1,0 +1,76 @@
+"""The served student: who may ask it, and how many replicas answer. What recipes and `serving.app:build` share."""
+
+import ipaddress
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from cgd_ray.config.base import Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*,]+$")]
+
+
+def _split(given: object) -> object:
+    """`serve run` passes all arguments as text."""
+    return [part for part in given.split(",") if part] if isinstance(given, str) else given
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or the name localhost, is this machine's to itself."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+class Access(Section):
+    """Who may ask, from where, and how much at once."""
+
+    keys_file: str | None = None
+    """File with one key a line, or `sha256:` and the SHA-256 of one, on every node that runs the ingress; it is read
+    again when it changes. None: `cgd serve` makes a key at each start."""
+    key_digests: Annotated[tuple[Digest, ...], BeforeValidator(_split)] = ()
+    """SHA-256 of further keys, good until the next deployment."""
+    no_key: bool = False
+    """Ask without a key, from this machine alone."""
+    allowed_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split)] = ()
+    """Web pages that may ask, for instance `https://chat.example.org`."""
+    max_body_bytes: PositiveInt = 4 * 2**20
+    """Largest request; how long a conversation may be, `max_model_len` says."""
+
+    @model_validator(mode="after")
+    def _keys_or_none(self) -> Self:
+        if self.no_key and self.has_keys:
+            raise ValueError("no_key contradicts keys_file and key_digests: give keys, or no_key")
+        return self
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether somebody has a key."""
+        return self.keys_file is not None or bool(self.key_digests)
+
+
+class Replicas(Section):
+    """How many replicas there are, and how much each takes."""
+
+    model_id: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "student"
+    """Name that requests use; no colon, which Ray Serve LLM takes for an adapter's name."""
+    min_replicas: PositiveInt = 1
+    max_replicas: PositiveInt = 1
+    target_ongoing_requests: PositiveInt = 16
+    """Requests in flight per replica that Serve's autoscaler aims at."""
+    max_ongoing_requests: PositiveInt = 64
+    """Requests that a replica takes at a time; further ones wait. No request asks for more answers (`n`) than this."""
+    max_queued_requests: Annotated[int, Field(ge=0)] = 64
+    """Requests that wait, for each replica of the ingress; further ones get 429 and when to ask again."""
+    drain_timeout_s: Annotated[float, Field(gt=0)] = 600
+    """Seconds that a replica which is no longer needed has for the answers that it is giving."""
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+        return self

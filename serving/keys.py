@@ -1,0 +1,103 @@
+"""Keys of the served student, known by their SHA-256 alone; a file of them is read again when it changes."""
+
+import hashlib
+import hmac
+import platform
+import secrets
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import structlog
+
+from cgd_ray.errors import ConfigError
+
+log = structlog.get_logger(__name__)
+
+_PREFIX = "sha256:"
+_LOOK_SECONDS = 1.0
+_DIGITS = 64
+
+
+def new_key() -> str:
+    """A key that cannot be guessed."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def digest_of(key: str | bytes) -> str:
+    """What is kept of a key; it is drawn at random, so that it needs no salt."""
+    return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
+
+
+def read_keys(text: str, name: str) -> frozenset[str]:
+    """Digests of the keys in a text: one a line, the key itself or `sha256:` with its digest.
+
+    Blank lines, and those that begin with `#`, are passed over.
+
+    Raises:
+        ConfigError: a line is neither, or there is none; `name` says where the text is from, and no key is shown.
+    """
+    digests = set()
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not (key := line.strip()) or key.startswith("#"):
+            continue
+        digest = key.removeprefix(_PREFIX).lower() if key.startswith(_PREFIX) else digest_of(key)
+        if any(char.isspace() for char in key) or len(digest) != _DIGITS or set(digest) - set("0123456789abcdef"):
+            raise ConfigError(f"{name}: line {number} is no key. Fix: one key a line, or {_PREFIX} and its digest")
+        digests.add(digest)
+    if not digests:
+        raise ConfigError(f"{name}: holds no key. Fix: one key a line")
+    return frozenset(digests)
+
+
+class Keys:
+    """The keys that are good now: given ones, and those of a file.
+
+    A file that cannot be read has none: who deletes it has locked the endpoint.
+    """
+
+    def __init__(self, digests: Iterable[str], file: str | None) -> None:
+        """Keys.
+
+        Args:
+            digests: of those that are good for ever.
+            file: of further ones.
+
+        Raises:
+            ConfigError: it cannot be read now.
+        """
+        self._given = frozenset(digests)
+        self._file = Path(file) if file else None
+        self._seen: tuple[int, ...] = ()
+        self._of_file: frozenset[str] = frozenset()
+        self._next_look = 0.0
+        if self._file is not None:
+            self._read(self._file)
+
+    def are_good(self, key: bytes) -> bool:
+        """Whether it is one of them, found in a time that says nothing of how near it is."""
+        digest = digest_of(key)
+        return sum(hmac.compare_digest(digest, known) for known in self._given | self._now()) > 0
+
+    def _now(self) -> frozenset[str]:
+        if self._file is None or time.monotonic() < self._next_look:
+            return self._of_file
+        self._next_look = time.monotonic() + _LOOK_SECONDS
+        try:
+            self._read(self._file)
+        except ConfigError as error:
+            if self._of_file:
+                log.warning("no key of the file is good any more", error=str(error))
+            self._of_file, self._seen = frozenset(), ()
+        return self._of_file
+
+    def _read(self, file: Path) -> None:
+        try:
+            about = file.stat()  # of what a link leads to: Kubernetes' secrets are links
+            seen = (about.st_mtime_ns, about.st_size, about.st_ino)
+            if seen != self._seen:
+                self._of_file = read_keys(file.read_text(encoding="utf-8"), f"keys_file {file}")
+                self._seen = seen
+                log.info("keys are read", file=str(file), keys=len(self._of_file))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"keys_file {file}: cannot be read on {platform.node()}: {error}") from error
