@@ -42,6 +42,16 @@ def read_secret(variable: str, key: str) -> str | None:
     return value or None
 
 
+def tidy_secret(variable: str, key: str) -> None:
+    """Take blanks and line breaks from around a variable that a library reads itself.
+
+    Raises:
+        ValueError: as `read_secret`.
+    """
+    if value := read_secret(variable, key):
+        os.environ[variable] = value
+
+
 def redact(text: str) -> str:
     """The text with every secret of the environment, and credentials in URLs and headers, replaced by `***`."""
     for secret in sorted(_forms(), key=len, reverse=True):

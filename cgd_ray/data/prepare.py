@@ -12,7 +12,7 @@ from cgd_ray.config.data import ColumnData, DemoData
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.demo import DEMO_VERSION
 from cgd_ray.data.ordering import SortedRows
-from cgd_ray.data.skipped import SkippedRows
+from cgd_ray.data.skipped import SkippedRows, require_few
 from cgd_ray.data.sources import describe_source, source_identity
 from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_source
 from cgd_ray.errors import ConfigError
@@ -54,6 +54,11 @@ class PreparedPrompts:
     exchanges: int = 0
     """Most questions with their answers that stand before a prompt."""
 
+    @property
+    def read(self) -> int:
+        """Rows of the source."""
+        return self.train + self.heldout + self.duplicates + self.skipped
+
 
 @dataclass
 class _Counts:
@@ -84,20 +89,27 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
         ConfigError: the source or the template is wrong, there is nothing to train on, or evaluation is
             enabled and nothing is held out.
     """
-    table, content = prompts_table(recipe, store)
-    description = table.description()
-    reused = description is not None
-    if description is None:
-        counts, skipped = _write(recipe, table)
-        description = {"content": content, "counts": asdict(counts), "skipped": skipped.document()}
-        table.describe(description)
+    table, description, reused = _written(recipe, store)
     prepared = PreparedPrompts(table, **description["counts"], reused=reused)
+    if isinstance(recipe.data, ColumnData) and prepared.skipped:  # a table may be of a run that allowed more
+        require_few(description["skipped"], prepared.skipped, prepared.read, recipe.data.max_skipped_fraction)
     _require_prompts(recipe, prepared)
     log = structlog.get_logger(__name__)
     log.info("prompts", **description["counts"], reused=reused, table=table.folder)
     if reasons := description.get("skipped", {}).get("reasons"):
         log.warning("rows of the source cannot be used and are left out; cgd inspect --skipped shows them", **reasons)
     return prepared
+
+
+def _written(recipe: Recipe, store: Store) -> tuple[Table, Document, bool]:
+    """The table, what is known of it, and whether it was there before."""
+    table, content = prompts_table(recipe, store)
+    if (description := table.description()) is not None:
+        return table, description, True
+    counts, skipped = _write(recipe, table)
+    description = {"content": content, "counts": asdict(counts), "skipped": skipped.document()}
+    table.describe(description)
+    return table, description, False
 
 
 def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, Document]:
@@ -121,9 +133,9 @@ def skipped_rows(recipe: Recipe, store: Store) -> list[dict[str, str]]:
     """Source, reason and error of the first rows that cannot be used; the source is read if no run has.
 
     Raises:
-        ConfigError: as `prepare_prompts`, also where too many rows cannot be used.
+        ConfigError: the source or the template is wrong.
     """
-    description = prepare_prompts(recipe, store).table.description() or {}
+    _, description, _ = _written(recipe, store)
     rows: list[dict[str, str]] = description.get("skipped", {}).get("rows", [])
     return rows
 
@@ -146,9 +158,6 @@ def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
             rows=merger.contradictions,
             first=merger.contradiction,
         )
-    if isinstance(recipe.data, ColumnData):
-        read = counts.train + counts.heldout + counts.duplicates + counts.skipped
-        merger.skipped.require_few(read, recipe.data.max_skipped_fraction)
     return counts, merger.skipped
 
 

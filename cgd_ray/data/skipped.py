@@ -62,19 +62,8 @@ class SkippedRows:
         return self._reasons.total()
 
     def require_few(self, read: int, most: float) -> None:
-        """Refuse a source of which too large a share cannot be used.
-
-        Args:
-            read: rows of the source that were read, these included.
-            most: the largest share.
-
-        Raises:
-            ConfigError: more are skipped; the text is that of the first one.
-        """
-        if self.count > most * read:
-            others = "" if self.count == 1 else f"; {self.count} of {read} rows cannot be used, more than "
-            others += f"data.max_skipped_fraction {most:g} allows" if others else ""
-            raise ConfigError(f"{self._shown[0].text}{others}")
+        """Refuse a source of which too large a share cannot be used; see `require_few`."""
+        require_few(self.document(), self.count, read, most)
 
     def document(self) -> Document:
         """What is kept of them."""
@@ -82,3 +71,20 @@ class SkippedRows:
             "reasons": dict(self._reasons.most_common()),
             "rows": [{"source": row.source, "reason": row.reason, "text": row.text} for row in self._shown],
         }
+
+
+def require_few(skipped: Document, count: int, read: int, most: float) -> None:
+    """Refuse a source of which too large a share cannot be used.
+
+    Args:
+        skipped: a document of `SkippedRows`.
+        count: rows that were skipped.
+        read: rows of the source that were read, these included.
+        most: the largest share.
+
+    Raises:
+        ConfigError: more are skipped; the text is that of the first one.
+    """
+    if count > most * read:
+        others = f"; {count} of {read} rows cannot be used, more than data.max_skipped_fraction {most:g} allows"
+        raise ConfigError(f"{skipped['rows'][0]['text']}{others if count > 1 else ''}")

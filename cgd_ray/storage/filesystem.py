@@ -19,12 +19,14 @@ import structlog
 from cgd_ray.config.places import checked_place
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.redaction import tidy_secret
 from cgd_ray.storage import transfers
 
 log = structlog.get_logger(__name__)
 
 # botocore waits up to 20 s before each further try: a store that is away or says "slow down" costs minutes, no run.
 _PATIENCE = {"mode": "standard", "max_attempts": 12}
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # botocore takes them as they stand
 _MOST_KEYS = 1000  # that S3 deletes with one request
 _PIECE_BYTES, _PIECES = 16 * 2**20, 8  # of a large file, fetched at once: one connection gives 100 MB/s
 _AT_A_TIME = 16  # files that are fetched: a small one takes some 20 ms, whatever its size
@@ -247,13 +249,18 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
     """The fsspec file system for a local path or an `s3://` URL.
 
     Raises:
-        ConfigError: the URL has another scheme, or looks mistyped.
+        ConfigError: the URL has another scheme, or looks mistyped, or a key in the environment is none.
     """
     try:
         checked_place(url)
     except ValueError as error:
         raise ConfigError(f"{url}: {error}") from error
     if url.startswith("s3://"):
+        try:
+            for variable in _S3_KEYS:
+                tidy_secret(variable, "storage")
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         from cgd_ray.storage.literal_s3 import LiteralS3  # half a second, which local runs do without
 
         return LiteralS3(

@@ -1,6 +1,9 @@
 """Names that other tools would read as patterns, URLs or versions are names here, for every verb on every store."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from cgd_ray.storage import literal_s3, s3_models
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.training.checkpoint_files import RangeReader, StoreWriter
 from cgd_ray.training.resources import pyarrow_filesystem
-from tests.servers import S3Server
+from tests.servers import REPOSITORY, S3Server
 
 NAMES = [
     "team[1]",
@@ -146,3 +149,42 @@ def test_a_request_that_hangs_is_sent_again(s3: S3Server, monkeypatch: pytest.Mo
     store.write("file", b"1")
     assert store.read("file") == b"1"
     assert asked.count("put_object") == 2
+
+
+_WRITE = """
+import sys
+from cgd_ray.config.run import StorageSection
+from cgd_ray.errors import ConfigError
+from cgd_ray.storage.filesystem import Store
+try:
+    store = Store(sys.argv[1], StorageSection(endpoint_url=sys.argv[2]))
+    store.write("file", b"content")
+    print(store.read("file"))
+except ConfigError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("around", ["{}\n", " {}\r\n", "{}"])
+def test_keys_from_files_have_line_breaks(s3: S3Server, around: str) -> None:
+    keys = {
+        name: around.format(value)
+        for name, value in s3.environment.items()
+        if name.startswith("AWS_") and "KEY" in name
+    }
+    command = [sys.executable, "-c", _WRITE, s3.url("keys"), s3.endpoint]
+    done = subprocess.run(
+        command, env={**os.environ, **keys}, cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "b'content'\n", done.stderr
+
+
+def test_what_is_no_key_is_refused_by_its_variable(s3: S3Server) -> None:
+    odd = {"AWS_SECRET_ACCESS_KEY": "first-half\nsecond-half"}
+    command = [sys.executable, "-c", _WRITE, s3.url("keys"), s3.endpoint]
+    done = subprocess.run(
+        command, env={**os.environ, **odd}, cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("storage: the environment variable AWS_SECRET_ACCESS_KEY holds blanks, line breaks")
+    assert "half" not in done.stderr

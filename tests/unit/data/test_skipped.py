@@ -1,5 +1,6 @@
 """Rows that cannot be used: left out and counted, shown on request, refused where they are many."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from cgd_ray.cli import app
 from cgd_ray.config.data import JsonlData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.sources import check_source
+from cgd_ray.errors import ConfigError
 from tests.unit.data.test_prepare import error_of, prepared, rows_of
 
 BAD = {
@@ -68,12 +70,20 @@ def test_none_is_left_out_where_none_may_be(tmp_path: Path) -> None:
     assert message.startswith(f"{tmp_path}/data.jsonl:1: the prompt is empty, not text")
 
 
+def test_a_table_of_a_run_that_allowed_more_is_looked_at_again(tmp_path: Path) -> None:
+    data = source(tmp_path, [b"{"] * 4)
+    assert prepared(tmp_path, data | {"max_skipped_fraction": 0.5}).skipped == 4
+    assert "4 of 304 rows cannot be used" in error_of(tmp_path, data)
+    assert prepared(tmp_path, data | {"max_skipped_fraction": 0.5}).reused
+
+
 def test_a_source_is_looked_at_beyond_a_bad_first_row(tmp_path: Path) -> None:
     check_source(JsonlData.model_validate(source(tmp_path, list(BAD))), StorageSection())
 
 
-def test_they_are_shown_on_request(tmp_path: Path) -> None:
-    data = source(tmp_path, [b'{"prompt": ""}', b"{"])
+@pytest.mark.parametrize("most", [0.01, 0])
+def test_they_are_shown_on_request_refused_or_not(tmp_path: Path, most: float) -> None:
+    data = source(tmp_path, [b'{"prompt": ""}', b"{"], max_skipped_fraction=most)
     recipe = tmp_path / "recipe.yaml"
     tree = {
         "run": {"name": "r", "root": str(tmp_path / "store")},
@@ -83,7 +93,8 @@ def test_they_are_shown_on_request(tmp_path: Path) -> None:
         "evaluation": {"enabled": False},
     }
     recipe.write_text(json.dumps(tree))
-    prepared(tmp_path, data, evaluate=False)
+    with contextlib.suppress(ConfigError):
+        prepared(tmp_path, data, evaluate=False)
     shown = CliRunner().invoke(app, ["inspect", str(recipe), "--skipped"])
     assert shown.exit_code == 0
     assert f"blank prompt: {tmp_path}/data.jsonl:1: the prompt is empty" in shown.output
