@@ -262,7 +262,7 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
     from cgd_ray.forecast import forecast_evaluation, forecast_training
     from cgd_ray.generation.probe import probe
     from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import preflight
+    from cgd_ray.preflight import preflight, require_histories
     from cgd_ray.report.estimate import print_estimate, print_evaluation, print_training
     from cgd_ray.runtime.session import ray_session
 
@@ -272,6 +272,7 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
         check_nodes(store)
         recipe = pin_models(recipe, store)
         prompts = prepare_prompts(recipe, store)
+        require_histories(recipe, prompts)
         questions = heldout_rows(recipe, prompts.table) if recipe.evaluation.enabled else None
         estimate = probe(recipe, prompts.table, rows, gpu_hour_price)
     if estimate is None:

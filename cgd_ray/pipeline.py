@@ -70,8 +70,7 @@ def _run_phases(recipe: Recipe, store: Store, phases: Set[Phase]) -> Outcome:
     outcome = Outcome(run=store.url(run.path("")).rstrip("/"))
     prompts = _timed(outcome, "prompts", lambda: prepare_prompts(recipe, store))
     outcome.prompts = _prompt_counts(prompts)
-    if prompts.systems or prompts.exchanges:
-        require_histories(recipe, prompts)
+    require_histories(recipe, prompts)
     if "generate" not in phases:
         _require_generated(recipe, store, prompts)
     # Before anything is paid for: is there something to grade against?

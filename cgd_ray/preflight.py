@@ -89,9 +89,14 @@ def require_histories(recipe: Recipe, prompts: PreparedPrompts) -> None:
     Raises:
         ConfigError: one drops a turn, or refuses it.
     """
-    exchanges = [0, *([prompts.exchanges] if prompts.exchanges else [])]
-    systems = [False, *([True] if prompts.systems else [])]
-    _require_templates(recipe, [sample_history(few, system=has) for few in exchanges for has in systems if few or has])
+    histories = [
+        sample_history(exchanges, system=system)
+        for exchanges in sorted({0, prompts.exchanges})
+        for system in sorted({False, prompts.systems > 0})
+        if exchanges or system
+    ]
+    if histories:
+        _require_templates(recipe, histories)
 
 
 def _require_known_arguments(recipe: Recipe) -> None:

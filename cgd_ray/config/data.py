@@ -33,7 +33,7 @@ class DataCommon(Section):
     """Jinja text that renders the user's turn x once from the row's columns (`prompt` is the prompt column). The same
     text is drafted on, trained on, evaluated and served."""
 
-    system_prompt: Annotated[str, Field(min_length=1)] | None = None
+    system_prompt: Annotated[str, Field(pattern=r"\S")] | None = None
     """A system turn before every prompt, everywhere, the exported chat template included; a conversation that has its
     own keeps that."""
 
@@ -72,13 +72,17 @@ class ColumnData(DataCommon):
     """Column with conversations: lists of objects with `role` and `content`, or `from` and `value` (ShareGPT). The last
     turn of the user is the prompt; what stands before it is shown wherever the prompt is."""
 
+    system_column: str = "system"
+    """Column beside `messages_column` with the system turn of conversations that have none among their messages; it
+    need not be there."""
+
     max_skipped_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Rows that cannot be used (a blank prompt, a line that is not JSON) are left out and counted, up to this share of
     those that were read; `cgd inspect --skipped` shows them."""
 
     reference_column: str | None = None
-    """Column with the data set's own answer; needed for `sft`, grading and accuracy. Where it is not given, that of a
-    conversation is the assistant's turn behind the prompt."""
+    """Column with the data set's own answer; needed for `sft`, grading and accuracy. The `messages_column` itself where
+    it is the assistant's turn behind the prompt."""
 
     @property
     def question_column(self) -> tuple[str, str]:
@@ -86,11 +90,6 @@ class ColumnData(DataCommon):
         if self.messages_column is not None:
             return "data.messages_column", self.messages_column
         return "data.prompt_column", self.prompt_column
-
-    @property
-    def has_references(self) -> bool:
-        """Whether rows may have an answer of their own."""
-        return self.reference_column is not None or self.messages_column is not None
 
 
 class JsonlData(ColumnData):

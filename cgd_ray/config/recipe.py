@@ -37,19 +37,23 @@ class Recipe(Section):
     @property
     def has_references(self) -> bool:
         """Whether rows can carry the data set's own answer."""
-        return isinstance(self.data, DemoData) or self.data.has_references
+        return isinstance(self.data, DemoData) or self.data.reference_column is not None
+
+    @property
+    def needs_references(self) -> list[str]:
+        """The settings that can do nothing for prompts without references."""
+        wants = {
+            "training.method sft": self.training.enabled and "sft" in self.training.views,
+            "curation.require_correct": self.curation.require_correct,
+            "generation.critique.reference dataset": self.generation.critique.reference == "dataset",
+        }
+        return [key for key, wanted in wants.items() if wanted]
 
     @model_validator(mode="after")
     def _references_where_needed(self) -> Self:
         views = self.training.views
-        wants = {
-            "training.method sft": self.training.enabled and "sft" in views,
-            "curation.require_correct": self.curation.require_correct,
-            "generation.critique.reference dataset": self.generation.critique.reference == "dataset",
-            "evaluation.enabled": self.evaluation.enabled,
-        }
-        for key, wanted in wants.items():
-            if wanted and not self.has_references:
+        for key in [*self.needs_references, *(["evaluation.enabled"] if self.evaluation.enabled else [])]:
+            if not self.has_references:
                 raise ValueError(f"{key} needs data.reference_column; name it, or switch that off")
         if self.training.enabled and "distill" in views and not self.generation.needs_answer:
             raise ValueError("training.method distill needs generation.answer.enabled=true")

@@ -9,6 +9,7 @@ from cgd_ray.config.training import TrainingSection, ViewName
 from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
+from cgd_ray.prompts.conversation import history_of, transcript
 
 Row = dict[str, Any]
 Filter = Callable[[Row], str | None]
@@ -51,7 +52,7 @@ def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[s
 def _judges(section: CurationSection, name: str) -> list[tuple[str, Filter]]:
     filters: list[tuple[str, Filter]] = []
     if section.drop_mentions:
-        filters.append((name, lambda row: "mentions its inputs" if mentions_inputs(row[name], row["prompt"]) else None))
+        filters.append((name, partial(_mentions, name)))
     if section.require_correct:
         filters.append((name, lambda row: _wrong(row[name], row["reference"])))
     return filters
@@ -59,6 +60,11 @@ def _judges(section: CurationSection, name: str) -> list[tuple[str, Filter]]:
 
 def _empty(name: str, row: Row) -> str | None:
     return None if row[name].strip() else "empty"
+
+
+def _mentions(name: str, row: Row) -> str | None:
+    asked = transcript(row["prompt"], history_of(row.get("history")))
+    return "mentions its inputs" if mentions_inputs(row[name], asked) else None
 
 
 def _no_verdict(row: Row) -> str | None:

@@ -10,8 +10,11 @@ import datasets
 from cgd_ray.config.data import HfData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import find_files
-from cgd_ray.data.rows import as_shown, require_columns
+from cgd_ray.data.rows import as_shown, require_columns, wanted_columns
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.templates import template_columns
+
+_BATCH_ROWS = 1024
 
 
 def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -23,17 +26,21 @@ def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
     Raises:
         ConfigError: the data set cannot be loaded, or lacks a column.
     """
+    wanted = wanted_columns(data) | template_columns(data.prompt_template, "data.prompt_template")
     with _reporting(data):
         rows = _load(data)
         if rows.column_names is not None:
             require_columns(list(rows.column_names), data, data.dataset)
         name = data.reference_column
         kind = str(getattr((rows.features or {}).get(name), "dtype", ""))
-        for number, row in enumerate(rows, start=1):
-            values = dict(row)
-            if name in values:
-                values[name] = as_shown(values[name], kind)
-            yield f"{data.dataset}/{data.split}:{number}", values
+        number = 0
+        # As they are stored: an image or a recording that nobody asks for is not decoded.
+        for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
+            for values in batch.select([column for column in batch.column_names if column in wanted]).to_pylist():
+                number += 1
+                if name in values:
+                    values[name] = as_shown(values[name], kind)
+                yield f"{data.dataset}/{data.split}:{number}", values
 
 
 def hub_identity(data: HfData) -> object:

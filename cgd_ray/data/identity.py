@@ -15,10 +15,11 @@ def prompt_id(prompt: str, history: History = ()) -> str:
 
     Two prompts with the same id are duplicates: they are merged before anything is generated.
     """
-    whole = canonical(prompt)
-    if history:
-        whole = json.dumps([[turn.role, canonical(turn.content)] for turn in with_history(prompt, history)])
-    return hashlib.blake2b(whole.encode(), digest_size=16).hexdigest()
+    if not history:
+        return hashlib.blake2b(canonical(prompt).encode(), digest_size=16).hexdigest()
+    turns = json.dumps([[turn.role, canonical(turn.content)] for turn in with_history(prompt, history)])
+    # No prompt alone can have the id of a conversation, whatever it holds.
+    return hashlib.blake2b(turns.encode(), digest_size=16, person=b"conversation").hexdigest()
 
 
 def canonical(prompt: str) -> str:

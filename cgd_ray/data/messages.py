@@ -13,16 +13,21 @@ _ROLES: dict[str, Role] = {
     "developer": "system",
     "user": "user",
     "human": "user",
+    "prompter": "user",
     "assistant": "assistant",
     "gpt": "assistant",
     "chatgpt": "assistant",
     "bot": "assistant",
+    "ai": "assistant",
     "model": "assistant",
 }
-"""Roles by the names that OpenAI's form (`role`, `content`) and ShareGPT's (`from`, `value`) have for them."""
+"""Roles by the names that OpenAI's form (`role`, `content`), ShareGPT's (`from`, `value`) and others have for them."""
 
-_TOOLS = ("tool", "function", "function_call", "function_response", "observation", "ipython", "tool_call")
-_CALLS = ("tool_calls", "function_call", "tool_call_id")
+_TOOLS = {"tool", "tools", "function", "functions", "observation", "environment", "ipython"}
+_CALLS = ("tool_calls", "tool_call", "tool_call_id", "function_call", "tools", "functions")
+_MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+BESIDE = ("tools", "functions", *_MEDIA)
+"""Columns beside a conversation that make it one of tools or media where they hold something."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class _Reader:
-    """One row's messages; every refusal names the row, the column and the turn."""
+    """One row's messages; every refusal names the row, the column and the message."""
 
     source: str
     column: str
@@ -50,24 +55,34 @@ class _Reader:
         messages = _as_list(value)
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             self.refuse("not a list of messages (objects with role and content)", "no list of messages")
-        return [self.turn(number, message) for number, message in enumerate(messages, start=1)]
+        turns = [self.turn(number, message) for number, message in enumerate(messages, start=1)]
+        return [turn for turn in turns if turn.role != "system" or turn.content.strip()]  # "" says that there is none
 
     def turn(self, number: int, message: Mapping[str, object]) -> Turn:
-        given = _either(message, "role", "from")
+        given = _first_filled(message, "role", "from")
         name = given.strip().lower() if isinstance(given, str) else ""
-        if name in _TOOLS or any(message.get(call) for call in _CALLS):
-            self.refuse(f"message {number} is of a tool, or calls one, which no stage here can do", "tools")
+        self.refuse_beside(message, f"message {number}")
+        if name.partition("_")[0].partition("-")[0] in _TOOLS:
+            self.refuse(f"message {number} is of a tool, which no stage here can do", "tools")
         role = _ROLES.get(name)
         if role is None:
-            self.refuse(f"message {number} has role {given!r:.40}, not system, user or assistant", "unknown role")
-        return Turn(role, self.text(number, _either(message, "content", "value")))
+            found = f"role {given!r:.40}" if given is not None else f"the keys {', '.join(message)} and no role"
+            self.refuse(f"message {number} has {found}, not system, user or assistant", "unknown role")
+        return Turn(role, self.text(number, _first_filled(message, "content", "value", "text")))
+
+    def refuse_beside(self, fields: Mapping[str, object], where: str) -> None:
+        """Look for tools and media in the fields beside a text."""
+        if called := [name for name in _CALLS if is_filled(fields.get(name))]:
+            self.refuse(f"{where} has {called[0]}: no stage here can call tools", "tools")
+        if shown := [name for name in _MEDIA if is_filled(fields.get(name))]:
+            self.refuse(f"{where} has {shown[0]}: no stage here can show them", "images or other media")
 
     def text(self, number: int, content: object) -> str:
-        if isinstance(content, str):
-            return content
+        if content is None or isinstance(content, str):
+            return content or ""
         if not isinstance(content, list):
             self.refuse(f"message {number} has no text", "message without text")
-        return "".join(self.part(number, part) for part in content)
+        return "\n".join(self.part(number, part) for part in content)  # as vLLM joins them
 
     def part(self, number: int, part: object) -> str:
         """The text of one of the parts that a message may have."""
@@ -75,12 +90,14 @@ class _Reader:
             return part
         fields = part if isinstance(part, dict) else {}
         kind, text = fields.get("type", "text"), fields.get("text")
-        if kind not in ("text", "input_text", "output_text") or not isinstance(text, str):
-            self.refuse(f"message {number} holds a part of type {kind!r:.40}, not text", "images or other parts")
+        if kind not in ("text", "input_text", "output_text"):
+            self.refuse(f"message {number} holds a part of type {kind!r:.40}, not text", "images or other media")
+        if not isinstance(text, str):
+            self.refuse(f"message {number} holds a part without text", "message without text")
         return text
 
 
-def read_messages(value: object, source: str, column: str) -> Asked:
+def read_messages(value: object, source: str, column: str, beside: Mapping[str, object] | None = None) -> Asked:
     """The last turn of the user with what stands before and behind it.
 
     Args:
@@ -88,12 +105,14 @@ def read_messages(value: object, source: str, column: str) -> Asked:
             object of two lists, as `datasets` gives them.
         source: FILE:ROW, for errors.
         column: the recipe's key and the column's name, for errors.
+        beside: the row's other columns, those of `BESIDE` at least.
 
     Raises:
-        RowError: there is no such turn, a turn is of a tool or holds an image, a system turn stands behind another
+        RowError: there is no such turn, something is of a tool or no text, a system turn stands behind another
             one, or turns of user and assistant do not alternate.
     """
     reader = _Reader(source, column)
+    reader.refuse_beside(beside or {}, "the row")
     turns = reader.turns(value)
     last = max((place for place, turn in enumerate(turns) if turn.role == "user"), default=None)
     if last is None:
@@ -104,21 +123,42 @@ def read_messages(value: object, source: str, column: str) -> Asked:
     spoken = [turn for turn in turns if turn.role != "system"]
     if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(spoken)):
         reader.refuse("messages of user and assistant do not alternate, the user's first", "turns out of order")
-    if any(not turn.content.strip() for turn in history if turn.role != "system"):
+    if any(not turn.content.strip() for turn in history):
         reader.refuse("a message before the question is empty", "message without text")
-    kept = tuple(turn for turn in history if turn.content.strip())  # data sets write "" for no system message
-    return Asked(kept, turns[last].content, behind[0].content if behind else None)
+    answer = behind[0].content if behind and behind[0].content.strip() else None
+    return Asked(tuple(history), turns[last].content, answer)
 
 
-def _either(message: Mapping[str, object], one: str, other: str) -> object:
-    value = message.get(one)
-    return message.get(other) if value is None else value
+def read_answer(value: object, source: str, column: str) -> str:
+    """The assistant's turn of a column that holds nothing else, as `completion` beside a `prompt` of messages.
+
+    Raises:
+        RowError: it holds something else.
+    """
+    reader = _Reader(source, column)
+    turns = reader.turns(value)
+    if len(turns) != 1 or turns[0].role != "assistant":
+        reader.refuse("not one message of the assistant", "reference that is no text or number")
+    return turns[0].content
+
+
+def is_filled(value: object) -> bool:
+    """Whether a field says anything: tables have all fields in all rows, and null in most."""
+    if isinstance(value, dict):
+        return any(is_filled(inner) for inner in value.values())
+    if isinstance(value, list | tuple):
+        return any(is_filled(inner) for inner in value)
+    return value is not None and (not isinstance(value, str) or value.strip() not in ("", "[]", "{}", "null", "None"))
+
+
+def _first_filled(message: Mapping[str, object], *names: str) -> object:
+    return next((message[name] for name in names if message.get(name) is not None), None)
 
 
 def _as_list(value: object) -> object:
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         try:
-            return json.loads(value)
+            value = json.loads(value)
         except (ValueError, RecursionError):
             return None
     if not isinstance(value, dict) or not all(isinstance(column, list) for column in value.values()):

@@ -1,9 +1,9 @@
 """The prompts table: every prompt once, rendered, with its part and its reference."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
 
 import pyarrow as pa
 import structlog
@@ -54,6 +54,9 @@ class PreparedPrompts:
     exchanges: int = 0
     """Most questions with their answers that stand before a prompt."""
 
+    references: int | None = None
+    """Prompts to train on that had a reference when they were read; None where nobody counted."""
+
     @property
     def read(self) -> int:
         """Rows of the source."""
@@ -70,12 +73,17 @@ class _Counts:
     systems: int = 0
     exchanges: int = 0
 
-    def add(self, prompt: Prompt, split: SplitName) -> None:
-        history = prompt.row.history
-        self.train += split == "train"
-        self.heldout += split == "heldout"
-        self.systems += any(turn.role == "system" for turn in history)
-        self.exchanges = max(self.exchanges, sum(turn.role == "user" for turn in history))
+    references: int = 0
+
+    def counted(self, row: Document) -> Document:
+        """The row (PROMPTS schema), once it is counted."""
+        roles = Counter(turn["role"] for turn in row["history"] or ())
+        self.train += row["split"] == "train"
+        self.heldout += row["split"] == "heldout"
+        self.references += row["split"] == "train" and bool((row["reference"] or "").strip())
+        self.systems += bool(roles["system"])
+        self.exchanges = max(self.exchanges, roles["user"])
+        return row
 
 
 def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
@@ -119,7 +127,12 @@ def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, Document]:
 
 
 def _content(recipe: Recipe) -> Document:
-    data = recipe.data.model_dump(mode="json", exclude={"max_skipped_fraction"})  # which changes no row
+    # What changes no row is left out, and what older tables know nothing of where it says nothing.
+    data = recipe.data.model_dump(mode="json", exclude={"max_skipped_fraction"})
+    if data.get("messages_column") is None:
+        data = {name: value for name, value in data.items() if name not in ("messages_column", "system_column")}
+    if data["system_prompt"] is None:
+        del data["system_prompt"]
     if isinstance(recipe.data, DemoData):
         return {"data": data | {"seed": _demo_seed(recipe, recipe.data)}, "source": {"demo": DEMO_VERSION}}
     return {"data": data, "source": source_identity(recipe.data, recipe.storage)}
@@ -144,10 +157,8 @@ def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
     merger, counts = Merger(recipe.data.prompt_template), _Counts()
     prompts = _split(recipe, merger)
     with SortedRows(PROMPTS) as ordered:
-        while some := list(islice(prompts, READ_ROWS)):
-            ordered.add([_row(*placed) for placed in some])
-            for placed in some:
-                counts.add(*placed)
+        while rows := [counts.counted(_row(prompt, split)) for prompt, split in islice(prompts, READ_ROWS)]:
+            ordered.add(rows)
         for number, part in enumerate(ordered.parts(PART_ROWS)):
             table.write_part(f"part-{number:06d}", _answered(part, merger.answers))
     counts.duplicates, counts.skipped = merger.duplicates, merger.skipped.count
@@ -176,7 +187,7 @@ def _split(recipe: Recipe, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]
     return split_source(recipe.data, recipe.storage, merger)
 
 
-def _row(prompt: Prompt, split: SplitName) -> dict[str, Any]:
+def _row(prompt: Prompt, split: SplitName) -> Document:
     return {
         "prompt_id": prompt.identity,
         "split": split,
@@ -196,6 +207,9 @@ def _require_prompts(recipe: Recipe, prepared: PreparedPrompts) -> None:
             f"data.holdout: all {prepared.heldout} distinct prompts of {where} are held out and none is left to "
             "train on; lower data.holdout.fraction, use data.holdout.count, or give more prompts"
         )
+    for key in recipe.needs_references:
+        if prepared.references == 0:
+            raise ConfigError(f"{key} needs references and none of {where} has one; name another data.reference_column")
     if recipe.evaluation.enabled and prepared.heldout == 0:
         raise ConfigError(
             f"data.holdout: none of the {prepared.train} distinct prompts of {where} is held out and evaluation "

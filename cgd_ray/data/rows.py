@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from cgd_ray.config.data import ColumnData
-from cgd_ray.data.lines import ShownFloat
-from cgd_ray.data.messages import read_messages
+from cgd_ray.data.lines import Columns, ShownFloat
+from cgd_ray.data.messages import BESIDE, read_answer, read_messages
 from cgd_ray.data.skipped import RowError
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.conversation import History, with_system
@@ -19,7 +19,7 @@ from cgd_ray.prompts.conversation import History, with_system
 class SourceRow:
     """A row as its source gives it, before the prompt template."""
 
-    values: dict[str, Any]
+    values: Columns
     """The columns that were read: all with text, and whatever the prompt and reference columns hold."""
 
     prompt: str
@@ -35,32 +35,39 @@ class SourceRow:
     """The turns before the prompt, the recipe's system turn included."""
 
 
-def checked_row(values: dict[str, Any], source: str, data: ColumnData) -> SourceRow:
+def checked_row(values: Columns, source: str, data: ColumnData) -> SourceRow:
     """Take the prompt, what stands before it, and the reference from a row's columns.
 
     Raises:
         RowError: a column is missing, the prompt is blank or not text, a conversation has no question or turns that
             are not text, or the reference is neither text nor a number.
     """
+    if data.messages_column is None:
+        return _plain_row(values, source, data)
     key, name = data.question_column
-    prompt = _column(values, name, key, source)
-    history: History = ()
-    reference: str | None = None
-    if data.messages_column is not None:
-        conversation = read_messages(prompt, source, f"{key} {name!r}")
-        prompt, history, reference = conversation.question, conversation.history, conversation.answer
-    if not isinstance(prompt, str) or not prompt.strip():
-        found = "empty" if isinstance(prompt, str) else _type_name(prompt)
-        raise RowError(
-            f"{source}: the prompt is {found}, not text; mend the row or name another {key} than {name!r}",
-            source,
-            "blank prompt" if isinstance(prompt, str) else "prompt that is no text",
-        )
-    if data.reference_column is not None:
-        value = _column(values, data.reference_column, "data.reference_column", source)
-        reference = _reference(value, data.reference_column, source)
-    history = with_system(history, data.system_prompt)
+    conversation = read_messages(_column(values, name, key, source), source, f"{key} {name!r}", values)
+    prompt, history = _text(conversation.question, key, name, source), conversation.history
+    is_behind = data.reference_column == name
+    reference = conversation.answer if is_behind else _given_reference(values, source, data)
+    system = values.get(data.system_column)
+    for text in (system if isinstance(system, str) and system.strip() else None, data.system_prompt):
+        history = with_system(history, text)
     return SourceRow(values, prompt, reference, kind=None, novel=False, source=source, history=history)
+
+
+def _plain_row(values: Columns, source: str, data: ColumnData) -> SourceRow:
+    key, name = data.question_column
+    prompt = _text(_column(values, name, key, source), key, name, source)
+    reference, history = _given_reference(values, source, data), with_system((), data.system_prompt)
+    return SourceRow(values, prompt, reference, kind=None, novel=False, source=source, history=history)
+
+
+def wanted_columns(data: ColumnData) -> set[str]:
+    """Columns that are read whatever the prompt template names; not all need be there."""
+    named = {data.question_column[1], data.reference_column}
+    if data.messages_column is not None:
+        named |= {data.system_column, *BESIDE}
+    return {name for name in named if name is not None}
 
 
 def require_columns(present: list[str], data: ColumnData, where: str) -> None:
@@ -74,7 +81,31 @@ def require_columns(present: list[str], data: ColumnData, where: str) -> None:
             raise _missing(key, name, where, present)
 
 
-def _column(values: dict[str, Any], name: str, key: str, source: str) -> Any:
+def _text(value: object, key: str, name: str, source: str) -> str:
+    if isinstance(value, str) and value.strip():
+        return value
+    found = "empty" if isinstance(value, str) else _type_name(value)
+    mend = f"name another {key} than {name!r}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        mend = f"for conversations set data.messages_column={name}"
+    raise RowError(
+        f"{source}: the prompt is {found}, not text; mend the row or {mend}",
+        source,
+        "blank prompt" if isinstance(value, str) else "prompt that is no text",
+    )
+
+
+def _given_reference(values: Columns, source: str, data: ColumnData) -> str | None:
+    name = data.reference_column
+    if name is None:
+        return None
+    value = _column(values, name, "data.reference_column", source)
+    if data.messages_column is not None and isinstance(value, list):
+        return read_answer(value, source, f"data.reference_column {name!r}")
+    return _reference(value, name, source)
+
+
+def _column(values: Columns, name: str, key: str, source: str) -> Any:
     if name not in values:
         raise RowError(str(_missing(key, name, source, list(values))), source, f"no column {name}")
     return values[name]

@@ -86,5 +86,6 @@ def require_few(skipped: Document, count: int, read: int, most: float) -> None:
         ConfigError: more are skipped; the text is that of the first one.
     """
     if count > most * read:
+        reasons = ", ".join(f"{number} {reason}" for reason, number in skipped["reasons"].items())
         others = f"; {count} of {read} rows cannot be used, more than data.max_skipped_fraction {most:g} allows"
-        raise ConfigError(f"{skipped['rows'][0]['text']}{others if count > 1 else ''}")
+        raise ConfigError(f"{skipped['rows'][0]['text']}{f'{others}: {reasons}' if count > 1 else ''}")

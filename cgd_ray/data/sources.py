@@ -11,7 +11,7 @@ from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import SourceFiles, find_files, reporting
 from cgd_ray.data.lines import LINES, Columns, json_rows
-from cgd_ray.data.rows import SourceRow, as_shown, checked_row, require_columns
+from cgd_ray.data.rows import SourceRow, as_shown, checked_row, require_columns, wanted_columns
 from cgd_ray.data.skipped import OnSkip, RowError, refuse
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.templates import template_columns
@@ -142,7 +142,7 @@ def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[L
 
 def _is_wanted(field: pa.Field, data: ColumnData) -> bool:
     """Text that stands in the prompt template; other columns are not worth reading."""
-    named = {data.question_column[1], data.reference_column}
+    named = wanted_columns(data)
     if field.name not in template_columns(data.prompt_template, "data.prompt_template") | named:
         return False
     of = field.type.value_type if pa.types.is_dictionary(field.type) else field.type

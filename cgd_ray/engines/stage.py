@@ -79,7 +79,9 @@ class Stage:
 def prompt_digest(row: Row) -> str:
     """Of a row's prompt, and of the turns before it where there are any."""
     turns = [[turn.role, turn.content] for turn in history_of(row.get("history"))]
-    return text_digest(json.dumps([*turns, row["prompt"]], ensure_ascii=False) if turns else row["prompt"])
+    if not turns:
+        return text_digest(row["prompt"])
+    return text_digest(json.dumps([*turns, row["prompt"]], ensure_ascii=False), "conversation")
 
 
 def row_name(row: Row) -> str:

@@ -13,6 +13,7 @@ from cgd_ray.engines.stage import Row
 from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
+from cgd_ray.prompts.conversation import history_of, transcript
 from cgd_ray.storage.runs import Document
 
 _ROWS = 1024
@@ -38,7 +39,8 @@ def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
         columns["correct"].append(mark is not None and mark.correct)
         columns["boxed"].append(mark is not None and mark.correct and mark.boxed)
         columns["truncated"].append(row["status"] == "truncated")
-        columns["mentions"].append(mentions_inputs(row["text"] or "", row["prompt"]))
+        asked = transcript(row["prompt"], history_of(row["history"]))
+        columns["mentions"].append(mentions_inputs(row["text"] or "", asked))
         columns["tokens"].append(row["completion_tokens"] or 0)
     return Graded(**{name: np.array(values) for name, values in columns.items()})
 
@@ -46,7 +48,7 @@ def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
 def _answered(results: pa.Table, rows: pa.Table) -> Iterator[Row]:
     """The rows with `status`, `text` and `completion_tokens` of their results; few at a time: there may be many."""
     places = pc.index_in(rows["prompt_id"], results["prompt_id"].combine_chunks())
-    joined = rows.select(["prompt", "reference"])
+    joined = rows.select(["prompt", "history", "reference"])
     for name in ("status", "text", "completion_tokens"):
         joined = joined.append_column(name, results[name].take(places))
     for batch in joined.to_batches(max_chunksize=_ROWS):

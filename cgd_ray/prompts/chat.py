@@ -103,7 +103,8 @@ def with_defaults(template: str, arguments: dict[str, Any], system: str | None =
     ]
     if system is not None:
         turn = f"[{{'role': 'system', 'content': {system!r}}}]"
-        lines.append(f"{{% if messages[0].role != 'system' %}}{{% set messages = {turn} + messages %}}{{% endif %}}")
+        is_without = "messages[0].role not in ('system', 'developer')"
+        lines.append(f"{{% if {is_without} %}}{{% set messages = {turn} + messages %}}{{% endif %}}")
     return "".join(lines) + template
 
 

@@ -11,9 +11,9 @@ def fingerprint(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def text_digest(text: str) -> str:
-    """Thirty-two hex digits of exactly this text."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+def text_digest(text: str, kind: str = "") -> str:
+    """Thirty-two hex digits of exactly this text; texts of two kinds never share one."""
+    return hashlib.blake2b(text.encode(), digest_size=16, person=kind.encode()).hexdigest()
 
 
 def parent_digest(*digests: str) -> str:

@@ -62,6 +62,7 @@ def output(root: Path) -> str:
         "path": str(file),
         "messages_column": "conversations",
         "system_prompt": SYSTEM,
+        "reference_column": "conversations",
         "holdout": {"count": 2},
     }
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))

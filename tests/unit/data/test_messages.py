@@ -44,6 +44,8 @@ def read(value: object) -> Asked:
         OPENAI,
         SHAREGPT,
         json.dumps(OPENAI),
+        json.dumps(OPENAI).encode(),
+        json.dumps({"from": ["system", "prompter", "ai", "human", "bot"], "text": [m["content"] for m in OPENAI]}),
         {"role": [message["role"] for message in OPENAI], "content": [message["content"] for message in OPENAI]},
         [{**message, "from": None, "value": None, "tool_calls": None, "weight": 1} for message in OPENAI],
         [{"role": None, "content": None, **message} for message in SHAREGPT],
@@ -61,7 +63,12 @@ def test_every_form_of_a_conversation_is_the_same(value: object) -> None:
 def test_what_is_not_there_is_left_out() -> None:
     assert read(OPENAI[:4]) == Asked(HISTORY, "And 3 more?", None)
     assert read(OPENAI[1:2]) == Asked((), "2 + 2?", None)
-    assert read([{"role": "system", "content": ""}, *OPENAI[1:3]]) == Asked((), "2 + 2?", "4")
+    for nothing in ("", " ", None):
+        assert read([{"role": "system", "content": nothing}, *OPENAI[1:3]]) == Asked((), "2 + 2?", "4")
+        assert read([OPENAI[1], {"role": "system", "content": nothing}]) == Asked((), "2 + 2?", None)
+        assert read([OPENAI[1], {"role": "assistant", "content": nothing}]) == Asked((), "2 + 2?", None)
+    empty = {"tool_calls": [None], "function_call": {"name": None, "arguments": None}, "tools": "[]", "images": []}
+    assert read([{**OPENAI[1], **empty}]) == Asked((), "2 + 2?", None)
 
 
 def user(**fields: Any) -> dict[str, Any]:
@@ -79,16 +86,18 @@ def user(**fields: Any) -> dict[str, Any]:
         ([OPENAI[0]], "no message is the user's"),
         ([user(), {"role": "tool", "content": "4"}], "message 2 is of a tool"),
         ([{"from": "observation", "value": "4"}], "message 1 is of a tool"),
-        (
-            [user(), {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
-            "message 2 is of a tool, or calls",
-        ),
+        ([user(), {"from": "tool_response", "value": "4"}], "message 2 is of a tool"),
+        ([user(), {"from": "function-call", "value": "4"}], "message 2 is of a tool"),
+        ([user(), {"role": "assistant", "tool_calls": [{"id": "1"}]}], "message 2 has tool_calls: no stage here can"),
+        ([user(), {"role": "assistant", "function_call": {"name": "f"}}], "message 2 has function_call"),
+        ([{**OPENAI[0], "tools": '[{}, {"name": "f"}]'}, user()], "message 1 has tools"),
+        ([user(images=["a.jpg"])], "message 1 has images: no stage here can show them"),
+        ([user(audio={"path": None, "bytes": b"RIFF"})], "message 1 has audio"),
         ([user(content=[{"type": "image_url", "image_url": {}}])], "part of type 'image_url', not text"),
-        ([user(content=[{"type": "text", "text": None}])], "part of type 'text', not text"),
-        ([user(content=None)], "message 1 has no text"),
+        ([user(content=[{"type": "text", "text": None}])], "holds a part without text"),
         ([user(content=3)], "message 1 has no text"),
         ([user(role="critic")], "message 1 has role 'critic', not system, user or assistant"),
-        ([{"content": "x"}], "message 1 has role None"),
+        ([{"input": "x", "output": "y"}], "message 1 has the keys input, output and no role"),
         ([user(), OPENAI[0], user()], "a system message stands behind others"),
         ([user(), user()], "do not alternate"),
         ([OPENAI[2], user()], "do not alternate, the user's first"),
@@ -151,10 +160,12 @@ def test_conversations_come_from_every_source(tmp_path: Path, kind: str) -> None
             pq.write_table(pa.table({"messages": spoken, "unused": [1, 2, 3]}), path)
         case "hf":
             datasets.Dataset.from_dict({"messages": spoken}).save_to_disk(path)
-    found = rows(recipe(tmp_path, {"type": kind, "dataset" if kind == "hf" else "path": str(path)}))
+    data = {"type": kind, "dataset" if kind == "hf" else "path": str(path), "reference_column": "messages"}
+    found = rows(recipe(tmp_path, data))
     by_length = sorted(found, key=lambda row: len(row["history"] or []))
     assert [row["history"] for row in by_length] == [None, OPENAI[1:3], OPENAI[:3]]
-    assert [(row["prompt"], row["reference"]) for row in by_length] == [("2 + 2?", None), *[("And 3 more?", "7")] * 2]
+    assert [row["prompt"] for row in by_length] == ["2 + 2?", "And 3 more?", "And 3 more?"]
+    assert [row["reference"] for row in by_length] == [None, "7", "7"]
     assert len({row["prompt_id"] for row in found}) == 3
 
 
@@ -167,11 +178,12 @@ def test_a_system_prompt_stands_before_what_has_none(tmp_path: Path) -> None:
     assert len({row["prompt_id"] for row in plain + given}) == 3
 
 
-def test_a_reference_column_stands_before_the_turn_behind(tmp_path: Path) -> None:
+def test_the_turn_behind_is_the_reference_where_the_recipe_says_so(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text(json.dumps({"messages": OPENAI, "gold": "#### 7"}) + "\n")
-    [row] = rows(recipe(tmp_path, {"type": "jsonl", "path": str(path), "reference_column": "gold"}))
-    assert row["reference"] == "#### 7"
+    for column, reference in (("gold", "#### 7"), ("messages", "7"), (None, None)):
+        [row] = rows(recipe(tmp_path, {"type": "jsonl", "path": str(path), "reference_column": column}))
+        assert row["reference"] == reference
 
 
 def test_a_few_with_tools_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -190,3 +202,68 @@ def test_a_missing_column_names_its_key(tmp_path: Path) -> None:
     path.write_text('{"prompt": "x"}\n')
     with pytest.raises(ConfigError, match=r"^data\.messages_column 'messages': there is no such column.*prompt"):
         preflight(recipe(tmp_path, {"type": "jsonl", "path": str(path)}))
+
+
+def lines(path: Path, *values: dict[str, Any]) -> dict[str, Any]:
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    return {"type": "jsonl", "path": str(path), "max_skipped_fraction": 0.9}
+
+
+ASKED = [{"from": "human", "value": "<image>\nWho are you?"}]
+
+
+@pytest.mark.parametrize("column", ["tools", "functions", "image", "images", "audio", "videos"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "hf"])
+def test_what_stands_beside_a_conversation_is_not_lost(tmp_path: Path, column: str, kind: str) -> None:
+    good, bad = {"messages": ASKED, column: None}, {"messages": [{**ASKED[0], "value": "x"}], column: ["something"]}
+    path = tmp_path / f"data.{kind}"
+    match kind:
+        case "jsonl":
+            lines(path, good, bad)
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist([good, bad]), path)
+        case "hf":
+            datasets.Dataset.from_list([good, bad]).save_to_disk(path)
+    data = {"type": kind, "dataset" if kind == "hf" else "path": str(path), "max_skipped_fraction": 0.9}
+    made = recipe(tmp_path, data)
+    assert [row["prompt"] for row in rows(made)] == ["<image>\nWho are you?"]
+    reason = "tools" if column in ("tools", "functions") else "images or other media"
+    assert (prepare_prompts(made, Store(made.run.root)).table.description() or {})["skipped"]["reasons"] == {reason: 1}
+
+
+def test_a_system_column_tells_conversations_apart(tmp_path: Path) -> None:
+    spoken = [{"messages": ASKED, "system": who} for who in ("You are a pirate.", "You are a king.", "", None)]
+    data = lines(tmp_path / "data.jsonl", *spoken, {"messages": [OPENAI[0], *ASKED], "system": "You are a pirate."})
+    found = rows(recipe(tmp_path, data | {"system_prompt": "Be kind."}))
+    shown = ["Be kind.", "Be short.", "You are a king.", "You are a pirate."]
+    assert sorted(row["history"][0]["content"] for row in found) == shown
+    assert {len(row["history"]) for row in found} == {1}
+
+
+def test_a_completion_beside_a_prompt_of_messages_is_the_reference(tmp_path: Path) -> None:
+    completion = [{"role": "assistant", "content": "I am."}]
+    data = lines(tmp_path / "data.jsonl", {"prompt": ASKED, "completion": completion})
+    [row] = rows(recipe(tmp_path, data | {"messages_column": "prompt", "reference_column": "completion"}))
+    assert row["reference"] == "I am."
+
+
+def test_messages_in_the_prompt_column_are_recognised(tmp_path: Path) -> None:
+    data = lines(tmp_path / "data.jsonl", {"prompt": ASKED}) | {"messages_column": None}
+    with pytest.raises(ConfigError, match=r"for conversations set data\.messages_column=prompt"):
+        rows(recipe(tmp_path, data))
+
+
+def test_references_that_no_conversation_has_are_missed_before_anything_is_paid_for(tmp_path: Path) -> None:
+    data = lines(tmp_path / "data.jsonl", *({"messages": [user(content=f"{n}")]} for n in range(9)))
+    training = {"method": "sft"}
+    with pytest.raises(ConfigError, match=r"training\.method sft needs data\.reference_column"):
+        recipe(tmp_path, data, training=training)
+    made = recipe(tmp_path, data | {"reference_column": "messages"}, training=training)
+    with pytest.raises(ConfigError, match=r"^training\.method sft needs references and none of data\.path"):
+        prepare_prompts(made, Store(made.run.root))
+
+
+def test_no_prompt_has_the_id_of_a_conversation(tmp_path: Path) -> None:
+    text = json.dumps([["system", "a"], ["user", "b"]])
+    spoken = [{"messages": [user(content=text)]}, {"messages": [{"role": "system", "content": "a"}, user(content="b")]}]
+    assert len(rows(recipe(tmp_path, lines(tmp_path / "data.jsonl", *spoken)))) == 2
