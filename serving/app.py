@@ -49,6 +49,7 @@ def build(args: dict[str, Any]) -> Application:
                 "ingress_extra_kwargs": {"access": options.access.model_dump()},
             },
             "ingress_deployment_config": {
+                "graceful_shutdown_timeout_s": options.drain_timeout_s,  # answers go through it to their end
                 # The ingress only passes requests on. On CPU it asks for no core, so that two are enough for it and
                 # the student; on a GPU cluster it asks for one, which keeps it off the head, which has none.
                 "ray_actor_options": {
