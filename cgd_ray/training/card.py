@@ -43,6 +43,7 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
     )
     licences = [_LICENCE_OF_DATA] if "sft" in views else []
     licences += [_LICENCE_OF_TEACHER] if views != {"sft"} else []
+    system = ", which begins with the system prompt of its training" if recipe.data.system_prompt else ""
     table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
     card = f"""---
 library_name: transformers
@@ -56,7 +57,7 @@ tags:
 
 {recipe.student.model} (revision {recipe.student.revision or "as found"}), trained with the method `{method}`, one of
 those that critique-guided distillation (arXiv 2505.11628) is made of or compared with. It learnt {learnt}.
-At inference it gets the bare prompt in its own chat template.
+At inference it gets the bare prompt in its own chat template{system}.
 
 ## Data
 
