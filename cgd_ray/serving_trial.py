@@ -30,7 +30,7 @@ from cgd_ray.runtime.waiting import interruptibly
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.models import model_identity
 from cgd_ray.storage.runs import Run
-from serving.keys import digest_of, new_key
+from serving.keys import Keys, digest_of, new_key
 
 log = structlog.get_logger(__name__)
 
@@ -99,23 +99,25 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
         raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
+    Keys((), recipe.serving.keys_file)  # a file that is not there is said before a model is loaded
     key = None if recipe.serving.no_key or recipe.serving.has_keys else new_key()
     served = _with_key(recipe, key) if key else recipe
     with _served(served, store.url(training["student_name"]), host, port):
         url = f"http://{host}:{port}/v1"
         log.info("serving; Ctrl-C ends it", url=url, model=recipe.serving.model_id)
-        _show_how_to_ask(console, url, key or ("KEY" if recipe.serving.has_keys else None), recipe.serving.model_id)
+        _show_how_to_ask(console, url, key, recipe)
         with contextlib.suppress(KeyboardInterrupt):
             signal.pause()
 
 
-def _show_how_to_ask(console: Console, url: str, key: str | None, model: str) -> None:
-    question = {"model": model, "messages": [{"role": "user", "content": "What is 7 times 8?"}]}
-    with_key = f"-H 'Authorization: Bearer {key}' " if key else ""
-    command = f"curl {url}/chat/completions {with_key}-H 'Content-Type: application/json' -d '{json.dumps(question)}'"
-    if key and key != "KEY":
-        console.print(f"the key of this start (serving.keys_file=FILE takes yours): {key}", soft_wrap=True)
-    console.print(command, markup=False, highlight=False, soft_wrap=True)
+def _show_how_to_ask(console: Console, url: str, key: str | None, recipe: Recipe) -> None:
+    question = {"model": recipe.serving.model_id, "messages": [{"role": "user", "content": "What is 7 times 8?"}]}
+    with_key = "" if recipe.serving.no_key else '-H "Authorization: Bearer $KEY" '
+    lines = [f"KEY={key}   # of this start; serving.keys_file=FILE takes yours"] if key else []
+    lines.append(
+        f"curl {url}/chat/completions {with_key}-H 'Content-Type: application/json' -d '{json.dumps(question)}'"
+    )
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
 def _cluster_serves() -> bool:

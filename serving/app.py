@@ -22,7 +22,8 @@ from serving.options import ServeArgs, parse_args
 # Ray Serve LLM may log prompts unless told otherwise.
 _PRIVATE = {"RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0"}
 
-_RETRY_AFTER_S = 5.0
+_BACKPRESSURE = {"status_code": 429, "retry_after_s": 5.0}
+_MOST_WAITING = 1000  # for the ingress itself
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -46,10 +47,17 @@ def build(args: dict[str, Any]) -> Application:
             "llm_configs": [llm_config(options)],
             "ingress_cls_config": {
                 "ingress_cls": "serving.ingress:ClosedIngress",
-                "ingress_extra_kwargs": {"access": options.access.model_dump()},
+                "ingress_extra_kwargs": {
+                    "access": options.access.model_dump(),
+                    "most_answers": options.max_ongoing_requests,
+                },
             },
             "ingress_deployment_config": {
                 "graceful_shutdown_timeout_s": options.drain_timeout_s,  # answers go through it to their end
+                # Far more than the student takes, which refuses in OpenAI's words: for an ingress that hangs.
+                "max_ongoing_requests": 8 * (options.max_replicas * options.max_ongoing_requests + _MOST_WAITING),
+                "max_queued_requests": _MOST_WAITING,
+                "backpressure_config": _BACKPRESSURE,
                 # The ingress only passes requests on. On CPU it asks for no core, so that two are enough for it and
                 # the student; on a GPU cluster it asks for one, which keeps it off the head, which has none.
                 "ray_actor_options": {
@@ -119,11 +127,6 @@ def cores(options: ServeArgs) -> int:
 
 
 def _environment(options: ServeArgs, gpus: float) -> dict[str, str]:
-    # One request asks for no more answers (`n`) than a replica has places.
-    return {"VLLM_MAX_N_SEQUENCES": str(options.max_ongoing_requests), **_device_environment(options, gpus)}
-
-
-def _device_environment(options: ServeArgs, gpus: float) -> dict[str, str]:
     if 0 < gpus < 1:  # vLLM's worker would ask for a whole GPU within the bundle
         return {**_PRIVATE, "VLLM_RAY_PER_WORKER_GPUS": f"{gpus:g}"}
     if gpus:
@@ -138,7 +141,7 @@ def _deployment(options: ServeArgs) -> dict[str, Any]:
         "ray_actor_options": {"num_cpus": 0},
         "max_ongoing_requests": options.max_ongoing_requests,
         "max_queued_requests": options.max_queued_requests,
-        "backpressure_config": {"status_code": 429, "retry_after_s": _RETRY_AFTER_S},
+        "backpressure_config": _BACKPRESSURE,
         "graceful_shutdown_timeout_s": options.drain_timeout_s,
         "autoscaling_config": {
             "min_replicas": options.min_replicas,

@@ -1,9 +1,10 @@
 """What stands before the served student: who may ask, how much at once, and errors in OpenAI's form."""
 
+import asyncio
 import json
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,6 +12,12 @@ from cgd_ray.config.serving import is_loopback
 from serving.keys import Keys
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
+_PASSED = {b"accept", b"content-type", b"content-length", b"host", b"origin", b"user-agent", b"x-request-id"}
+"""Headers that go on: neither the key, nor those by which a client would steer Serve and vLLM."""
+_OURS = ("x-request-disconnect-disabled", "x-request-timeout-seconds")
+"""Headers by which a client would have Serve's proxy keep its place when it is gone, and how long."""
+_FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_BODY_SECONDS = 60.0
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
@@ -24,7 +31,8 @@ def error_response(status: int, message: str, headers: dict[str, str] | None = N
 class Guard:
     """Lets requests through that have a good key and a body of a bearable size.
 
-    Without keys only this machine may ask, by a name of this machine: a web page whose own name leads here is refused.
+    Without keys only this machine may ask, by a name of this machine, and nothing that passes on others' requests or
+    belongs to a web page.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys | None, max_body_bytes: int) -> None:
@@ -41,39 +49,45 @@ class Guard:
         elif refusal := self._refusal(scope):
             await refusal(scope, receive, send)
         else:
-            await self._with_body(scope, receive, send)
+            passed = [(name, value) for name, value in scope["headers"] if name.lower() in _PASSED]
+            await self._with_body({**scope, "headers": passed}, receive, send)
 
     def _refusal(self, scope: Scope) -> JSONResponse | None:
         headers = Headers(scope=scope)
+        refusal = self._stranger(scope, headers)
+        if refusal is None and (odd := [name for name in _OURS if name in headers]):
+            return error_response(400, f"the header {odd[0]} is not taken here")
+        return refusal
+
+    def _stranger(self, scope: Scope, headers: Headers) -> JSONResponse | None:
         if self._keys is None:
             client = scope.get("client") or ("",)
-            if is_loopback(client[0]) and is_loopback(_name(headers.get("host", ""))):
+            is_here = is_loopback(client[0]) and is_loopback(_name(headers.get("host", "")))
+            is_page = headers.get("sec-fetch-site", "none") not in ("none", "same-origin") or "origin" in headers
+            if is_here and not is_page and not any(name in headers for name in _FORWARDED):
                 return None
-            return error_response(403, "served without a key, for this machine alone")
+            return error_response(403, "served without a key, for programs of this machine alone")
         given = headers.getlist("authorization")
         scheme, _, key = given[0].partition(" ") if len(given) == 1 else ("", "", "")
-        if scheme.lower() == "bearer" and self._keys.are_good(key.strip().encode("latin-1")):
+        if scheme.lower() == "bearer" and self._keys.are_good(key.encode("latin-1").strip(b" \t")):
             return None
         text = "the key is not known" if key else "a key is needed: Authorization: Bearer KEY"
         return error_response(401, text, {"WWW-Authenticate": "Bearer"})
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The whole body is read first: nothing of an oversized one reaches the application."""
-        length = Headers(scope=scope).get("content-length", "")
-        chunks, size, more = list[bytes](), int(length) if length.isdecimal() else 0, True
-        if size <= self._most:
-            size = 0
-            while more and size <= self._most:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    return
-                chunks.append(message.get("body", b""))
-                size += len(chunks[-1])
-                more = message.get("more_body", False)
-        if size > self._most:
+        try:
+            async with asyncio.timeout(_BODY_SECONDS):
+                content = await self._read(scope, receive)
+        except TimeoutError:
+            await error_response(408, f"the body did not come within {_BODY_SECONDS:g} s")(scope, receive, send)
+            return
+        if content is None:  # the client is gone
+            return
+        if len(content) > self._most:
             await error_response(413, f"the body is larger than {self._most} bytes")(scope, receive, send)
             return
-        body: Message | None = {"type": "http.request", "body": b"".join(chunks), "more_body": False}
+        body: Message | None = {"type": "http.request", "body": content, "more_body": False}
 
         async def replay() -> Message:
             nonlocal body
@@ -81,6 +95,21 @@ class Guard:
             return first if first is not None else await receive()
 
         await self._app(scope, replay, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The body, or more of it than may be; None where the client left."""
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length) > self._most:
+            return bytes(self._most + 1)
+        content = bytearray()
+        while len(content) <= self._most:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            content += message.get("body", b"")
+            if not message.get("more_body", False):
+                break
+        return bytes(content)
 
 
 def _name(host: str) -> str:
@@ -120,10 +149,10 @@ class OpenAIErrors:
 
 
 def _translated(start: Message, body: bytes) -> JSONResponse:
-    headers = MutableHeaders(raw=list(start["headers"]))
-    for name in ("content-length", "content-type"):
-        del headers[name]
-    return error_response(start["status"], _message(body) or "no further information", dict(headers))
+    response = error_response(start["status"], _message(body) or "no further information")
+    kept = [(name, value) for name, value in start["headers"] if not name.lower().startswith(b"content-")]
+    response.raw_headers += kept
+    return response
 
 
 def _message(body: bytes) -> str:

@@ -94,9 +94,9 @@ class Keys:
     def _read(self, file: Path) -> None:
         try:
             about = file.stat()  # of what a link leads to: Kubernetes' secrets are links
-            seen = (about.st_mtime_ns, about.st_size, about.st_ino)
+            seen = (about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino)
             if seen != self._seen:
-                self._of_file = read_keys(file.read_text(encoding="utf-8"), f"keys_file {file}")
+                self._of_file = read_keys(file.read_text(encoding="utf-8-sig"), f"keys_file {file}")
                 self._seen = seen
                 log.info("keys are read", file=str(file), keys=len(self._of_file))
         except (OSError, UnicodeDecodeError) as error:

@@ -75,5 +75,7 @@ def _explain(error: ValidationError) -> str:
             return f"serving: unknown argument {name}; known are {', '.join(ServeArgs.model_fields)}"
         case "missing":
             return f"serving: argument {name} is missing: pass {name}=VALUE"
+    if name.startswith("key_digests"):  # it may be the key itself
+        return "serving: key_digests: not the SHA-256 of a key in 64 hex digits (sha256sum)"
     message = first["msg"].removeprefix("Value error, ")
     return f"serving: {name}={first['input']}: {message}" if name else f"serving: {message}"

@@ -1,9 +1,10 @@
 """The served student: who may ask it, and how many replicas answer. What recipes and `serving.app:build` share."""
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cgd_ray.config.base import Section
 
@@ -15,6 +16,11 @@ Origin = Annotated[str, Field(pattern=r"^https?://[^/\s*,]+$")]
 def _split(given: object) -> object:
     """`serve run` passes all arguments as text."""
     return [part for part in given.split(",") if part] if isinstance(given, str) else given
+
+
+def _absolute(given: str) -> str:
+    """Replicas run in another directory than whoever wrote the path."""
+    return str(Path(given).expanduser().absolute())
 
 
 def is_loopback(host: str) -> bool:
@@ -29,7 +35,7 @@ def is_loopback(host: str) -> bool:
 class Access(Section):
     """Who may ask, from where, and how much at once."""
 
-    keys_file: str | None = None
+    keys_file: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = None
     """File with one key a line, or `sha256:` and the SHA-256 of one, on every node that runs the ingress; it is read
     again when it changes. None: `cgd serve` makes a key at each start."""
     key_digests: Annotated[tuple[Digest, ...], BeforeValidator(_split)] = ()
@@ -63,9 +69,10 @@ class Replicas(Section):
     target_ongoing_requests: PositiveInt = 16
     """Requests in flight per replica that Serve's autoscaler aims at."""
     max_ongoing_requests: PositiveInt = 64
-    """Requests that a replica takes at a time; further ones wait. No request asks for more answers (`n`) than this."""
-    max_queued_requests: Annotated[int, Field(ge=0)] = 64
-    """Requests that wait, for each replica of the ingress; further ones get 429 and when to ask again."""
+    """Requests that a replica takes at a time; further ones wait. No request asks for more answers than this."""
+    max_queued_requests: PositiveInt = 64
+    """Requests that wait, or were not given to a replica yet, for each replica of the ingress; further ones get 429 and
+    when to ask again."""
     drain_timeout_s: Annotated[float, Field(gt=0)] = 600
     """Seconds that a replica which is no longer needed has for the answers that it is giving."""
 

@@ -16,6 +16,7 @@ from cgd_ray.data.rows import SourceRow
 from cgd_ray.data.skipped import OnSkip, RowError, SkippedRows
 from cgd_ray.data.sources import describe_source, iterate_rows
 from cgd_ray.errors import ConfigError
+from cgd_ray.prompts.conversation import with_system
 from cgd_ray.prompts.templates import render, template_columns
 
 SplitName = Literal["train", "heldout"]
@@ -189,15 +190,20 @@ def split_demo(data: DemoData, seed: int, merger: Merger) -> Iterator[tuple[Prom
     wanted = _demo_heldout(data)
     novel = wanted // 3
     missing: dict[SplitName, int] = {"train": data.limit, "heldout": wanted - novel}
-    for prompt in _endless(demo_rows(seed, data.max_steps, novel=False), merger):
+    for prompt in _endless(_demo_rows(data, seed, novel=False), merger):
         split: SplitName = "heldout" if prompt.position < 0.5 else "train"
         if missing[split]:
             missing[split] -= 1
             yield prompt, split
         if not any(missing.values()):
             break
-    for prompt in itertools.islice(_endless(demo_rows(seed, data.max_steps, novel=True), merger), novel):
+    for prompt in itertools.islice(_endless(_demo_rows(data, seed, novel=True), merger), novel):
         yield prompt, "heldout"
+
+
+def _demo_rows(data: DemoData, seed: int, *, novel: bool) -> Iterator[SourceRow]:
+    history = with_system((), data.system_prompt)
+    return (replace(row, history=history) for row in demo_rows(seed, data.max_steps, novel=novel))
 
 
 def _demo_heldout(data: DemoData) -> int:

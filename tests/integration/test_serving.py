@@ -195,6 +195,10 @@ def test_prompts_stay_out_of_the_logs(endpoint: Endpoint) -> None:
             endpoint.chat(content, **options)
     with pytest.raises(openai.BadRequestError):
         endpoint.client.chat.completions.create(model="student", messages=marker)  # type: ignore[call-overload]
+    odd = json.dumps({"model": "student", "prompt": {marker: float("nan")}}).encode()
+    for kind in ("application/json", "text/plain", "application/x-www-form-urlencoded"):
+        assert endpoint.post(odd, "/v1/completions", **{"content-type": kind}).status_code == 400
+    assert endpoint.post(f'{{"messages": "{marker} \\ud800"}}'.encode()).status_code == 400
     time.sleep(3)  # loggers flush behind the answers
     texts = {path: path.read_text(errors="replace") for path in endpoint.logs.rglob("*") if path.is_file()}
     assert any("/v1/chat/completions" in text for text in texts.values())  # these are the logs that we mean
@@ -282,7 +286,10 @@ CHAT = {"model": "student", "messages": [{"role": "user", "content": "Hi"}], "ma
             "maximum context length",
         ),
         (CHAT | {"max_tokens": MAX_MODEL_LEN}, 400, "requested 1024 output tokens"),
-        (CHAT | {"n": PLACES + 1}, 400, f"n must be at most {PLACES}"),
+        (CHAT | {"n": PLACES + 1}, 400, f"{PLACES + 1} answers are asked for at once (n, prompt), and {PLACES} are"),
+        (CHAT | {"max_tokens": float("nan")}, 400, "max_tokens"),
+        (b'{"model": "student", "messages": "\\ud800"}', 400, "valid list"),
+        (CHAT | {"messages": [{"role": "user", "content": "\ud800"}]}, 400, ""),
         (CHAT | {"model": "student:adapter"}, 404, "no model 'student:adapter' here, only student"),
         (CHAT | {"model": "teacher"}, 404, "no model 'teacher' here"),
         (b"a" * (4 * 2**20 + 1), 413, "larger than 4194304 bytes"),
@@ -294,6 +301,29 @@ def test_what_is_malformed_is_said_in_the_clients_words(
     response = endpoint.post(body if isinstance(body, bytes) else json.dumps(body).encode())
     assert response.status_code == status, response.text
     assert said in error_of(response)["message"]
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "multipart/form-data; boundary=x"])
+def test_a_body_of_another_kind_is_refused(endpoint: Endpoint, kind: str) -> None:
+    response = endpoint.post(json.dumps(CHAT).encode(), **{"content-type": kind})
+    assert response.status_code == 400
+    assert error_of(response)["type"] == "invalid_request_error"
+
+
+def test_several_prompts_count_as_several_answers(endpoint: Endpoint) -> None:
+    body = {"model": "student", "prompt": ["x"] * PLACES, "max_tokens": 1}
+    assert endpoint.post(json.dumps(body).encode(), "/v1/completions").status_code == 200
+    refused = endpoint.post(json.dumps(body | {"n": 2}).encode(), "/v1/completions")
+    assert refused.status_code == 400
+    assert f"{2 * PLACES} answers" in error_of(refused)["message"]
+    ids = endpoint.post(json.dumps(body | {"prompt": [1] * 50}).encode(), "/v1/completions")
+    assert ids.status_code == 200
+
+
+def test_a_client_cannot_keep_its_place(endpoint: Endpoint) -> None:
+    response = endpoint.post(json.dumps(CHAT).encode(), **{"x-request-disconnect-disabled": "?1"})
+    assert response.status_code == 400
+    assert "x-request-disconnect-disabled" in error_of(response)["message"]
 
 
 def test_an_oversized_body_of_unknown_length_is_refused(endpoint: Endpoint) -> None:

@@ -68,8 +68,8 @@ def test_streams_go_on_while_their_replica_is_taken_away(url: str, student_dir: 
         next(one)  # each has begun, and a replica takes one at a time
     with ThreadPoolExecutor(2) as pool:
         ends = [pool.submit(lambda chunks: (list(chunks)[-1], time.monotonic()), one) for one in streams]
-        deploy(student_dir, 1)
         begun = time.monotonic()
+        deploy(student_dir, 1)
         answers = [end.result() for end in ends]
     assert [chunk.usage.completion_tokens for chunk, _ in answers] == [TOKENS, TOKENS]
     assert min(ended for _, ended in answers) - begun > 25  # Serve's own patience is 20 s

@@ -35,6 +35,10 @@ def app(**access: Any) -> ASGIApp:
     def models() -> str:
         return "shown"
 
+    @behind.get("/v1/models/{model:path}")
+    def headers(request: Request) -> dict[str, str]:
+        return dict(request.headers)
+
     @behind.post("/v1/completions")
     async def completions(request: Request) -> int:
         return len(await request.body())
@@ -126,11 +130,49 @@ def test_without_keys_this_machine_alone_may_ask(client: str, url: str, status: 
     assert ask("/v1/models", client=client, made=app(no_key=True), url=url).status_code == status
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"origin": "https://evil.example"},
+        {"sec-fetch-site": "cross-site"},
+        {"x-forwarded-for": "127.0.0.1"},
+        {"forwarded": "for=127.0.0.1"},
+    ],
+)
+def test_without_keys_neither_pages_nor_proxies_may_ask(header: dict[str, str]) -> None:
+    made, here = app(no_key=True), {"client": "127.0.0.1", "url": "http://127.0.0.1:8000"}
+    assert ask("/v1/models", made=made, headers=header, **here).status_code == 403
+    assert ask("/v1/models", made=made, **here).status_code == 200
+
+
+def test_neither_the_key_nor_headers_of_serve_go_on() -> None:
+    sent = {**GOOD, "x-data-parallel-rank": "1", "x-session-id": "s", "user-agent": "me"}
+    passed = ask("/v1/models/headers", headers=sent).json()
+    assert "authorization" not in passed
+    assert passed["user-agent"] == "me"
+    assert not passed.keys() & {"x-data-parallel-rank", "x-session-id"}
+    for name in ("x-request-disconnect-disabled", "x-request-timeout-seconds"):
+        assert ask("/v1/models", headers={**GOOD, name: "1"}).status_code == 400
+
+
+def test_a_file_of_keys_may_have_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(b"\xef\xbb\xbf" + KEY.encode() + b"\r\n")
+    assert Keys([], str(file)).are_good(KEY.encode())
+
+
+def test_a_key_in_place_of_its_digest_is_not_shown() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build({"model": "org/name", "key_digests": "sk-my-real-secret"})
+    assert str(caught.value).startswith("serving: key_digests: not the SHA-256")
+    assert "sk-my" not in str(caught.value)
+
+
 def test_pages_of_named_origins_may_ask() -> None:
     made = app(key_digests=[digest_of(KEY)], allowed_origins="https://chat.example.org,http://localhost:3000")
     for origin, is_allowed in (("https://chat.example.org", True), ("https://evil.example", False)):
         asked = {"origin": origin, "access-control-request-method": "POST"}
-        asked["access-control-request-headers"] = "authorization, content-type"
+        asked["access-control-request-headers"] = "authorization, content-type, x-stainless-os"
         preflight = ask("/v1/chat/completions", "OPTIONS", made=made, headers=asked)
         shown = ask("/v1/models", made=made, headers={"origin": origin, **GOOD})
         refused = ask("/v1/models", made=made, headers={"origin": origin})
