@@ -61,7 +61,7 @@ def _checked(method: _Endpoint) -> _Endpoint:
         try:
             return await method(self, body, request)
         except RayTaskError as error:
-            if _RENDERING not in error.traceback_str:
+            if _RENDERING not in str(error):  # which holds the replica's traceback
                 raise
             kind = type(error.cause).__name__
             log.warning("a request cannot be made a prompt", error=kind)
