@@ -1,6 +1,7 @@
 """Serve LLM's OpenAI ingress, closed: keys, limits, no foreign web pages, and the student's own routes alone."""
 
 import functools
+import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Protocol
@@ -30,9 +31,7 @@ class _Body(Protocol):
 _Endpoint = Callable[[OpenAiIngress, _Body, Request], Awaitable[Response]]
 
 
-_RENDERING = "/vllm/renderers/"
-"""Of a traceback: vLLM was making a prompt of the request, which fails where a message lacks its role or a part its
-type, and calls that a server's error."""
+_ROOM = re.compile(r"/vllm/(\w+)/")  # of a traceback's lines
 
 
 async def _unreadable(_: Request, error: Exception) -> JSONResponse:
@@ -61,13 +60,22 @@ def _checked(method: _Endpoint) -> _Endpoint:
         try:
             return await method(self, body, request)
         except RayTaskError as error:
-            if _RENDERING not in str(error):  # which holds the replica's traceback
+            if not _is_the_requests_fault(error):
                 raise
             kind = type(error.cause).__name__
-            log.warning("a request cannot be made a prompt", error=kind)
+            log.warning("vLLM cannot read a request", error=kind)
             raise HTTPException(HTTPStatus.BAD_REQUEST, f"the request cannot be read: {kind}: {error.cause}") from None
 
     return checked
+
+
+def _is_the_requests_fault(error: RayTaskError) -> bool:
+    """Whether vLLM failed at the request and not in its engine.
+
+    It calls a server's error what it finds no role in a message with, or takes a power of an absurd `length_penalty`.
+    """
+    rooms = _ROOM.findall(str(error))  # which holds the replica's traceback, the innermost call last
+    return bool(rooms) and rooms[-1] in ("entrypoints", "renderers")
 
 
 def _prompts_in(prompt: object) -> int:

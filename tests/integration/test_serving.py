@@ -280,6 +280,7 @@ CHAT = {"model": "student", "messages": [{"role": "user", "content": "Hi"}], "ma
         (CHAT | {"messages": "Hi"}, 400, "valid list"),
         (CHAT | {"messages": []}, 400, "empty conversation"),
         (CHAT | {"messages": [{"author": {"role": "user"}}]}, 400, "KeyError: 'role'"),
+        (CHAT | {"use_beam_search": True, "n": 2, "length_penalty": 1e300}, 400, "OverflowError"),
         (
             CHAT | {"messages": [{"role": "user", "content": "many words " * MAX_MODEL_LEN}]},
             400,

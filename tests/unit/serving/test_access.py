@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI, HTTPException, Request
 from hypothesis import given
 from hypothesis import strategies as st
+from ray.exceptions import RayTaskError
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp
@@ -19,7 +20,7 @@ from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.config.serving import Access, is_loopback
 from cgd_ray.errors import ConfigError
 from serving.app import build
-from serving.ingress import ClosedIngress
+from serving.ingress import ClosedIngress, _is_the_requests_fault
 from serving.keys import Keys, digest_of, new_key, read_keys
 
 KEY = "sk-a-key"
@@ -244,3 +245,23 @@ def test_a_recipe_leaves_keys_out_on_loopback_alone(host: str) -> None:
         return
     with pytest.raises(ConfigError, match=f"serving.no_key: others reach serving.host {host}. Fix: leave no_key out"):
         parse_recipe(tree, "r.yaml")
+
+
+@pytest.mark.parametrize(
+    ("innermost", "is_fault"),
+    [
+        ("vllm/entrypoints/chat_utils.py", True),
+        ("vllm/renderers/hf.py", True),
+        ("tokenizers/__init__.py", True),  # called by a renderer
+        ("vllm/v1/core/block_pool.py", False),
+    ],
+)
+def test_a_fault_of_the_engine_stays_a_servers_error(innermost: str, is_fault: bool) -> None:  # noqa: FBT001
+    calls = ["ray/serve/_private/replica.py", "vllm/entrypoints/serving.py", "vllm/renderers/base.py", innermost]
+    text = "".join(f'  File "/site-packages/{call}", line 1, in x\n' for call in calls)
+    error = RayTaskError("chat", f"{text}KeyError: 7", KeyError(7)).as_instanceof_cause()
+    assert _is_the_requests_fault(error) is is_fault
+
+
+def test_an_error_of_ours_is_a_servers_error() -> None:
+    assert not _is_the_requests_fault(RayTaskError("chat", "KeyError: 7", KeyError(7)))
