@@ -74,8 +74,8 @@ def _is_the_requests_fault(error: RayTaskError) -> bool:
 
     It calls a server's error what it finds no role in a message with, or takes a power of an absurd `length_penalty`.
     """
-    rooms = _ROOM.findall(str(error))  # which holds the replica's traceback, the innermost call last
-    return bool(rooms) and rooms[-1] in ("entrypoints", "renderers")
+    rooms = set(_ROOM.findall(str(error)))  # which holds the replica's traceback
+    return bool(rooms & {"entrypoints", "renderers"}) and "v1" not in rooms  # where the engine is
 
 
 def _prompts_in(prompt: object) -> int:
