@@ -72,9 +72,9 @@ class _Reader:
 
     def refuse_beside(self, fields: Mapping[str, object], where: str) -> None:
         """Look for tools and media in the fields beside a text."""
-        if called := [name for name in _CALLS if is_filled(fields.get(name))]:
+        if called := [name for name in _CALLS if _is_filled(fields.get(name))]:
             self.refuse(f"{where} has {called[0]}: no stage here can call tools", "tools")
-        if shown := [name for name in _MEDIA if is_filled(fields.get(name))]:
+        if shown := [name for name in _MEDIA if _is_filled(fields.get(name))]:
             self.refuse(f"{where} has {shown[0]}: no stage here can show them", "images or other media")
 
     def text(self, number: int, content: object) -> str:
@@ -142,12 +142,12 @@ def read_answer(value: object, source: str, column: str) -> str:
     return turns[0].content
 
 
-def is_filled(value: object) -> bool:
+def _is_filled(value: object) -> bool:
     """Whether a field says anything: tables have all fields in all rows, and null in most."""
     if isinstance(value, dict):
-        return any(is_filled(inner) for inner in value.values())
+        return any(_is_filled(inner) for inner in value.values())
     if isinstance(value, list | tuple):
-        return any(is_filled(inner) for inner in value)
+        return any(_is_filled(inner) for inner in value)
     return value is not None and (not isinstance(value, str) or value.strip() not in ("", "[]", "{}", "null", "None"))
 
 
