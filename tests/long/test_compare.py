@@ -24,6 +24,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.timeout(3600)
 def test_methods_share_their_rows_and_are_shown_side_by_side(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     command = ["compare", "jobs/recipes/demo-methods.yaml", *SMALL, f"run.root={tmp_path}"]
     result = CliRunner().invoke(app, [*command, "--method", "refsft", "--method", "distill"])
