@@ -15,7 +15,7 @@ help: ## Show this list
 
 setup: ## Make .venv from the lock and fetch the demo models (once: about 3 minutes, 6 GB)
 	@requirements/install.sh $(DEVICE) $(EXTRA)
-	@$(PY) -m cgd_ray.storage.demo_models $(MODELS)
+	@$(PY) -m cgd_ray.models.demo $(MODELS)
 
 demo: setup ## Run all phases with real small models on this machine's CPU (minutes)
 	@$(PY) -m cgd_ray.runtime.device

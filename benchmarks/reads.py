@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from cgd_ray.data.prepare import PART_ROWS
-from cgd_ray.engines.join import _by_range
-from cgd_ray.generation.compaction import EVERY_SECONDS, FEW_PARTS, SMALL_BYTES, _groups, _is_unmerged
+from cgd_ray.stages.rows import _by_range
+from cgd_ray.storage.compaction import EVERY_SECONDS, FEW_PARTS, SMALL_BYTES, _groups, _is_unmerged
 from cgd_ray.storage.tables import ID_DIGITS
 
 ROW_BYTES = 700  # of a completion of some 500 tokens, compressed

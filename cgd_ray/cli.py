@@ -193,12 +193,12 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> None:
     recipe = load_recipe(path, overrides)
-    from cgd_ray.engines.nodes import check_nodes
-    from cgd_ray.generation.stages import pin_models
-    from cgd_ray.pipeline import PHASES, run_pipeline
-    from cgd_ray.preflight import preflight
+    from cgd_ray.pipeline.node_check import check_nodes
+    from cgd_ray.pipeline.preflight import preflight
+    from cgd_ray.pipeline.run import PHASES, run_pipeline
     from cgd_ray.report.summary import print_report
     from cgd_ray.runtime.session import ray_session
+    from cgd_ray.stages.definitions import pin_models
 
     store = preflight(recipe)
     console = _console(120)
@@ -209,7 +209,7 @@ def _run(path: Path, overrides: list[str], phases: Collection[str] | None) -> No
         outcome = asdict(run_pipeline(recipe, store, chosen))
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome["training"] and outcome["evaluation"]:
-            from cgd_ray.serving_trial import ask_served_student  # Ray Serve: seconds that most commands do not need
+            from cgd_ray.serving.run import ask_served_student  # Ray Serve: seconds that most commands do not need
 
             ask_served_student(recipe, store, outcome["training"]["student_name"], console)
 
@@ -218,11 +218,11 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
     methods = names or load_recipe(path, overrides).training.compared_with or COMPARED
     matched = [*overrides, f"training.compared_with=[{', '.join(methods)}]"]
     recipes = {name: load_recipe(path, [*matched, f"training.method={name}"]) for name in methods}
-    from cgd_ray.comparison import compare_methods, run_of
-    from cgd_ray.engines.nodes import check_nodes
-    from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import preflight
+    from cgd_ray.pipeline.compare import compare_methods, run_of
+    from cgd_ray.pipeline.node_check import check_nodes
+    from cgd_ray.pipeline.preflight import preflight
     from cgd_ray.runtime.session import ray_session
+    from cgd_ray.stages.definitions import pin_models
 
     first = next(iter(recipes.values()))
     store = preflight(first)
@@ -237,7 +237,7 @@ def _compare(path: Path, overrides: list[str], names: list[str]) -> None:
 def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:
     recipe = load_recipe(path, overrides)
     if not offline:
-        from cgd_ray.preflight import preflight
+        from cgd_ray.pipeline.preflight import preflight
 
         preflight(recipe)
     typer.echo(f"{path}: valid")
@@ -245,9 +245,9 @@ def _validate(path: Path, overrides: list[str], *, offline: bool) -> None:
 
 def _status(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
-    from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import existing_store
+    from cgd_ray.pipeline.preflight import existing_store
     from cgd_ray.report.status import print_status
+    from cgd_ray.stages.definitions import pin_models
 
     store = existing_store(recipe)
     with _readers(on_s3=store.is_s3):
@@ -257,14 +257,14 @@ def _status(path: Path, overrides: list[str]) -> None:
 def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | None) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.data.prepare import prepare_prompts
-    from cgd_ray.engines.nodes import check_nodes
+    from cgd_ray.estimation.generation import probe
+    from cgd_ray.estimation.report import print_estimate, print_evaluation, print_training
+    from cgd_ray.estimation.training import forecast_evaluation, forecast_training
     from cgd_ray.evaluation.run import heldout_rows
-    from cgd_ray.forecast import forecast_evaluation, forecast_training
-    from cgd_ray.generation.probe import probe
-    from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import preflight, require_histories
-    from cgd_ray.report.estimate import print_estimate, print_evaluation, print_training
+    from cgd_ray.pipeline.node_check import check_nodes
+    from cgd_ray.pipeline.preflight import preflight, require_histories
     from cgd_ray.runtime.session import ray_session
+    from cgd_ray.stages.definitions import pin_models
 
     store = preflight(recipe)
     console = _console(160)
@@ -288,8 +288,8 @@ def _plan(path: Path, overrides: list[str], rows: int, gpu_hour_price: float | N
 def _explain(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
     from cgd_ray.generation.explain import explain
-    from cgd_ray.generation.stages import build_stages, pin_models
-    from cgd_ray.preflight import existing_store
+    from cgd_ray.pipeline.preflight import existing_store
+    from cgd_ray.stages.definitions import build_stages, pin_models
 
     store = existing_store(recipe)
     for line in explain(store, recipe, build_stages(pin_models(recipe, store), store).all):
@@ -298,9 +298,9 @@ def _explain(path: Path, overrides: list[str]) -> None:
 
 def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool, skipped: bool) -> None:
     recipe = load_recipe(path, overrides)
-    from cgd_ray.generation.stages import pin_models
-    from cgd_ray.preflight import existing_store
+    from cgd_ray.pipeline.preflight import existing_store
     from cgd_ray.report.status import print_rows, print_skipped
+    from cgd_ray.stages.definitions import pin_models
 
     store = existing_store(recipe)
     if skipped:
@@ -311,7 +311,7 @@ def _inspect(path: Path, overrides: list[str], rows: int, *, dropped: bool, skip
 
 
 def _models(names: list[str]) -> None:
-    from cgd_ray.storage.demo_models import MODELS, fetch
+    from cgd_ray.models.demo import MODELS, fetch
 
     if not names:
         for name in MODELS:
@@ -322,10 +322,10 @@ def _models(names: list[str]) -> None:
 
 def _serve(path: Path, overrides: list[str]) -> None:
     recipe = load_recipe(path, overrides)
-    from cgd_ray.generation.stages import pin_student_type
-    from cgd_ray.preflight import open_store
+    from cgd_ray.pipeline.preflight import open_store
     from cgd_ray.runtime.session import ray_session
-    from cgd_ray.serving_trial import serve_until_interrupted
+    from cgd_ray.serving.run import serve_until_interrupted
+    from cgd_ray.stages.definitions import pin_student_type
 
     store = open_store(recipe)
     with ray_session():

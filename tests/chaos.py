@@ -24,7 +24,7 @@ from cgd_ray.config.recipe import Recipe, load_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.stages.definitions import build_stages
 from cgd_ray.storage.filesystem import Store
 from tests.faulty_s3 import Fault, FaultyProxy, faulty_proxy
 from tests.servers import REPOSITORY, S3Server, s3_server

@@ -14,7 +14,7 @@ from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
-from cgd_ray.storage.demo_models import fetch
+from cgd_ray.models.demo import fetch
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster

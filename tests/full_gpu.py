@@ -16,11 +16,11 @@ _FULL_AFTER = 2  # passes
 
 def fill(starts: Path) -> None:
     """Note this rank's start in a file; rank 1 has no memory after some passes."""
-    from cgd_ray.training import worker
+    from cgd_ray.training.loop import trainer
 
     with starts.open("a") as file:
         file.write(f"{os.environ['RANK']}\n")
-    loss, passes = worker.summed_loss, []
+    loss, passes = trainer.summed_loss, []
 
     def filling(*arguments: Any, **options: Any) -> torch.Tensor:
         passes.append(1)
@@ -28,19 +28,19 @@ def fill(starts: Path) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has ...")
         return loss(*arguments, **options)
 
-    pytest.MonkeyPatch().setattr(worker, "summed_loss", filling)
+    pytest.MonkeyPatch().setattr(trainer, "summed_loss", filling)
 
 
 def train_on_ray_full(starts: Path, job: RankJob, board: ActorHandle) -> object:
     """In the place of `train_on_ray`."""
-    from cgd_ray.training.ray_worker import train_on_ray
+    from cgd_ray.training.launch.ray_worker import train_on_ray
 
     fill(starts)
     return train_on_ray(job, board)
 
 
 if __name__ == "__main__":
-    from cgd_ray.training.torchrun import main
+    from cgd_ray.training.launch.torchrun import main
 
     fill(Path(os.environ["STARTS"]))
     sys.exit(main())

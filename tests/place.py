@@ -13,9 +13,9 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import EXAMPLES
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.encode import student_encoder
-from cgd_ray.training.plan import TrainingResult
-from cgd_ray.training.trainer import run_training
+from cgd_ray.training.dataset.chat_encoder import student_encoder
+from cgd_ray.training.launch.ray_train import run_training
+from cgd_ray.training.launch.training_run import TrainingResult
 from tests.unit.training.tiny import example
 
 

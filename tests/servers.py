@@ -16,7 +16,7 @@ from typing import ClassVar
 import psutil
 import s3fs
 
-from cgd_ray.runtime.state import cache_folder
+from cgd_ray.runtime.folders import cache_folder
 from cgd_ray.storage.literal_s3 import LiteralS3
 
 REPOSITORY = Path(__file__).parents[1]

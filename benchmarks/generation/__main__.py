@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.generation.work import IN_FLIGHT, KV_CACHE_GIB, Task
 from benchmarks.lines import earlier, report
-from cgd_ray.data.demo import demo_rows
-from cgd_ray.data.identity import prompt_id
+from cgd_ray.data.demo.problems import demo_rows
+from cgd_ray.data.prompt_id import prompt_id
 
 SETTINGS = {
     "bare": ("64", "256"),

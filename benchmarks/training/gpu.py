@@ -24,8 +24,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from benchmarks.training.ours import make_job
 from benchmarks.training.work import Task
 from cgd_ray.config.training import LoraSection, TrainingSection
+from cgd_ray.training.dataset.packing import PackedRows
 from cgd_ray.training.job import RankJob
-from cgd_ray.training.packing import PackedRows
 
 SHAPES: dict[str, dict[str, Any]] = {
     "llama-3.2-1b": {
@@ -128,9 +128,9 @@ def make_training(options: argparse.Namespace, base: TrainingSection) -> Trainin
 
 def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
     """The rank's loop that Ray Train and torchrun start."""
+    from cgd_ray.training.dataset.encoded_rows import EncodedRows
+    from cgd_ray.training.loop.trainer import _Rank
     from cgd_ray.training.memory import memory, model_sizes
-    from cgd_ray.training.rows import EncodedRows
-    from cgd_ray.training.worker import _Rank
 
     job = shared_job(model, options)
     rows = EncodedRows(job.encoded.read())
@@ -143,9 +143,9 @@ def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
 
 def plain(model: Path, options: argparse.Namespace) -> list[Figures]:
     """Transformers' own loss over all positions, DeepSpeed's own accumulation; the rest is as ours."""
-    from cgd_ray.training.engine import apply_step
     from cgd_ray.training.flops import peak_memory
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.loop.deepspeed_engine import apply_step
+    from cgd_ray.training.loop.trainer import _Rank
 
     rank = _Rank(shared_job(model, options))
     size, figures = rank.job.training.batch_size, []

@@ -20,7 +20,7 @@ def main() -> None:
     """Both epochs, with a checkpoint and the export at the end, which the seconds leave out."""
     task, made = arguments()
     stand_alone()
-    from cgd_ray.training.worker import train_rank
+    from cgd_ray.training.loop.trainer import train_rank
 
     steps: list[StepReport] = []
     with tempfile.TemporaryDirectory() as root:

@@ -19,7 +19,7 @@ def main() -> None:
     parser.set_defaults(rows=48, batch_size=16)
     options = parser.parse_args()
     stand_alone()
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.loop.trainer import _Rank
 
     task = make_task(options)
     task.setting = options.setting

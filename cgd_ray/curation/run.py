@@ -10,11 +10,11 @@ import structlog
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters, targets
-from cgd_ray.engines.join import Join, JoinedRow, Shard
-from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.grade import VERSION
-from cgd_ray.runtime.spread import spread
+from cgd_ray.runtime.parallel import spread
+from cgd_ray.stages.rows import Join, JoinedRow, Shard
+from cgd_ray.stages.stage import Row
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import DROPPED, EXAMPLES

@@ -10,8 +10,8 @@ import structlog
 
 from cgd_ray.config.data import ColumnData, DemoData
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.data.demo import DEMO_VERSION
-from cgd_ray.data.ordering import SortedRows
+from cgd_ray.data.demo.problems import DEMO_VERSION
+from cgd_ray.data.external_sort import SortedRows
 from cgd_ray.data.skipped import SkippedRows, require_few
 from cgd_ray.data.sources import describe_source, source_identity
 from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_source

@@ -10,8 +10,8 @@ from typing import Literal
 
 from cgd_ray.config.data import ColumnData, DemoData
 from cgd_ray.config.run import StorageSection
-from cgd_ray.data.demo import demo_rows
-from cgd_ray.data.identity import holdout_position, prompt_id
+from cgd_ray.data.demo.problems import demo_rows
+from cgd_ray.data.prompt_id import holdout_position, prompt_id
 from cgd_ray.data.rows import SourceRow
 from cgd_ray.data.skipped import OnSkip, RowError, SkippedRows
 from cgd_ray.data.sources import describe_source, iterate_rows

@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
-from cgd_ray.engines.join import Join, JoinedRow, Shard
 from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import VERSION, grade
 from cgd_ray.grading.overlap import copy_rate
-from cgd_ray.runtime.spread import spread
+from cgd_ray.runtime.parallel import spread
+from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
 

@@ -12,18 +12,18 @@ from ray.actor import ActorHandle
 
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.data.identity import holdout_position
-from cgd_ray.engines.build import build_chain, engine_identity
-from cgd_ray.engines.drive import run_chains
-from cgd_ray.engines.ledger import Snapshot
-from cgd_ray.engines.placement import engine_demand
-from cgd_ray.engines.pool import block_rows, sized, work_of
-from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.stage import TEXTS, WORK, BarePrompt, Stage
+from cgd_ray.data.prompt_id import holdout_position
 from cgd_ray.errors import CgdError
+from cgd_ray.execution.actor_pool import block_rows, sized, work_of
+from cgd_ray.execution.chains import build_chain, engine_identity
+from cgd_ray.execution.coordinator import Snapshot
+from cgd_ray.execution.driver import run_chains
+from cgd_ray.execution.progress import Progress
 from cgd_ray.grading.answers import gold_of
+from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import read_cluster
-from cgd_ray.runtime.spread import spread
+from cgd_ray.runtime.parallel import spread
+from cgd_ray.stages.stage import TEXTS, WORK, BarePrompt, Stage
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.lease import Lease, held

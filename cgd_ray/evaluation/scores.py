@@ -9,11 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.engines.stage import Row
 from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.prompts.conversation import history_of, transcript
+from cgd_ray.stages.stage import Row
 from cgd_ray.storage.runs import Document
 
 _ROWS = 1024

@@ -5,7 +5,7 @@ from itertools import zip_longest
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prepare import prompts_table
-from cgd_ray.engines.stage import Stage
+from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Document
 from cgd_ray.storage.tables import Table

@@ -7,13 +7,13 @@ import structlog
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.engines.ledger import Snapshot
-from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.stage import Stage
-from cgd_ray.engines.tally import ENOUGH_ROWS, StageTally, Tallies
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.execution.coordinator import Snapshot
+from cgd_ray.execution.metrics import ENOUGH_ROWS, StageTally, Tallies
+from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.planning import Plan
-from cgd_ray.runtime.spread import spread
+from cgd_ray.runtime.parallel import spread
+from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
 

@@ -7,9 +7,9 @@ from itertools import islice
 
 import pyarrow as pa
 
-from cgd_ray.engines.join import Join, JoinedRow, Shard, rows_digest
-from cgd_ray.engines.stage import TEXTS, WORK, Row, Stage
-from cgd_ray.runtime.spread import spread
+from cgd_ray.runtime.parallel import spread
+from cgd_ray.stages.rows import Join, JoinedRow, Shard, rows_digest
+from cgd_ray.stages.stage import TEXTS, WORK, Row, Stage
 
 _WORK_ROWS = 256
 

@@ -14,22 +14,22 @@ from ray.data import TaskPoolStrategy
 
 from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.engines.build import build_chain
-from cgd_ray.engines.drive import run_chains
-from cgd_ray.engines.join import Join, Shard
-from cgd_ray.engines.ledger import give_up, wait_for_room
-from cgd_ray.engines.placement import EngineOptions, engine_demand, fits
-from cgd_ray.engines.pool import Chain, block_rows, require_chains_fit, sized
-from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.stage import Stage
 from cgd_ray.errors import CgdError
-from cgd_ray.generation.compaction import compact, merging
+from cgd_ray.execution.actor_pool import Chain, block_rows, require_chains_fit, sized
+from cgd_ray.execution.chains import build_chain
+from cgd_ray.execution.coordinator import give_up, wait_for_room
+from cgd_ray.execution.driver import run_chains
+from cgd_ray.execution.progress import Progress
+from cgd_ray.generation.engine_failures import forget, noting
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
-from cgd_ray.generation.stages import Stages, build_stages
-from cgd_ray.generation.troubles import forget, noting
+from cgd_ray.runtime.capacity import EngineOptions, engine_demand, fits
 from cgd_ray.runtime.cluster import read_cluster
+from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.rows import Join, Shard
+from cgd_ray.stages.stage import Stage
+from cgd_ray.storage.compaction import compact, merging
 from cgd_ray.storage.filesystem import Store, store_errors
 from cgd_ray.storage.lease import Lease, held
 from cgd_ray.storage.runs import Run

@@ -9,14 +9,14 @@ from rich.table import Table as RichTable
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import Key, dropped_reasons
 from cgd_ray.data.prepare import prepare_prompts, skipped_rows
-from cgd_ray.engines.join import Join, JoinedRow, Shard
+from cgd_ray.generation.engine_failures import recorded
 from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import join_of
-from cgd_ray.generation.stages import build_stages
-from cgd_ray.generation.troubles import recorded
 from cgd_ray.prompts.conversation import history_of, transcript
 from cgd_ray.redaction import redact_tree
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run, telling
 

@@ -14,8 +14,8 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.session import joins_cluster
-from cgd_ray.runtime.waiting import interruptibly
 
 _ACCELERATOR = "accelerator_type:"
 _ACCELERATOR_SHARE = 0.001  # what Ray takes of a node's accelerator for an actor that names its type

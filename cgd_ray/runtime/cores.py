@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from cgd_ray.runtime.state import state_folder
+from cgd_ray.runtime.folders import state_folder
 
 
 @dataclass

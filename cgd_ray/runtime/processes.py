@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from cgd_ray.runtime.state import state_folder
+from cgd_ray.runtime.folders import state_folder
 
 
 @dataclass(frozen=True)

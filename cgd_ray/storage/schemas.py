@@ -9,7 +9,7 @@ HISTORY = pa.field("history", pa.list_(pa.struct([pa.field("role", pa.string()),
 
 PROMPTS = pa.schema(
     [
-        pa.field("prompt_id", pa.string(), nullable=False),  # 32 hex digits, see cgd_ray.data.identity
+        pa.field("prompt_id", pa.string(), nullable=False),  # 32 hex digits, see cgd_ray.data.prompt_id
         pa.field("split", pa.string(), nullable=False),  # "train" or "heldout"
         pa.field("prompt", pa.string(), nullable=False),  # x, rendered by data.prompt_template
         pa.field("reference", pa.string()),  # y_ref
@@ -34,7 +34,7 @@ RESULTS = pa.schema(
         pa.field("error", pa.string()),  # why it failed
         pa.field("prompt_tokens", pa.int32()),
         pa.field("completion_tokens", pa.int32()),
-        pa.field("model", pa.string(), nullable=False),  # identity of the model, see cgd_ray.storage.models
+        pa.field("model", pa.string(), nullable=False),  # identity of the model, see cgd_ray.models.resolve
         pa.field("attempt", pa.int32(), nullable=False),
     ]
 )

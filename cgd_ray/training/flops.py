@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
-from cgd_ray.training.packing import Ids
+from cgd_ray.training.dataset.packing import Ids
 
 # Dense bfloat16 FLOP/s by a word of the device's name, from the vendor's data sheets; the first match counts.
 _PEAKS = {

@@ -14,10 +14,10 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, P
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import CgdError
-from cgd_ray.training.adapters import with_adapter
+from cgd_ray.training.dataset.packing import Ids, largest_pass
 from cgd_ray.training.flops import Flops
-from cgd_ray.training.loss import CANNOT
-from cgd_ray.training.packing import Ids, largest_pass
+from cgd_ray.training.loop.loss import CANNOT
+from cgd_ray.training.lora import with_adapter
 
 _ATTENTION = "cgd_shapes"
 _HALF, _SINGLE = 2, 4  # bytes

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from cgd_ray.storage.tables import Table
+from cgd_ray.training.dataset.encoded_rows import EncodedRows
 from cgd_ray.training.job import StepReport
+from cgd_ray.training.loop.trainer import _Rank
 from cgd_ray.training.memory import memory, model_sizes
-from cgd_ray.training.rows import EncodedRows
-from cgd_ray.training.worker import _Rank
 from tests.unit.training.loop import alone, make_job, plain_step
 from tests.unit.training.tiny import encoded_rows, write_tiny_model
 

@@ -6,20 +6,20 @@ import pytest
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
-from cgd_ray.generation import compaction
-from cgd_ray.generation.compaction import FEW_PARTS, _begun, compact
-from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.storage import compaction
+from cgd_ray.storage.compaction import FEW_PARTS, _begun, compact
 from cgd_ray.storage.filesystem import NotDeletedError, Store, require_writable
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.encode_table import Counts, EncodedExamples
-from cgd_ray.training.plan import TrainingPlan
-from cgd_ray.training.trainer import _require_replaceable
+from cgd_ray.training.dataset.encode import Counts, EncodedExamples
+from cgd_ray.training.launch.ray_train import _require_replaceable
+from cgd_ray.training.launch.training_run import TrainingPlan
 from tests.faulty_s3 import FaultyProxy, faulty_proxy
 from tests.servers import S3Server
-from tests.unit.generation.test_compaction import fill, joined
 from tests.unit.generation.test_planning import recipe
+from tests.unit.storage.test_compaction import fill, joined
 
 PARTS = FEW_PARTS + 6
 BEAT = 0.2

@@ -24,16 +24,16 @@ from ray.cluster_utils import Cluster
 
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.engines.base import Completion, Request
-from cgd_ray.engines.placement import Demand, EngineOptions
-from cgd_ray.engines.pool import ChainActor
-from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.engines.stage import Row
 from cgd_ray.errors import CgdError, StoppedError
-from cgd_ray.generation import compaction, run
+from cgd_ray.execution.actor_pool import ChainActor
+from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult
-from cgd_ray.generation.stages import build_stages
-from cgd_ray.storage import transfers
+from cgd_ray.inference.base import Completion, Request
+from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.runtime.capacity import Demand, EngineOptions
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.stage import Row
+from cgd_ray.storage import compaction, transfers
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import generate, scripted_recipe
 from tests.servers import below
@@ -80,7 +80,7 @@ class Sabotaged(ScriptedEngine):
 def test_a_block_whose_rows_are_on_storage_is_not_paid_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", partial(Sabotaged, died=tmp_path))
+    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", partial(Sabotaged, died=tmp_path))
     require_whole(generate(recipe(tmp_path, {"latency_ms": 20}, {"latency_ms": 20})))
     assert {file.name for file in tmp_path.glob("died-*")} == {"died-student", "died-teacher"}
 
@@ -131,7 +131,7 @@ def test_an_engine_that_cannot_go_on_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, *, begins: bool
 ) -> None:
     breaking = partial(BreaksDown, folder=tmp_path, error=error, begins=begins)
-    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", breaking)
+    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", breaking)
     made = recipe(tmp_path, {"latency_ms": 100}, {"latency_ms": 30})
     made = made.model_copy(update={"storage": made.storage.model_copy(update={"flush_seconds": 60})})
     with pytest.raises(CgdError, match=said):
@@ -283,7 +283,7 @@ class Fetches(ScriptedEngine):
 def test_an_engine_that_fetches_its_model_is_not_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cgd_ray.engines.build.ScriptedEngine", Fetches)
+    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", Fetches)
     require_whole(generate(recipe(tmp_path, {}, {}, stall_timeout_s=30)))
     assert re.search(r"engines fetch their models +gigabytes=\d+\.0/80\.0", "".join(capfd.readouterr()))
 

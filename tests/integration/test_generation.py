@@ -17,14 +17,14 @@ from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
-from cgd_ray.engines.drive import run_chains
-from cgd_ray.engines.pool import Chain, stream_rows
 from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.execution.actor_pool import Chain, stream_rows
+from cgd_ray.execution.driver import run_chains
 from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
-from cgd_ray.generation.stages import build_stages
-from cgd_ray.pipeline import run_pipeline
+from cgd_ray.pipeline.run import run_pipeline
 from cgd_ray.report.status import print_status
+from cgd_ray.stages.definitions import build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
 

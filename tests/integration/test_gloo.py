@@ -16,7 +16,7 @@ import ray.util
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
-from cgd_ray.training.ray_group import NodeTorchConfig
+from cgd_ray.training.launch.ray_group import NodeTorchConfig
 from tests.servers import REPOSITORY
 
 MACHINE = """
@@ -25,8 +25,8 @@ MACHINE = """
     ip link set cgd0 up
     exec {python} -c '
     import datetime, os, torch, torch.distributed as dist
-    from cgd_ray.training import ranks
-    ranks.bind_gloo(ranks._own_address(os.environ["MASTER_ADDR"]))
+    from cgd_ray.training import distributed
+    distributed.bind_gloo(distributed._own_address(os.environ["MASTER_ADDR"]))
     dist.init_process_group("gloo", timeout=datetime.timedelta(seconds=90))
     total = torch.ones(1)
     dist.all_reduce(total)

@@ -24,8 +24,8 @@ State = dict[str, torch.Tensor]
 
 def train(job: RankJob, stop_after: int) -> int | None:
     """On one rank: train up to a step whose checkpoint is whole; the step that it began with."""
-    from cgd_ray.training.checkpoints import Checkpoints
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.checkpoint.checkpoints import Checkpoints
+    from cgd_ray.training.loop.trainer import _Rank
 
     rank = _Rank(job)
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints)
@@ -42,7 +42,7 @@ def train(job: RankJob, stop_after: int) -> int | None:
 
 def finish(job: RankJob) -> int:
     """On one rank: train to the end and export; the step that was exported."""
-    from cgd_ray.training.worker import train_rank
+    from cgd_ray.training.loop.trainer import train_rank
 
     return train_rank(job, lambda _: False).exported_step
 
@@ -73,7 +73,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RankJob:
 def refusal(job: RankJob) -> str:
     """On one rank, of which only the second has no compiler."""
     from cgd_ray.training.job import RefusedError
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.loop.trainer import _Rank
 
     with pytest.MonkeyPatch.context() as environment:
         if os.environ["RANK"] == "1":
@@ -94,12 +94,12 @@ def test_what_one_machine_lacks_ends_all_ranks(worlds: dict[int, Ranks], job: Ra
 
 def recomputes(job: RankJob) -> bool:
     """On one rank, of which only the second has a small GPU."""
-    from cgd_ray.training import recompute
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.loop import activation_checkpointing
+    from cgd_ray.training.loop.trainer import _Rank
 
     with pytest.MonkeyPatch.context() as machine:
         room = 2**20 if os.environ["RANK"] == "1" else 2**40
-        machine.setattr(recompute, "gpu_bytes", lambda _: room)
+        machine.setattr(activation_checkpointing, "gpu_bytes", lambda _: room)
         return bool(_Rank(job).engine.module.is_activation_checkpointing)
 
 
@@ -114,7 +114,7 @@ def in_layout(job: RankJob, name: str, **training: Any) -> RankJob:
 
 @pytest.fixture(scope="module")
 def uninterrupted(worlds: dict[int, Ranks], job: RankJob) -> State:
-    """Of one rank without ZeRO: plain PyTorch does the same (tests/unit/training/test_worker.py)."""
+    """Of one rank without ZeRO: plain PyTorch does the same (tests/unit/training/test_trainer.py)."""
     made = in_layout(job, "reference", zero_stage=0)
     worlds[1].run(train, made, STEPS)
     return state(made)

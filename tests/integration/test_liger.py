@@ -23,8 +23,8 @@ Trained = tuple[dict[str, torch.Tensor], list[float], bool]
 
 def trained(job: RankJob) -> Trained:
     """On one rank: the weights behind the last step, the losses, the last of them of rows set aside; if it is fused."""
-    from cgd_ray.training import kernels
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.loop import kernels
+    from cgd_ray.training.loop.trainer import _Rank
 
     kernels.LAYERS = {name: name == "rope" for name in kernels.LAYERS}
     rank = _Rank(job)

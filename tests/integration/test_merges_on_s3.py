@@ -3,7 +3,7 @@
 import pytest
 
 from cgd_ray.config.run import StorageSection
-from cgd_ray.generation.compaction import _begun, _end_merges, merge_parts
+from cgd_ray.storage.compaction import _begun, _end_merges, merge_parts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
 from cgd_ray.storage.tables import Table

@@ -17,9 +17,9 @@ import s3fs
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
+from cgd_ray.models.resolve import local_model, pinned_model
 from cgd_ray.storage import filesystem, transfers
 from cgd_ray.storage.literal_s3 import LiteralS3
-from cgd_ray.storage.models import local_model, pinned_model
 from tests.servers import REPOSITORY, S3Server
 
 WEIGHTS = bytes(range(256)) * 40  # ten pieces
@@ -145,7 +145,7 @@ FROM_HUB = """
 from cgd_ray.config.run import StorageSection
 from cgd_ray.storage import transfers
 from cgd_ray.storage.literal_s3 import LiteralS3
-from cgd_ray.storage.models import local_model, pinned_model
+from cgd_ray.models.resolve import local_model, pinned_model
 pinned = pinned_model("org/name", "main", StorageSection(), "student.model")
 print(pinned[1])
 print(local_model(*pinned, StorageSection()))

@@ -16,10 +16,11 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import find_files
-from cgd_ray.storage import literal_s3, s3_models
+from cgd_ray.models import s3
+from cgd_ray.storage import literal_s3
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.training.checkpoint_files import RangeReader, StoreWriter
-from cgd_ray.training.resources import pyarrow_filesystem
+from cgd_ray.training.checkpoint.files import RangeReader, StoreWriter
+from cgd_ray.training.launch.resources import pyarrow_filesystem
 from tests.servers import REPOSITORY, S3Server
 
 NAMES = [
@@ -128,8 +129,8 @@ def _hold_models_and_data(store: Store) -> None:
     store.write("model/config.json", b"{}")
     store.write("data/rows.jsonl", b'{"prompt": "x"}\n')
     if store.is_s3:
-        content = s3_models.digest(store.url("model"), store.storage, "student.model")
-        assert (s3_models.fetch(store.url("model"), content, store.storage, ()) / "config.json").read_bytes() == b"{}"
+        content = s3.digest(store.url("model"), store.storage, "student.model")
+        assert (s3.fetch(store.url("model"), content, store.storage, ()) / "config.json").read_bytes() == b"{}"
     for path in ("data", "data/rows.jsonl"):
         assert find_files(store.url(path), (".jsonl",), store.storage).paths == [store.path("data/rows.jsonl")]
 

@@ -11,9 +11,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cgd_ray.engines import nodes
-from cgd_ray.engines.nodes import check_nodes
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.pipeline.node_check import check_nodes
+from cgd_ray.pipeline.run import node_check
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import generate, scripted_recipe
 from tests.servers import REPOSITORY
@@ -60,7 +60,7 @@ def test_a_root_that_all_nodes_see_is_taken(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_second_node")
 def test_packages_for_another_device_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The node with a GPU computes on CPU; the driver is made to believe that it does not."""
-    monkeypatch.setattr(nodes, "installed_device", lambda: "cuda")
+    monkeypatch.setattr(node_check, "installed_device", lambda: "cuda")
     with pytest.raises(ConfigError, match=r"the packages of .* compute on another device than those of the driver"):
         check_nodes(Store(str(tmp_path)))
 

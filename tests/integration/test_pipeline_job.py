@@ -13,12 +13,12 @@ import pytest
 import s3fs
 from transformers import AutoTokenizer
 
-from cgd_ray.engines.stage import prompt_digest
 from cgd_ray.prompts.conversation import Turn, with_history
+from cgd_ray.stages.stage import prompt_digest
 from cgd_ray.storage.fingerprint import parent_digest, text_digest
-from cgd_ray.training.encode import ChatEncoder
-from cgd_ray.training.packing import batches, join, padding, plan_passes
-from cgd_ray.training.rows import EncodedRows
+from cgd_ray.training.dataset.chat_encoder import ChatEncoder
+from cgd_ray.training.dataset.encoded_rows import EncodedRows
+from cgd_ray.training.dataset.packing import batches, join, padding, plan_passes
 from tests.servers import RayHead, S3Server, engines_left
 
 pytestmark = pytest.mark.timeout(1800)  # two engines on a core each that emulates bfloat16: a quarter of an hour

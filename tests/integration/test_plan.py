@@ -14,15 +14,15 @@ from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.curation.run import run_curation
 from cgd_ray.data.prepare import prepare_prompts
-from cgd_ray.forecast import forecast_training
-from cgd_ray.generation.probe import Estimate, probe
+from cgd_ray.estimation.generation import Estimate, probe
+from cgd_ray.estimation.report import print_estimate, print_training
+from cgd_ray.estimation.training import forecast_training
 from cgd_ray.generation.run import join_of, run_generation
 from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.report.estimate import print_estimate, print_training
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import IdRange
-from cgd_ray.training.encode import student_encoder
-from cgd_ray.training.encode_table import Encoding, encode_examples
+from cgd_ray.training.dataset.chat_encoder import student_encoder
+from cgd_ray.training.dataset.encode import Encoding, encode_examples
 from tests.unit.training.tiny import write_tiny_model
 
 ROWS, PROBED = 600, 200

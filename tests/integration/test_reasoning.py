@@ -9,8 +9,8 @@ from transformers import AutoTokenizer
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
-from cgd_ray.engines.base import Completion, Decoding, Request
-from cgd_ray.engines.vllm import VllmEngine
+from cgd_ray.inference.base import Completion, Decoding, Request
+from cgd_ray.inference.vllm.engine import VllmEngine
 from cgd_ray.prompts.conversation import Turn
 
 

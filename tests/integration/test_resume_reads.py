@@ -16,8 +16,8 @@ STEPS = 2
 
 def train(job: RankJob) -> None:
     """On one rank: make the steps, and write a checkpoint."""
-    from cgd_ray.training.checkpoints import Checkpoints
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.checkpoint.checkpoints import Checkpoints
+    from cgd_ray.training.loop.trainer import _Rank
 
     rank = _Rank(job)
     list(rank.steps())
@@ -28,8 +28,8 @@ def train(job: RankJob) -> None:
 
 def bytes_read(job: RankJob) -> tuple[int, int]:
     """On one rank: bytes and requests that a checkpoint's data takes to be restored."""
-    from cgd_ray.training.checkpoints import Checkpoints
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.checkpoint.checkpoints import Checkpoints
+    from cgd_ray.training.loop.trainer import _Rank
 
     rank = _Rank(job)
     sizes: list[int] = []

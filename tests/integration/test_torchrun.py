@@ -113,7 +113,7 @@ def test_on_s3_the_command_knows_where(s3: S3Server, tmp_path: Path, monkeypatch
 
 def test_a_full_gpu_of_one_rank_ends_all(place: Place, tmp_path: Path) -> None:
     command = command_of(place, "full")
-    command[command.index("cgd_ray.training.torchrun")] = "tests.full_gpu"
+    command[command.index("cgd_ray.training.launch.torchrun")] = "tests.full_gpu"
     process = start(command, STARTS=str(tmp_path / "starts"))
     output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
@@ -139,7 +139,7 @@ def test_a_student_of_other_settings_is_not_taken_for_this_ones(place: Place) ->
 
 def test_what_is_no_job_is_said_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text("{}")
-    module = ["-m", "torch.distributed.run", "--standalone", "-m", "cgd_ray.training.torchrun"]
+    module = ["-m", "torch.distributed.run", "--standalone", "-m", "cgd_ray.training.launch.torchrun"]
     process = start([sys.executable, *module, str(tmp_path / "job.json")])
     output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
@@ -159,7 +159,7 @@ def test_the_benchmark_for_gpus_runs_without_one(tmp_path: Path, side: str) -> N
 
 
 def test_keys_that_are_missing_are_said_in_one_line(s3: S3Server) -> None:
-    module = ["--standalone", "--nproc-per-node", "2", "-m", "cgd_ray.training.torchrun"]
+    module = ["--standalone", "--nproc-per-node", "2", "-m", "cgd_ray.training.launch.torchrun"]
     command = [sys.executable, "-m", "torch.distributed.run", *module, "s3://bucket/runs/r/training/t/job.json"]
     keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
     process = start(command, AWS_ENDPOINT_URL=s3.endpoint, AWS_EC2_METADATA_DISABLED="true", **keys)

@@ -15,14 +15,14 @@ from transformers import AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
+from cgd_ray.methods import Contexts, Conversation, view
 from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.training import trainer
-from cgd_ray.training.encode import ChatEncoder, Encoded
-from cgd_ray.training.formats import Contexts, Conversation, view
+from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.training.dataset.packing import join, plan_passes
 from cgd_ray.training.job import RankJob
-from cgd_ray.training.packing import join, plan_passes
-from cgd_ray.training.plan import TrainingResult
-from cgd_ray.training.ray_worker import train_on_ray
+from cgd_ray.training.launch import ray_train
+from cgd_ray.training.launch.ray_worker import train_on_ray
+from cgd_ray.training.launch.training_run import TrainingResult
 from tests.full_gpu import train_on_ray_full
 from tests.place import Place, distance
 from tests.servers import S3Server, below
@@ -169,7 +169,7 @@ def train_and_note(starts: Path, job: RankJob, board: ActorHandle) -> object:
 def test_a_diverged_training_names_its_rows_and_is_not_tried_again(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trainer, "train_on_ray", partial(train_and_note, tmp_path / "starts"))
+    monkeypatch.setattr(ray_train, "train_on_ray", partial(train_and_note, tmp_path / "starts"))
     with pytest.raises(CgdError, match=r"step \d+ of 12.*not finite.*0{28}") as caught:
         place.train("diverged", learning_rate=1e30, workers=1, max_failures=3)
     assert "\n" not in str(caught.value)
@@ -180,7 +180,7 @@ def test_a_full_gpu_of_one_rank_ends_all_and_is_not_tried_again(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     starts = tmp_path / "starts"
-    monkeypatch.setattr(trainer, "train_on_ray", partial(train_on_ray_full, starts))
+    monkeypatch.setattr(ray_train, "train_on_ray", partial(train_on_ray_full, starts))
     with pytest.raises(CgdError, match=r"^a GPU has no room \(CUDA out of memory\): lower [^\n]*$"):
         place.train("full", workers=2, max_failures=3)
     assert sorted(starts.read_text().split()) == ["0", "1"]

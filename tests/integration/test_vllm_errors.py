@@ -11,8 +11,8 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
-from cgd_ray.engines.base import Completion, CompletionError, Decoding, EngineDiedError, Request
-from cgd_ray.engines.vllm import VllmEngine
+from cgd_ray.inference.base import Completion, CompletionError, Decoding, EngineDiedError, Request
+from cgd_ray.inference.vllm.engine import VllmEngine
 
 REQUEST = Request("draft-a", "a", (), Decoding(8, 0.0, 1.0, 0))
 

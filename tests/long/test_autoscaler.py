@@ -14,8 +14,8 @@ import ray
 from ray._private.state import state
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
-from cgd_ray.engines.placement import Wanted, held_room, require_room
 from cgd_ray.errors import ConfigError
+from cgd_ray.runtime.capacity import Wanted, held_room, require_room
 from cgd_ray.runtime.cluster import Demand, could_launch, read_cluster
 from tests.conftest import end_processes
 from tests.scripted import generate, scripted_recipe

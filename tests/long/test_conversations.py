@@ -14,9 +14,9 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from cgd_ray.data.demo import demo_rows
+from cgd_ray.data.demo.problems import demo_rows
 from cgd_ray.prompts.conversation import Turn, history_of, with_history
-from cgd_ray.training.encode import ChatEncoder
+from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from tests.servers import REPOSITORY, engines_left
 
 pytestmark = pytest.mark.timeout(1800)

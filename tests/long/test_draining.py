@@ -14,8 +14,8 @@ import pytest
 import ray
 from ray import serve
 
-from serving.app import build
-from serving.keys import digest_of, new_key
+from cgd_ray.serving.app import build
+from cgd_ray.serving.keys import digest_of, new_key
 from tests.servers import free_port
 
 pytestmark = pytest.mark.timeout(1800)

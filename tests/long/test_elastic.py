@@ -17,7 +17,7 @@ from tests.unit.training.tiny import write_tiny_model
 
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training that starts before Ray has counted a new node, or its loss, learns of it in seconds."""
-    monkeypatch.setattr("cgd_ray.training.resources._RESIZE_SECONDS", 5.0)
+    monkeypatch.setattr("cgd_ray.training.launch.resources._RESIZE_SECONDS", 5.0)
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "15")
 
 

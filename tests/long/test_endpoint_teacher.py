@@ -19,9 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cgd_ray.config.engine import TeacherOpenAI, VllmOptions
-from cgd_ray.engines.openai import check_endpoint
-from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.errors import ConfigError
+from cgd_ray.inference.openai.engine import check_endpoint
+from cgd_ray.inference.vllm.arguments import compute_dtype
 from tests.servers import REPOSITORY, free_port
 
 RECIPE = "jobs/recipes/openai-teacher.yaml"

@@ -17,7 +17,7 @@ WORLD = 2
 
 def held(job: RankJob) -> int:
     """On one rank: bytes of all tensors behind the last step."""
-    from cgd_ray.training.worker import _Rank
+    from cgd_ray.training.loop.trainer import _Rank
 
     rank = _Rank(job)
     list(rank.steps())

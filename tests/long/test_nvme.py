@@ -40,9 +40,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RankJob:
 
 def swapped(job: RankJob, stop_after: int) -> tuple[int | None, list[int]]:
     """On one rank: `train` with small sub-groups; where it began, and the sizes of the states on disk."""
-    from cgd_ray.training import engine
+    from cgd_ray.training.loop import deepspeed_engine
 
-    engine.SWAPPED_AT_ONCE = 1_000_000
+    deepspeed_engine.SWAPPED_AT_ONCE = 1_000_000
     began = train(job, stop_after)
     folder = Path(str(job.training.offload_folder))
     return began, [file.stat().st_size for file in folder.rglob("exp_avg-*.swp")]

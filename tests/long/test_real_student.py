@@ -34,7 +34,7 @@ def encoded(student_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Tabl
 
 def first_step(job: RankJob) -> tuple[float, float]:
     """On one rank: loss and gradient norm of the first step of a whole training."""
-    from cgd_ray.training.worker import train_rank
+    from cgd_ray.training.loop.trainer import train_rank
 
     reports: list[StepReport] = []
     train_rank(job, lambda step: bool(reports.append(step)))  # type: ignore[func-returns-value]
@@ -72,7 +72,7 @@ def test_eight_passes_of_one_row_equal_one_pass_of_eight_rows(
 
 def interrupt(job: RankJob) -> int | None:
     """On one rank: stop after the second step, and train on; the step that it went on from."""
-    from cgd_ray.training.worker import train_rank
+    from cgd_ray.training.loop.trainer import train_rank
 
     with pytest.raises(StoppedError):
         train_rank(job, lambda step: step.progress.step == 1)

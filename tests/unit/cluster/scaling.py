@@ -18,12 +18,12 @@ from ray.train._internal.autoscaling_coordinator_client import build_train_resou
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.run import StorageSection
-from cgd_ray.engines.build import build_chain
-from cgd_ray.engines.placement import engine_demand
+from cgd_ray.execution.chains import build_chain
 from cgd_ray.generation.run import _READER, engine_of
+from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.device import PRETEND_GPUS
-from cgd_ray.training.resources import worker_resources
+from cgd_ray.training.launch.resources import worker_resources
 
 Bundle = dict[str, float]
 Spec = dict[str, Any]

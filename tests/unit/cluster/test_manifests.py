@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from cgd_ray.config.recipe import Recipe, load_recipe
-from cgd_ray.engines.vllm_arguments import engine_gpus
-from serving.options import ServeArgs, parse_args
+from cgd_ray.inference.vllm.arguments import engine_gpus
+from cgd_ray.serving.options import ServeArgs, parse_args
 
 from .conftest import REPOSITORY, Manifest
 

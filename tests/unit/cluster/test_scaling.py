@@ -13,7 +13,7 @@ from ray._private.resource_and_label_spec import ResourceAndLabelSpec
 from ray.serve._private.build_app import build_app
 from ray.serve.config import HTTPOptions
 
-from serving.app import build
+from cgd_ray.serving.app import build
 
 from .conftest import Manifest
 from .scaling import Autoscaler, Group, Phase, launched, only_running, phases

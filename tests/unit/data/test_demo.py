@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from cgd_ray.data.demo import NOVEL_KINDS, SEEN_KINDS, DemoProblem, demo_problem
-from cgd_ray.data.identity import prompt_id
+from cgd_ray.data.demo.problems import NOVEL_KINDS, SEEN_KINDS, DemoProblem, demo_problem
+from cgd_ray.data.prompt_id import prompt_id
 from cgd_ray.grading.grade import Grade, grade
 
 _EQUATION = re.compile(r"([\d$.,+\-*/() ]*\d) = \$?(\d+(?:\.\d+)?(?:/\d+)?)")

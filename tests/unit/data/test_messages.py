@@ -16,7 +16,7 @@ from cgd_ray.data.messages import Asked, read_messages
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.data.skipped import RowError
 from cgd_ray.errors import ConfigError
-from cgd_ray.preflight import preflight
+from cgd_ray.pipeline.preflight import preflight
 from cgd_ray.prompts.conversation import Turn
 from cgd_ray.storage.filesystem import Store
 

@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data import prepare
-from cgd_ray.data.identity import canonical, holdout_position, prompt_id
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
+from cgd_ray.data.prompt_id import canonical, holdout_position, prompt_id
 from cgd_ray.errors import ConfigError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import Table

@@ -9,14 +9,14 @@ import pytest
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import EvaluationSection
-from cgd_ray.data.identity import holdout_position
 from cgd_ray.data.prepare import PreparedPrompts
+from cgd_ray.data.prompt_id import holdout_position
 from cgd_ray.errors import CgdError
+from cgd_ray.estimation.training import forecast_evaluation
 from cgd_ray.evaluation import run as evaluation
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.evaluation.scores import grade_results
-from cgd_ray.forecast import forecast_evaluation
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.stages.definitions import build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS, RESULTS
 from cgd_ray.storage.tables import Table

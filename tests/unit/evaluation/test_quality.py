@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.engines.join import JoinedRow
 from cgd_ray.evaluation import quality
 from cgd_ray.evaluation.quality import _counted, generated_quality
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.rows import JoinedRow
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import engine, joined, lacking, prompts, recipe, walk
 

@@ -6,8 +6,8 @@ import pytest
 
 from cgd_ray.generation import run
 from cgd_ray.generation.run import _chains
-from cgd_ray.generation.stages import build_stages
 from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.stages.definitions import build_stages
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import recipe
 

@@ -6,13 +6,13 @@ import pyarrow as pa
 import pytest
 
 from cgd_ray.curation.run import run_curation
-from cgd_ray.data.identity import prompt_id
+from cgd_ray.data.prompt_id import prompt_id
 from cgd_ray.generation.planning import plan
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.methods import Example
 from cgd_ray.prompts.conversation import Turn, with_history
+from cgd_ray.stages.definitions import build_stages
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS
-from cgd_ray.training.formats import Example
 from tests.unit.generation.test_planning import engine, joined, lacking, recipe, walk
 
 QUESTION = "And 3 more?"

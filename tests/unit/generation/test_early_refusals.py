@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
-from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.ledger import Snapshot
-from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.engines.stage import TEXTS, Row
-from cgd_ray.engines.tally import Tallies
 from cgd_ray.errors import StoppedError
+from cgd_ray.execution.chain_runner import ChainRunner
+from cgd_ray.execution.coordinator import Snapshot
+from cgd_ray.execution.metrics import Tallies
+from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.guard import Guard
 from cgd_ray.generation.planning import Plan, StageCount
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongError, Request
+from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.stage import TEXTS, Row
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import recipe
 

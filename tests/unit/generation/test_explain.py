@@ -5,7 +5,7 @@ from typing import Any
 
 from cgd_ray.data.prepare import prompts_table
 from cgd_ray.generation.explain import explain
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.stages.definitions import build_stages
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import recipe
 

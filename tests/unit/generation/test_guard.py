@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from cgd_ray.engines.ledger import Snapshot
-from cgd_ray.engines.progress import Progress
-from cgd_ray.engines.tally import StageTally
 from cgd_ray.errors import StoppedError
+from cgd_ray.execution.coordinator import Snapshot
+from cgd_ray.execution.metrics import StageTally
+from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.guard import Guard
 from cgd_ray.generation.planning import Plan, StageCount
 from tests.unit.generation.test_planning import recipe

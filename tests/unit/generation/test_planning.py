@@ -11,15 +11,15 @@ import pytest
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.curation.run import run_curation
-from cgd_ray.data.identity import prompt_id
-from cgd_ray.engines.base import Completion, CompletionError, PromptTooLongError, Request
-from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.join import CatchUp, Join
-from cgd_ray.engines.results import parse_verdict
-from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.engines.stage import WORK
+from cgd_ray.data.prompt_id import prompt_id
+from cgd_ray.execution.chain_runner import ChainRunner
+from cgd_ray.execution.results import parse_verdict
 from cgd_ray.generation.planning import plan, with_attempts, work
-from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongError, Request
+from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.rows import CatchUp, Join
+from cgd_ray.stages.stage import WORK
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint, parent_digest, text_digest
 from cgd_ray.storage.schemas import PROMPTS

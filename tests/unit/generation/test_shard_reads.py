@@ -7,14 +7,14 @@ import pyarrow as pa
 import pytest
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.data.ordering import SortedRows
-from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.join import Join
-from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.engines.stage import Stage
-from cgd_ray.generation.compaction import merge_parts
+from cgd_ray.data.external_sort import SortedRows
+from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.generation.planning import plan, with_attempts, work
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.rows import Join
+from cgd_ray.stages.stage import Stage
+from cgd_ray.storage.compaction import merge_parts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table

@@ -6,11 +6,11 @@ from typing import Any
 
 from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import parse_recipe
-from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.engines.stage import TEXTS, Row, row_name
-from cgd_ray.engines.ward import RevivedEngine, Strike
-from cgd_ray.generation.stages import Stages, build_stages
+from cgd_ray.execution.chain_runner import ChainRunner
+from cgd_ray.execution.supervisor import RevivedEngine, Strike
+from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.stage import TEXTS, Row, row_name
 from cgd_ray.storage.filesystem import Store
 
 

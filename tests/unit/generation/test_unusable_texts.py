@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.engine import ScriptedOptions
-from cgd_ray.engines.base import Completion, Request
-from cgd_ray.engines.chain import ChainRunner
-from cgd_ray.engines.scripted import ScriptedEngine
-from cgd_ray.engines.stage import TEXTS
 from cgd_ray.evaluation.run import _stage
-from cgd_ray.generation.stages import build_stages
+from cgd_ray.execution.chain_runner import ChainRunner
+from cgd_ray.inference.base import Completion, Request
+from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.stage import TEXTS
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import scripted_recipe
 

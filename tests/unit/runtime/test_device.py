@@ -11,15 +11,15 @@ import torch
 from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.engines.placement import engine_demand
-from cgd_ray.engines.vllm_arguments import compute_dtype
 from cgd_ray.errors import ConfigError
-from cgd_ray.generation.stages import pin_models
+from cgd_ray.inference.vllm.arguments import compute_dtype
 from cgd_ray.runtime import device
+from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.stages.definitions import pin_models
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
-from cgd_ray.training.resources import worker_resources
+from cgd_ray.training.launch.resources import worker_resources
 
 GPUS = {"CPU": 8.0, "GPU": 4.0}
 NODE = Cluster((Node(8, 4),))
@@ -175,7 +175,7 @@ def test_an_engine_without_a_gpu_is_refused_for_gpu_packages(packages: pytest.Mo
 
 def test_cpu_packages_on_a_cluster_with_gpus_are_refused(packages: pytest.MonkeyPatch) -> None:
     packages.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    packages.setattr("cgd_ray.training.resources.read_cluster", lambda: NODE)
+    packages.setattr("cgd_ray.training.launch.resources.read_cluster", lambda: NODE)
     with pytest.raises(ConfigError, match="the cluster has 4 GPUs, but the packages installed here compute on CPU"):
         engine_demand(VllmOptions(), NODE, sharing=1)
     with pytest.raises(ConfigError, match=r"training\.resources\.gpus_per_worker: the cluster has 4 GPUs"):

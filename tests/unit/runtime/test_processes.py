@@ -72,7 +72,7 @@ def test_a_clock_that_is_set_makes_nobody_dead(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_torn_record_is_forgotten(tmp_path: Path) -> None:
-    from cgd_ray.runtime.state import state_folder
+    from cgd_ray.runtime.folders import state_folder
 
     torn = state_folder("processes") / "1-2.json"
     torn.write_text('{"pid": 1')

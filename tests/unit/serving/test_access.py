@@ -19,9 +19,9 @@ from starlette.types import ASGIApp
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.config.serving import Access, is_loopback
 from cgd_ray.errors import ConfigError
-from serving.app import build
-from serving.ingress import ClosedIngress, _is_the_requests_fault
-from serving.keys import Keys, digest_of, new_key, read_keys
+from cgd_ray.serving.app import build
+from cgd_ray.serving.ingress import ClosedIngress, _is_the_requests_fault
+from cgd_ray.serving.keys import Keys, digest_of, new_key, read_keys
 
 KEY = "sk-a-key"
 GOOD = {"authorization": f"Bearer {KEY}"}

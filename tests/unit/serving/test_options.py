@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.training import ServingSection
-from cgd_ray.engines.vllm_arguments import engine_gpus
 from cgd_ray.errors import ConfigError
-from serving.options import ServeArgs, parse_args
+from cgd_ray.inference.vllm.arguments import engine_gpus
+from cgd_ray.serving.options import ServeArgs, parse_args
 
 
 def test_text_becomes_numbers() -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.job import RankJob, StepReport
-from cgd_ray.training.worker import _Rank
+from cgd_ray.training.loop.trainer import _Rank
 from tests.unit.training.tiny import rank_job
 
 RATE = 1e-3

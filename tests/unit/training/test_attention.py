@@ -11,10 +11,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.training.attention import load_student, require_rows_fit, settle_attention, wanted
+from cgd_ray.training.dataset.packing import PackedRows, join, padded
 from cgd_ray.training.job import RefusedError
-from cgd_ray.training.loss import packed_logits, summed_loss
-from cgd_ray.training.packing import PackedRows, join, padded
+from cgd_ray.training.loop.attention import load_student, require_rows_fit, settle_attention, wanted
+from cgd_ray.training.loop.loss import packed_logits, summed_loss
 
 CPU = torch.device("cpu")
 BY_ROW, SDPA = TrainingSection(max_length=64), TrainingSection(max_length=64, attention="sdpa")
@@ -97,7 +97,7 @@ def test_a_bias_beside_the_mask_keeps_the_mask(dtype: torch.dtype, monkeypatch: 
         bias = -0.05 * (places[:, None] - places[None, :]).abs().to(dtype)
         return torch.where(mask, bias, torch.finfo(dtype).min)
 
-    monkeypatch.setattr("cgd_ray.training.attention.sdpa_mask", biased)
+    monkeypatch.setattr("cgd_ray.training.loop.attention.sdpa_mask", biased)
     made = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("llama", **SIZES), dtype=dtype, attn_implementation="sdpa"
     )
@@ -179,7 +179,7 @@ def test_short_rows_attend_in_fp32_under_autocast_too(monkeypatch: pytest.Monkey
         return sdpa_attention_forward(module, query, *arguments, **options)
 
     made = model("llama", BY_ROW)
-    monkeypatch.setattr("cgd_ray.training.attention.sdpa_attention_forward", watched)
+    monkeypatch.setattr("cgd_ray.training.loop.attention.sdpa_attention_forward", watched)
     with torch.autocast("cpu", torch.bfloat16):
         summed_loss(made, pack(), CPU)
     assert seen == {(torch.float32, False)}
@@ -205,12 +205,12 @@ def test_what_a_user_asks_for_is_taken() -> None:
 
 @pytest.mark.parametrize(("precision", "first"), [("bf16", "flash_attention_2"), ("fp32", "flex_attention")])
 def test_flash_attention_is_for_bfloat16(monkeypatch: pytest.MonkeyPatch, precision: str, first: str) -> None:
-    monkeypatch.setattr("cgd_ray.training.attention.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("cgd_ray.training.loop.attention.is_flash_attn_2_available", lambda: True)
     assert wanted(TrainingSection(precision=precision), torch.device("cuda"))[0] == first
 
 
 def test_each_student_gets_the_fastest_attention_that_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cgd_ray.training.attention.is_flash_attn_2_available", lambda: True)
+    monkeypatch.setattr("cgd_ray.training.loop.attention.is_flash_attn_2_available", lambda: True)
     AutoModelForCausalLM.from_config(AutoConfig.for_model("olmoe", **SIZES)).save_pretrained(tmp_path)
     made = load_student(tmp_path, TrainingSection(), torch.device("cuda"))  # neither flash-attn nor flex attention
     assert made.config._attn_implementation == "sdpa"

@@ -11,11 +11,11 @@ import pytest
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import ConfigError
-from cgd_ray.preflight import preflight, require_histories
+from cgd_ray.methods import Conversation
+from cgd_ray.pipeline.preflight import preflight, require_histories
 from cgd_ray.prompts.chat import load_tokenizer, pin_date
 from cgd_ray.prompts.conversation import with_history
-from cgd_ray.training.encode import Encoded, student_encoder
-from cgd_ray.training.formats import Conversation
+from cgd_ray.training.dataset.chat_encoder import Encoded, student_encoder
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
 
 START = "{% for m in messages %}<|im_start|>{{ m.role }}\n"

@@ -9,10 +9,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.training import LoraSection
-from cgd_ray.training.adapters import with_adapter
+from cgd_ray.training.dataset.packing import join
 from cgd_ray.training.flops import Flops
-from cgd_ray.training.loss import summed_loss
-from cgd_ray.training.packing import join
+from cgd_ray.training.loop.loss import summed_loss
+from cgd_ray.training.lora import with_adapter
 
 LENGTH, SUPERVISED = 96, 32
 

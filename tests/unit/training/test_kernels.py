@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.training.kernels import lacking
+from cgd_ray.training.loop.kernels import lacking
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

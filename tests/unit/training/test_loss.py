@@ -7,8 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cgd_ray.errors import CgdError
-from cgd_ray.training.loss import packed_logits, require_isolation, summed_loss
-from cgd_ray.training.packing import join
+from cgd_ray.training.dataset.packing import join
+from cgd_ray.training.loop.loss import packed_logits, require_isolation, summed_loss
 
 CPU = torch.device("cpu")
 

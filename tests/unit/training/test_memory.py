@@ -11,10 +11,10 @@ from bitsandbytes.nn import Params4bit
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
 from cgd_ray.config.training import LoraSection, TrainingSection
-from cgd_ray.training.adapters import quantized, with_adapter
-from cgd_ray.training.loss import summed_loss
+from cgd_ray.training.dataset.packing import join
+from cgd_ray.training.loop.loss import summed_loss
+from cgd_ray.training.lora import quantized, with_adapter
 from cgd_ray.training.memory import NoEstimateError, export_memory, memory, model_sizes
-from cgd_ray.training.packing import join
 from tests.unit.training.tiny import write_tiny_model
 
 LENGTH, SUPERVISED = 256, 64

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cgd_ray.training.packing import batches, join, optimiser_steps, padded, padding, plan_passes
+from cgd_ray.training.dataset.packing import batches, join, optimiser_steps, padded, padding, plan_passes
 
 LENGTHS = st.lists(st.integers(2, 300), min_size=1, max_size=40)
 

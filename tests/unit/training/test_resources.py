@@ -4,7 +4,7 @@ import pytest
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.runtime.device import PRETEND_GPUS
-from cgd_ray.training.resources import worker_resources
+from cgd_ray.training.launch.resources import worker_resources
 
 Node = dict[str, float]
 HEAD = {"CPU": 16.0}

@@ -11,8 +11,8 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.job import RankJob, StepReport
+from cgd_ray.training.loop.tracking import Trackers
 from cgd_ray.training.progress import Progress
-from cgd_ray.training.tracking import Trackers
 from tests.events import scalars
 from tests.unit.training.tiny import rank_job
 

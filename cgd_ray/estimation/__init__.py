@@ -1,0 +1,1 @@
+"""What a run will take: tokens, hours, GPU-hours, memory and money (`cgd plan`)."""

@@ -1,0 +1,229 @@
+"""What the rest of a run will take, from generating a few of its rows: tokens, hours, GPU-hours and money per stage.
+
+The rows of a probe are rows of the run: they are in its tables, and the run does not make them again.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Set
+from dataclasses import dataclass
+from itertools import islice
+from statistics import NormalDist, fmean, stdev
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.generation.planning import Plan, plan, todo
+from cgd_ray.generation.run import GenerationResult, engine_of, join_of, role_of, run_generation
+from cgd_ray.runtime.capacity import engine_demand
+from cgd_ray.runtime.cluster import read_cluster
+from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.rows import Join, Shard
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table
+
+_Z = NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """An estimate with the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(per_row: list[int], rows: float) -> "Spread":
+        """What so many rows take, from what each of a sample took."""
+        mean = fmean(per_row)
+        half = _Z * stdev(per_row) / math.sqrt(len(per_row)) if len(per_row) > 1 else mean
+        return Spread(mean, max(0.0, mean - half), mean + half).times(rows)
+
+    def times(self, factor: float) -> "Spread":
+        """The estimate of so many times as much."""
+        return Spread(self.value * factor, self.low * factor, self.high * factor)
+
+    def plus(self, other: "Spread") -> "Spread":
+        """Both together; their errors are taken to go the same way."""
+        return Spread(self.value + other.value, self.low + other.low, self.high + other.high)
+
+
+NOTHING = Spread(0, 0, 0)
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What one stage will take for the rows that lack it after the probe."""
+
+    rows: float
+    """As far as the probe's share of rows whose upstream stages succeed tells."""
+    prompt_tokens: Spread
+    completion_tokens: Spread
+    hours: Spread
+    """Of its pool, as far as the pool works for this stage."""
+    gpu_hours: Spread
+    money: Spread | None
+    """By the prices of an HTTP teacher, or of a GPU-hour; None where there is no price."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take."""
+
+    probed: int
+    """Rows that were generated for this."""
+    stages: dict[str, StageEstimate]
+    overlap: bool
+    """Whether student and teacher work at the same time, so that the slower one decides."""
+    unmeasured: list[str]
+    """Stages with rows to do of which the probe says nothing."""
+    starved: bool
+    """Whether the probe was too small to fill the engines: the run will be faster than said."""
+
+    @property
+    def hours(self) -> Spread:
+        """From the first row to the last, loading aside."""
+        pools: dict[str, Spread] = {}
+        for name, stage in self.stages.items():
+            pools[role_of(name)] = pools.get(role_of(name), NOTHING).plus(stage.hours)
+        if self.overlap:
+            return max(pools.values(), key=lambda hours: hours.value, default=NOTHING)
+        return sum_of(pools.values())
+
+
+def sum_of(spreads: Iterable[Spread]) -> Spread:
+    """All together."""
+    total = NOTHING
+    for spread in spreads:
+        total = total.plus(spread)
+    return total
+
+
+def probe(recipe: Recipe, prompts: Table, rows: int, gpu_hour_price: float | None) -> Estimate | None:
+    """Generate about so many of a run's rows, and say what the others will take; None where nothing is left to do.
+
+    Raises:
+        CgdError: as `run_generation`.
+    """
+    join = join_of(recipe, prompts, build_stages(recipe, prompts.store))
+    sample = _sample(join, plan(join), rows)
+    if sample is None:
+        return None
+    result = run_generation(recipe, prompts.store, sample)
+    measured = _Probe(recipe, result, join_of(recipe, sample, result.stages), gpu_hour_price)
+    left = {name: rows for name, rows in plan(join).todo.items() if rows}
+    stages = {name: measured.estimate(name, rows) for name, rows in left.items() if name in measured.stages}
+    unmeasured = [name for name in left if name not in stages]
+    return Estimate(measured.rows, stages, result.execution == "streaming", unmeasured, measured.is_starved)
+
+
+class _Probe:
+    """What was measured, stage by stage."""
+
+    def __init__(self, recipe: Recipe, result: GenerationResult, join: Join, gpu_hour_price: float | None) -> None:
+        self._recipe = recipe
+        self._tallies = {stage: tally for stage, tally in result.tallies.items() if tally["rows"]}
+        self._price = gpu_hour_price
+        made = list(join)
+        self.rows = len(made)
+        found = {stage.name: [row.results[stage.name] for row in made] for stage in join.stages}
+        self._counted = {
+            stage: [row for row in rows if row and row["completion_tokens"] is not None]
+            for stage, rows in found.items()
+        }
+
+    @property
+    def stages(self) -> set[str]:
+        """Those of which there is something to go by."""
+        return {stage for stage in self._tallies if self._counted[stage]}
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether an engine could have taken more rows at a time than half of those that there were."""
+        return any(self.rows < 2 * self._width(role_of(stage)) for stage in self._tallies)
+
+    def estimate(self, stage: str, lacking: int) -> StageEstimate:
+        """What so many more rows will take."""
+        made = self._counted[stage]
+        rows = lacking * len(made) / self.rows
+        prompt = Spread.of([result["prompt_tokens"] for result in made], rows)
+        completion = Spread.of([result["completion_tokens"] for result in made], rows)
+        hours = _like(completion, rows * self._seconds_per_row(stage) / 3600)
+        gpu_hours = hours.times(self._gpus(role_of(stage)))
+        return StageEstimate(
+            rows, prompt, completion, hours, gpu_hours, self._money(stage, prompt, completion, gpu_hours)
+        )
+
+    def _seconds_per_row(self, stage: str) -> float:
+        """Of the stage's pool, which shares its time among its stages as their rows took it."""
+        pool = [tally for name, tally in self._tallies.items() if role_of(name) == role_of(stage)]
+        seconds = max(t["started"] + t["seconds"] for t in pool) - min(t["started"] for t in pool)
+        share = self._tallies[stage]["busy_seconds"] / max(1e-9, sum(t["busy_seconds"] for t in pool))
+        tally = self._tallies[stage]
+        # Refused rows took no time, and are not among those that are told.
+        answered = tally["rows"] - tally["failed"] - tally["over_long"] - tally["quarantined"]
+        return seconds * share / max(1, answered)
+
+    def _gpus(self, role: str) -> float:
+        options, _ = engine_of(self._recipe, role)
+        replicas = 1 if isinstance(options, TeacherOpenAI) else options.replicas
+        return replicas * engine_demand(options, read_cluster(), sharing=1, key=f"{role}.engine").gpus
+
+    def _width(self, role: str) -> int:
+        options, _ = engine_of(self._recipe, role)
+        return options.concurrency if isinstance(options, TeacherOpenAI) else options.replicas * options.max_in_flight
+
+    def _money(self, stage: str, prompt: Spread, completion: Spread, gpu_hours: Spread) -> Spread | None:
+        teacher = self._recipe.teacher.engine
+        if role_of(stage) == "teacher" and isinstance(teacher, TeacherOpenAI):
+            per_prompt, per_completion = teacher.cost(1, 0), teacher.cost(0, 1)
+            return (
+                prompt.times(per_prompt).plus(completion.times(per_completion)) if per_prompt + per_completion else None
+            )
+        return None if self._price is None else gpu_hours.times(self._price)
+
+
+def _like(spread: Spread, value: float) -> Spread:
+    """A value that is as uncertain as another one."""
+    return spread.times(value / spread.value) if spread.value else Spread(value, value, value)
+
+
+def _sample(join: Join, current: Plan, rows: int) -> Table | None:
+    """Prompts that lack the first stage of all that is lacking, as a table of their own.
+
+    Ids are hashes, so the first ones are a random sample. Rows that were never tried go first: those that failed may be
+    of a kind of their own.
+    """
+    first = next((stage.name for stage in join.stages if current.todo[stage.name]), None)
+    missing, ids, chosen = math.ceil(rows / join.samples), set[str](), dict[str, list[str]]()
+    for tried, shard in itertools.product((False, True), current.shards if first else []):
+        if found := list(islice(_lacking(join, shard, str(first), ids, tried=tried), missing)):
+            chosen.setdefault(shard.prompts, []).extend(found)
+            ids.update(found)
+            missing -= len(found)
+        if not missing:
+            break
+    if not chosen:
+        return None
+    content = {"probe": join.prompts.fingerprint, "prompts": sorted(ids)}
+    table = Table(join.prompts.store, "prompts", fingerprint(content), PROMPTS)
+    # A part for each of theirs, as narrow: one that spans all ids would be joined with all of every stage's table.
+    for number, part in enumerate(sorted(chosen)):
+        prompts = join.prompts.read([part])
+        table.write_part(f"part-{number:06d}", prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(chosen[part]))))
+    return table
+
+
+def _lacking(join: Join, shard: Shard, stage: str, chosen: Set[str], *, tried: bool) -> Iterator[str]:
+    """Ids of other prompts that lack this stage first of all, and were tried or not, each once."""
+    last = None
+    for row in join.rows(shard, texts=False):
+        identity: str = row.texts["prompt_id"]
+        wanted = todo(join.stages, row)[:1] == [stage] and (row.results[stage] is not None) == tried
+        if wanted and identity != last and identity not in chosen:
+            yield identity
+            last = identity

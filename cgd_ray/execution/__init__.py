@@ -1,0 +1,1 @@
+"""Pools of engine actors on Ray Data: the driver, the coordinator, and what happens when an engine dies."""

@@ -1,0 +1,219 @@
+"""A row walks a chain of stages on one engine; every finished stage is committed at once."""
+
+import asyncio
+import contextlib
+import datetime as dt
+import socket
+import time
+from collections.abc import Awaitable, Callable, Collection
+
+from cgd_ray.errors import ConfigError
+from cgd_ray.execution.metrics import StageTally, Tallies
+from cgd_ray.execution.results import result_row, tally_of
+from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Engine, Request
+from cgd_ray.prompts.thinking import thinking_in
+from cgd_ray.stages.stage import TEXTS, Row, Stage, row_name
+from cgd_ray.storage.commit import Committer
+
+_IDLE_SECONDS = 0.05  # long enough for blocks that follow each other, short beside any completion
+_TELEMETRY_FLUSHES = 12  # of results, for one of telemetry
+
+
+class ChainRunner:
+    """Runs rows through stages on one engine and one event loop.
+
+    At most `max_in_flight` rows generate at a time. More may be given to it: they take the places of rows that only
+    wait for their commit, or that a slower row of their block keeps waiting.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        stages: list[Stage],
+        *,
+        max_in_flight: int,
+        flush_rows: int,
+        flush_seconds: float,
+        spare_rows: int | None = None,
+        on_left: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
+        """A runner.
+
+        Args:
+            engine: what completes.
+            stages: in the order in which rows walk them.
+            max_in_flight: rows that generate at a time.
+            flush_rows: results that make a part.
+            flush_seconds: the longest time that a result waits for others.
+            spare_rows: how many rows more than `max_in_flight` it is given at most, where that is known.
+            on_left: told the name of each row that will ask the engine for nothing more.
+        """
+        self._engine = engine
+        self._stages = stages
+        self._on_left = on_left
+        self._spare_rows = spare_rows
+        self._host = socket.gethostname()
+        self._slots = asyncio.Semaphore(max_in_flight)
+        self._walks: set[asyncio.Task[None]] = set()
+        self._tallies: Tallies = {}
+        self._stopping = False
+        self.ceiling: str | None = None
+        """Why the engine will not go on."""
+        self._results: dict[str, Committer] = {}
+        for stage in stages:
+            before = next(reversed(self._results.values()), None)
+            self._results[stage.name] = Committer(
+                stage.results,
+                attempt=stage.attempt,
+                flush_rows=flush_rows,
+                flush_seconds=flush_seconds,
+                after=before,
+                borders=stage.borders,
+            )
+        # Nothing waits for telemetry, and a kill may lose it: fewer, larger parts.
+        self._telemetry = {
+            stage.name: Committer(
+                stage.telemetry,
+                attempt=stage.attempt,
+                flush_rows=_TELEMETRY_FLUSHES * flush_rows,
+                flush_seconds=_TELEMETRY_FLUSHES * flush_seconds,
+            )
+            for stage in stages
+        }
+
+    async def run(self, rows: list[Row], without_slots: Collection[str] = ()) -> list[Row]:
+        """Take rows through the stages that they lack; return them when all their results are on storage.
+
+        Suspects of an engine's death need no slot: others wait for them, and may hold all slots while they do. Nor do
+        rows that lack nothing here: they would wait for those that generate, and the next engine for them.
+        """
+        free, names = contextlib.nullcontext(), {stage.name for stage in self._stages}
+        passing = [row_name(row) in without_slots or names.isdisjoint(row["todo"]) for row in rows]
+        slots = [free if passes else self._slots for passes in passing]
+        return await asyncio.gather(*(self._run_row(dict(row), slot) for row, slot in zip(rows, slots, strict=True)))
+
+    async def stop(self) -> None:
+        """Give up what is being generated, begin nothing more, and write what is finished."""
+        self._stopping = True
+        for walk in self._walks:
+            walk.cancel()
+        await asyncio.gather(*self._walks, return_exceptions=True)
+        await self._write_all()
+
+    def take_tallies(self) -> Tallies:
+        """What was done since this was last called."""
+        taken, self._tallies = self._tallies, {}
+        return taken
+
+    async def close(self) -> None:
+        """Write what waits, then end the engine."""
+        await self._write_all()
+        await self._engine.close()
+
+    async def _write_all(self) -> None:
+        await asyncio.gather(*(committer.close() for committer in (*self._results.values(), *self._telemetry.values())))
+
+    async def _run_row(self, row: Row, slot: contextlib.AbstractAsyncContextManager[None]) -> Row:
+        commits: list[asyncio.Future[None]] = []
+        async with slot:
+            if self._stopping:
+                return row
+            walk = asyncio.create_task(self._walk(row, commits))
+            self._walks.add(walk)
+            try:
+                await walk
+            except CeilingError as error:
+                self.ceiling = str(error)
+            except asyncio.CancelledError:
+                if not self._stopping:
+                    raise
+            finally:
+                self._walks.discard(walk)
+                if not self._walks:
+                    asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._flush_if_idle)
+        if self._on_left:
+            await self._on_left(row_name(row))
+        self._flush_if_held_up()
+        await asyncio.gather(*commits)
+        return row
+
+    async def _walk(self, row: Row, commits: "list[asyncio.Future[None]]") -> None:
+        for stage in self._stages:
+            if stage.name in row["todo"] and all(row[name] is not None for name in _texts(stage)):
+                commits.append(await self._one(stage, row))
+
+    def _flush_if_held_up(self) -> None:
+        """Rows that wait for their commit take the room of those that a fast engine could go on with."""
+        waiting = max(committer.waiting for committer in self._results.values())
+        if self._spare_rows is not None and waiting >= self._spare_rows // 2:
+            for committer in self._results.values():
+                committer.flush()
+
+    def _flush_if_idle(self) -> None:
+        """Nobody adds to the open parts for now: write them, and their rows go on."""
+        if not self._walks:
+            # Telemetry first: this may be the last block, and nobody waits for it.
+            for committer in (*self._telemetry.values(), *self._results.values()):
+                committer.flush()
+
+    async def _one(self, stage: Stage, row: Row) -> "asyncio.Future[None]":
+        self._tallies.setdefault(stage.name, StageTally()).admitted += 1
+        started, clock = dt.datetime.now(dt.UTC), time.monotonic()
+        made: Completion | CompletionError
+        try:
+            request = _request(stage, row)
+            made = _usable(stage, request, await self._engine.complete(request))
+        except CompletionError as failure:
+            made = failure
+        seconds = time.monotonic() - clock
+        result = result_row(stage, row, made)
+        if result["status"] == "ok":
+            row[stage.name] = result["text"]
+        cached = made.cached_tokens if isinstance(made, Completion) else None
+        self._telemetry[stage.name].add(
+            {
+                "prompt_id": row["prompt_id"],
+                "sample": row["sample"],
+                "started": started,
+                "seconds": seconds,
+                "cached_tokens": cached,
+                "host": self._host,
+            }
+        )
+        self._tallies.setdefault(stage.name, StageTally()).add(tally_of(result, cached, started.timestamp(), seconds))
+        return self._results[stage.name].add(result)
+
+
+def _request(stage: Stage, row: Row) -> Request:
+    try:
+        return stage.request(row)
+    except ConfigError as mistake:  # a template that cannot show this one row
+        raise CompletionError(str(mistake)) from mistake
+
+
+def _usable(stage: Stage, request: Request, made: Completion) -> Completion:
+    """The completion, where its text may be learnt from, criticised or graded.
+
+    Raises:
+        CompletionError: it is empty, or holds thinking.
+    """
+    if made.truncated:
+        return made
+    if stage.must_say_something and not made.text.strip():
+        raise _unusable("the completion is empty", made)
+    if tag := thinking_in(made.text, "\n".join(turn.content for turn in request.turns)):
+        raise _unusable(
+            f"the text holds thinking ({tag}), which would be learnt and graded. Fix: set reasoning_parser (vLLM) or "
+            "reasoning_tags (an endpoint) of the engine, or switch thinking off in the stage's chat_template_kwargs",
+            made,
+        )
+    return made
+
+
+def _unusable(text: str, made: Completion) -> CompletionError:
+    return CompletionError(text, made.prompt_tokens, made.completion_tokens)
+
+
+def _texts(stage: Stage) -> list[str]:
+    """Inputs that an earlier stage makes; without them this stage cannot run."""
+    return [name for name in stage.inputs if name in TEXTS]

@@ -1,0 +1,328 @@
+"""What the engines of a run report to: who works on what, what was done, and what an engine's death says about rows.
+
+One Ray actor beside the driver. It outlives every engine, so it knows which rows were on one that is gone.
+"""
+
+import contextlib
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ray
+import ray.exceptions
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cgd_ray.errors import CgdError
+from cgd_ray.execution.backpressure import Pace
+from cgd_ray.execution.bloom_filter import Seen
+from cgd_ray.execution.metrics import Tallies, add_tallies
+from cgd_ray.execution.replicas import Pool, Replicas
+from cgd_ray.execution.supervisor import MOST_DEATHS, Strike, Strikes
+from cgd_ray.runtime.cluster import Cluster
+from cgd_ray.runtime.logs import describe_own_log, show_traceback
+from cgd_ray.storage.filesystem import store_errors
+from cgd_ray.storage.transfers import Transfer
+
+CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
+_ROOM_SECONDS = 0.2
+_STRANDED_SECONDS = 60.0  # without progress anywhere, after which what a lost node's engine holds is given to others
+_HOLD_SECONDS = 10.0  # without progress anywhere, after which there is nothing left but what lost engines hold
+_START_DEATHS = 2  # of a process that was loading; the next one is tried on another node
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What an engine must know before it begins a block."""
+
+    strikes: dict[str, Strike]
+    """What is held against its rows."""
+    look_again: int
+    """0: the block is as it says. Else it was begun before, so its rows may be on storage, and a listing that was made
+    at a smaller number is too old to tell."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """How a run stands."""
+
+    tallies: Tallies
+    engines: int
+    """Engines that have loaded."""
+    idle_seconds: float
+    """Since an engine loaded, more of a model came, or a stage of a row was finished."""
+    deaths: int
+    """Of engines' processes."""
+    ceiling: str | None
+    """Why an engine will not go on."""
+    broken: CgdError | None
+    """Why there is no hope in going on."""
+    troubles: list[str] = field(default_factory=list)
+    """Engines that could not start, or not again, one line each."""
+    lost: int = 0
+    """Engines of these that had been up: rows that they were given stay undone."""
+    stranded: int = 0
+    """Engines whose nodes are gone, while nobody else of their role has anything to do."""
+    fetching: Transfer | None = None
+    """What engines have of their models, of those that still fetch."""
+
+
+@dataclass
+class _Engine:
+    role: str | None = None
+    node: str | None = None
+    rows: set[str] = field(default_factory=set)  # of blocks that it has begun
+    suspects: set[str] | None = None  # those alone on it, while there are suspects
+    is_up: bool = False
+    is_stopped: bool = False
+    deaths: int = 0  # of its process, with nothing finished in between
+    start_deaths: int = 0  # ... that had not loaded, in a row
+    was_up: bool = False
+    is_lost: bool = False
+    fetched: Transfer | None = None
+
+
+class _Ledger:
+    def __init__(self, last_role: str, room: int, pools: Sequence[Pool] = ()) -> None:
+        self._engines: dict[str, _Engine] = {}
+        self._last_role = last_role
+        self._pace = Pace(room)
+        self._replicas = Replicas(pools)
+        self._troubles: list[str] = []
+        self._strikes = Strikes()
+        self._tallies: Tallies = {}
+        self._ceiling: str | None = None
+        self._broken: CgdError | None = None
+        self._stopping = False
+        # Blocks that were ever begun. That a block's rows are on storage is no reason to forget it: Ray may lose what
+        # the engine returned, and begin again.
+        self._begun = Seen()
+        self._deaths = 1  # of engines' processes; 0 would say that nothing is to be looked up
+        self._progress = time.monotonic()
+
+    def may_read(self, shard: int, rows: int) -> bool:
+        """See `Pace.may_read`."""
+        return self._pace.may_read(shard, rows)
+
+    def request_places(self, cluster: Cluster) -> None:
+        """See `Replicas.request`."""
+        self._replicas.request(cluster)
+
+    def take_place(self, role: str) -> PlacementGroup:
+        """See `Replicas.take`."""
+        return self._replicas.take(role)
+
+    def is_vacated(self) -> bool:
+        """See `Replicas.is_vacated`."""
+        return self._replicas.is_vacated()
+
+    def remove_places(self) -> None:
+        """See `Replicas.remove_places`."""
+        self._replicas.remove_places()
+
+    def arrive(
+        self, engine: str, role: str | None = None, place: str | None = None, node: str | None = None
+    ) -> str | None:
+        """An engine's process is there; the second time it has died in between.
+
+        Returns why it should not try to load, where it has died of that again and again.
+        """
+        gone = self._engines.get(engine)
+        self._engines[engine] = now = _Engine(role, node, deaths=gone.deaths + 1 if gone else 0)
+        if role:
+            self._replicas.arrive(engine, role, place)
+        if gone is None:
+            self._progress = time.monotonic()
+            return None
+        now.was_up = gone.was_up
+        died_alone = gone.node is None or gone.node in _living_nodes()  # a node that went away says nothing of a model
+        now.start_deaths = 0 if gone.is_up else gone.start_deaths + died_alone
+        self._deaths += 1
+        self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
+        if now.deaths > MOST_DEATHS:
+            self.fail(
+                CgdError(
+                    f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between: look "
+                    "at the engines' logs; the same command continues"
+                )
+            )
+        if now.start_deaths < _START_DEATHS:
+            return None
+        return f"an engine's process died {now.start_deaths} times in a row while it loaded: look at the engines' logs"
+
+    def up(self, engine: str) -> None:
+        """An engine has loaded."""
+        self._engines[engine].is_up = self._engines[engine].was_up = True
+        self._replicas.up(engine)
+        if not self._engines[engine].deaths:  # an engine that loads again and again is no progress
+            self._progress = time.monotonic()
+
+    def fetching(self, engine: str, transfer: Transfer) -> None:
+        """So much of its model is on the engine's node."""
+        self._engines[engine].fetched = transfer
+        self._progress = time.monotonic()
+
+    def give_up(self, engine: str, role: str, place: str | None, node: str, error: CgdError) -> bool:
+        """An engine cannot start on its node, or not again; returns whether it had been up."""
+        state = self._engines[engine]
+        state.is_up, state.is_stopped, state.is_lost = False, True, state.was_up
+        self._replicas.give_up(engine, role, None if state.was_up else place, node, error)
+        what = "is lost" if state.was_up else "could not start, and its place is tried on another node"
+        self._troubles.append(f"an engine of the {role} on node {node} {what}: {error}")
+        return state.was_up
+
+    def may_release(self) -> bool:
+        """Whether lost engines may let the rows go that they hold: the others have nothing left to do."""
+        if self._stopping or time.monotonic() - self._progress <= _HOLD_SECONDS:  # each held block asks, once a second
+            return self._stopping
+        living = _living_nodes()
+        others = [
+            engine
+            for engine in self._engines.values()
+            if not engine.is_lost and not engine.is_stopped and (engine.node is None or engine.node in living)
+        ]
+        return all(engine.is_up and not engine.rows for engine in others)
+
+    def begin(self, engine: str, role: str, rows: list[str]) -> Admission:
+        """An engine is about to work on a block of these rows."""
+        self._engines[engine].rows.update(rows)
+        held = {row: self._strikes.of(row) for row in rows}
+        strikes = {row: strike for row, strike in held.items() if strike.deaths}
+        if self._begun.add((role, *rows)):
+            return Admission(strikes, 0)
+        # A lost node's engine may come again long after another one has begun its blocks.
+        return Admission(strikes, self._deaths + sum(not node["Alive"] for node in ray.nodes()))
+
+    def on_engine(self, engine: str, suspects: list[str] | None) -> None:
+        """Only these rows are on the engine, until it says that there are no suspects left (None)."""
+        self._engines[engine].suspects = None if suspects is None else set(suspects)
+
+    def end(self, engine: str, role: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
+        """An engine is done with these rows: what was made of them is on storage."""
+        if role == self._last_role:
+            self._pace.leave(len(rows))
+        self._engines[engine].rows.difference_update(rows)
+        for row in rows:
+            self._strikes.clear(row)
+        self.report(engine, tallies, ceiling)
+
+    def report(self, engine: str, tallies: Tallies, ceiling: str | None) -> bool:
+        """What an engine did since it last said so; returns whether it should stop."""
+        add_tallies(self._tallies, tallies)
+        self._ceiling = ceiling or self._ceiling
+        if any(tally.rows for tally in tallies.values()):  # an engine that only begins rows may die of each
+            self._progress = time.monotonic()
+            self._engines[engine].deaths = 0
+        return self._stopping
+
+    def fail(self, error: CgdError) -> None:
+        """An engine cannot go on, and the run with it."""
+        self._broken = self._broken or error
+
+    def stop(self) -> None:
+        """Engines should stop."""
+        self._stopping = True
+
+    def stopped(self, engine: str) -> None:
+        """An engine has written what it had finished, and does nothing more."""
+        self._engines[engine].is_stopped = True
+
+    def all_stopped(self) -> bool:
+        """Whether no engine does anything more."""
+        return all(engine.is_stopped or not engine.is_up for engine in self._engines.values())
+
+    def snapshot(self) -> Snapshot:
+        """How the run stands."""
+        engines = sum(engine.is_up for engine in self._engines.values())
+        idle = time.monotonic() - self._progress
+        broken = self._broken or self._replicas.broken()
+        return Snapshot(
+            self._tallies,
+            engines,
+            idle,
+            self._deaths - 1,
+            self._ceiling,
+            broken,
+            list(self._troubles),
+            sum(engine.is_lost for engine in self._engines.values()),
+            self._stranded() if idle > _STRANDED_SECONDS else 0,
+            self._fetching(),
+        )
+
+    def _stranded(self) -> int:
+        """Ray keeps their rows for them until a node comes that holds them, which may be never."""
+        living = _living_nodes()
+        working = [engine for engine in self._engines.values() if not engine.is_stopped and engine.node]
+        gone = [engine for engine in working if engine.node not in living]
+        others = [engine for engine in working if engine.node in living]
+        is_over = all(engine.is_up and not engine.rows for engine in others)
+        return len(gone) if is_over and {engine.role for engine in gone} <= {engine.role for engine in others} else 0
+
+    def _fetching(self) -> Transfer | None:
+        transfers = [engine.fetched for engine in self._engines.values() if engine.fetched and not engine.is_up]
+        coming = [transfer for transfer in transfers if transfer.done < transfer.total]
+        return Transfer(*map(sum, zip(*coming, strict=True))) if coming else None
+
+
+def _living_nodes() -> set[str]:
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+
+
+@contextlib.contextmanager
+def open_ledger(last_role: str, room: int, pools: Sequence[Pool], cluster: Cluster) -> Iterator[ActorHandle]:
+    """A ledger on the driver's own node: it is gone only where the driver is gone, too.
+
+    Args:
+        last_role: rows leave the stream when an engine of this role is done with them.
+        room: rows that may be in the stream.
+        pools: a place for each of their engines is held until the end.
+        cluster: where.
+    """
+    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote(last_role, room, pools)
+    try:
+        ray.get(ledger.request_places.remote(cluster))
+        yield ledger
+    finally:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.get(ledger.remove_places.remote(), timeout=CLOSE_SECONDS)
+        ray.kill(ledger)
+
+
+def wait_for_room(ledger: ActorHandle, shard: int, rows: int) -> None:
+    """Wait until a shard's rows, so many of them, may come into the stream."""
+    while not ray.get(ledger.may_read.remote(shard, rows)):
+        time.sleep(_ROOM_SECONDS)
+
+
+def give_up(ledger: ActorHandle, error: Exception) -> None:
+    """Say that the run cannot go on, and why, and wait for its end: engines write what they have before it.
+
+    Raised at once, it would end them all together with what they had not written yet.
+    """
+    ray.get(ledger.fail.remote(as_ours(error)))
+    time.sleep(CLOSE_SECONDS)
+
+
+def as_ours(error: BaseException) -> CgdError:
+    """An error of ours as it is, another one as one of ours.
+
+    What nobody expects is named with its place in the code and with this process's log, which gets the traceback.
+    """
+    if isinstance(error, CgdError):
+        return error
+    cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    if isinstance(error, store_errors()):
+        return CgdError(f"generation stopped: {cause}")
+    show_traceback(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown place"
+    return CgdError(f"generation stopped by an unexpected error: {cause} ({place}; log: {describe_own_log()})")
+
+
+def on_this_node() -> dict[str, NodeAffinitySchedulingStrategy]:
+    """Options of a task or actor that runs on this process's node and nowhere else."""
+    here = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

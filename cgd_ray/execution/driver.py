@@ -1,0 +1,169 @@
+"""The driver of a run of chains: it starts the stream of rows, watches the engines, and ends them."""
+
+import contextlib
+import re
+import time
+from collections.abc import Callable
+from functools import partial
+
+import ray
+import ray.data
+import ray.exceptions
+import structlog
+from ray.actor import ActorHandle
+
+from cgd_ray.errors import CgdError, ConfigError, StoppedError
+from cgd_ray.execution.actor_pool import Chain, pools_of, require_chains_fit, set_context, stream_rows, through_pools
+from cgd_ray.execution.coordinator import CLOSE_SECONDS, Snapshot, on_this_node, open_ledger
+from cgd_ray.runtime.capacity import held_room, require_returned
+from cgd_ray.runtime.cluster import read_cluster
+
+log = structlog.get_logger(__name__)
+_LOOK_SECONDS = 0.5
+_STOP_SECONDS = 20.0
+_FETCHING_SECONDS = 15.0  # between two lines
+
+
+def run_chains(
+    chains: list[Chain],
+    work: Callable[[ActorHandle], ray.data.Dataset],
+    watch: Callable[[Snapshot], object],
+    stall_seconds: float,
+) -> int:
+    """Take blocks of work (WORK schema) through the chains, all pools at once; every result is on storage at the end.
+
+    Ray Data's executor runs in a process of its own beside the driver, which is free to look and to be interrupted:
+    whatever hangs there ends with that process, and so do its pools.
+
+    Args:
+        chains: one pool each; rows walk them in this order.
+        work: makes the rows, in small blocks; given the ledger, which tells how far it may be ahead of the engines.
+        watch: called about twice a second and at the end; what it raises ends the run.
+        stall_seconds: the longest time without any progress.
+
+    Returns:
+        How many engines were lost on the way: rows that they had been given are not done.
+
+    Raises:
+        ConfigError: the engines could only wait for ever for room.
+        StoppedError: an engine reached its ceiling, nothing went on, or `watch` said so; what was finished is kept.
+        CgdError: fewer than `min_replicas` engines of a chain can be up; the text is an engine's own, with the tail of
+            its log.
+    """
+    require_chains_fit(chains)
+    before = held_room()
+    wanted = sum(chain.replicas for chain in chains)
+    cluster = read_cluster()
+    look = partial(_look, watch=_Watch(watch), wanted=wanted, stall_seconds=stall_seconds)
+    with open_ledger(chains[-1].role, stream_rows(chains), pools_of(chains, cluster), cluster) as ledger:
+        stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)
+        try:
+            stranded = 0
+            while not stranded and not _ended_within(stream, _LOOK_SECONDS):
+                stranded = look(ledger).stranded
+            if stranded:
+                log.warning("engines are gone with their nodes, and others have nothing left to do", engines=stranded)
+                _stop(ledger, stream)
+            else:
+                ray.get(stream)
+            lost = look(ledger).lost + stranded
+            _wait_for_engines(ledger)
+        except ray.exceptions.RayError as error:
+            ray.cancel(stream, force=True)
+            raise _explained(error) from error
+        except BaseException:
+            _stop(ledger, stream)
+            raise
+    require_returned(before)
+    return lost
+
+
+def _stream(chains: list[Chain], work: Callable[[ActorHandle], ray.data.Dataset], ledger: ActorHandle) -> None:
+    set_context(chains)
+    for _ in through_pools(chains, work(ledger), ledger).iter_batches(
+        batch_size=None, batch_format="pyarrow", prefetch_batches=0
+    ):
+        pass  # results are on storage, and the ledger counts them
+
+
+def _ended_within(stream: "ray.ObjectRef[None]", seconds: float) -> bool:
+    time.sleep(seconds)  # here a signal is heard at once
+    return bool(ray.wait([stream], timeout=0)[0])
+
+
+class _Watch:
+    """A watch that says how engines come and which are gone, each once, before it calls the caller's."""
+
+    def __init__(self, watch: Callable[[Snapshot], object]) -> None:
+        self._watch = watch
+        self._said = 0
+        self._line = time.monotonic()
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        for trouble in snapshot.troubles[self._said :]:
+            log.warning(trouble)
+        self._said = len(snapshot.troubles)
+        if snapshot.fetching and time.monotonic() - self._line > _FETCHING_SECONDS:
+            self._line = time.monotonic()
+            done, total = (f"{size / 1e9:.1f}" for size in snapshot.fetching)
+            log.info("engines fetch their models", gigabytes=f"{done}/{total}")
+        self._watch(snapshot)
+
+
+def _wait_for_engines(ledger: ActorHandle) -> None:
+    """Engines end by themselves after their last row; what is still there when its place is removed is killed."""
+    deadline = time.monotonic() + CLOSE_SECONDS
+    while not ray.get(ledger.is_vacated.remote()) and time.monotonic() < deadline:
+        time.sleep(_LOOK_SECONDS)
+
+
+def _look(ledger: ActorHandle, *, watch: Callable[[Snapshot], object], wanted: int, stall_seconds: float) -> Snapshot:
+    snapshot: Snapshot = ray.get(ledger.snapshot.remote())
+    watch(snapshot)
+    if snapshot.ceiling:
+        raise StoppedError(f"{snapshot.ceiling}; the same command continues where this one stopped")
+    if snapshot.broken:
+        raise snapshot.broken
+    if snapshot.idle_seconds > stall_seconds:
+        raise StoppedError(
+            f"nothing went on for {snapshot.idle_seconds:.0f} s (generation.stall_timeout_s), with {snapshot.engines} "
+            f"of {wanted} engines loaded: look at the engines' logs, or at `ray status` where they wait for room; the "
+            f"same command continues{_last(snapshot.troubles)}"
+        )
+    return snapshot
+
+
+def _last(troubles: list[str]) -> str:
+    return f"; last, {' '.join(troubles[-1].split())}" if troubles else ""
+
+
+def _stop(ledger: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
+    """Let the engines write what is finished, then end them. A second signal does not wait."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(ledger.stop.remote(), timeout=_STOP_SECONDS)
+        while time.monotonic() < deadline and not _ended_within(stream, _LOOK_SECONDS):
+            if ray.get(ledger.all_stopped.remote(), timeout=_STOP_SECONDS):
+                break
+    ray.cancel(stream, force=True)
+
+
+_OURS = re.compile(r"cgd_ray\.errors\.(?P<kind>\w+): (?P<text>.*?)(?=\n\n|\nThe above exception|\Z)", re.DOTALL)
+
+
+_CAUSED = re.compile(r"\nThe above exception was the direct cause|\nDuring handling of the above exception")
+_PROCESS = re.compile(r"\(pid=(\d+), ip=([^,)\s]+)")
+
+
+def _explained(error: BaseException) -> CgdError:
+    """The innermost error of ours in a chain of Ray's wrappers, else the innermost cause, and where its log is."""
+    text = str(error)
+    ours = list(_OURS.finditer(text))
+    if ours:
+        kind = ConfigError if ours[-1]["kind"] == ConfigError.__name__ else CgdError
+        return kind(ours[-1]["text"].strip())
+    cause = _CAUSED.split(text)[0]
+    lines = [line.strip() for line in cause.splitlines() if line.strip()] or [type(error).__name__]
+    process = _PROCESS.findall(cause)
+    log = f" (log: worker-*-{process[-1][0]}.err in Ray's session folder on {process[-1][1]})" if process else ""
+    return CgdError(f"generation stopped: {lines[-1] if process else lines[0]}{log}")

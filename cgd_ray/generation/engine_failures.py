@@ -1,0 +1,38 @@
+"""Which engines could not start or were lost: kept in the run's folder, where `cgd status` finds it."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from cgd_ray.execution.coordinator import Snapshot
+from cgd_ray.storage.runs import Run
+
+_FILE = "engines.json"
+
+
+def forget(run: Run) -> None:
+    """Begin anew: what was wrong with an earlier command's nodes says nothing of this one's."""
+    if recorded(run):
+        run.write_json(_FILE, {"troubles": []})
+
+
+def noting(run: Run, check: Callable[[Snapshot], object]) -> Callable[[Snapshot], None]:
+    """The check, before which each engine that is gone is written down, beside those of the command's earlier parts."""
+    earlier = recorded(run)
+    said = 0
+
+    def look(snapshot: Snapshot) -> None:
+        nonlocal said
+        if new := snapshot.troubles[said:]:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            earlier.extend(f"{now}: {' '.join(trouble.split())}" for trouble in new)
+            run.write_json(_FILE, {"troubles": earlier})
+            said = len(snapshot.troubles)
+        check(snapshot)
+
+    return look
+
+
+def recorded(run: Run) -> list[str]:
+    """One line each, with its time, of the last command that generated."""
+    document = run.read_json(_FILE)
+    return list(document["troubles"]) if document else []

@@ -1,0 +1,103 @@
+"""What may be spent at an endpoint: a request that might exceed the ceiling is not sent."""
+
+import asyncio
+import contextlib
+import importlib
+from collections.abc import AsyncIterator
+
+import openai
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.inference.base import CeilingError, Request
+from cgd_ray.inference.openai.replies import error_in, is_completion, token_counts
+
+_TEMPLATE_TOKENS = 16  # that a chat template puts around a turn, at most
+_transport = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__)  # httpx, or what replaced it
+_UNSENT = tuple(
+    getattr(_transport, name)
+    for name in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
+)
+"""Errors of the client's own transport before a request has left."""
+
+
+class Payment:
+    """What one request may cost, and then does."""
+
+    def __init__(self, options: TeacherOpenAI, request: Request) -> None:
+        self._options = options
+        # A token of a byte-level vocabulary is a byte at least.
+        prompt = sum(len(turn.content.encode()) + _TEMPLATE_TOKENS for turn in request.turns)
+        self.most = options.cost(prompt, request.decoding.max_tokens)
+        self.due = 0.0
+
+    def answered(self, answer: object) -> None:
+        """The endpoint answered; what does not say its usage is taken to have cost the most."""
+        self.due = self.most
+        if not is_completion(answer):
+            return
+        if counts := token_counts(answer):
+            self.due = self._options.cost(*counts)
+        elif error_in(answer):
+            self.due = 0.0
+
+    def failed(self, error: Exception) -> None:
+        """It did not; where it may have worked all the same, it will ask for the money."""
+        was_refused = isinstance(error, openai.APIStatusError)
+        self.due = 0.0 if was_refused or isinstance(error.__cause__, _UNSENT) else self.most
+
+
+class Purse:
+    """Counts money on one event loop.
+
+    What requests under way may cost at most is set aside, so that near the ceiling fewer go at a time.
+    """
+
+    def __init__(self, options: TeacherOpenAI, spent: float) -> None:
+        self._options = options
+        self._spent = spent
+        self._set_aside = 0.0
+        self._under_way = 0
+        self._changed = asyncio.Condition()
+
+    @contextlib.asynccontextmanager
+    async def open(self, request: Request) -> AsyncIterator[Payment]:
+        """Set aside what the request may cost, for the length of a block, and pay what it cost.
+
+        Raises:
+            CeilingError: it may exceed the ceiling.
+        """
+        payment = Payment(self._options, request)
+        await self._set_apart(payment.most)
+        try:
+            yield payment
+        finally:
+            async with self._changed:
+                self._spent += payment.due
+                self._set_aside -= payment.most
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def require_money(self) -> None:
+        """Stop where more was asked than could be: endpoints may bill tokens that they do not show.
+
+        Raises:
+            CeilingError: the ceiling is reached.
+        """
+        ceiling = self._options.spend_ceiling
+        if ceiling is not None and self._spent >= ceiling:
+            raise CeilingError(f"teacher.engine.spend_ceiling {ceiling} is reached: {self._spent:.4f} spent")
+
+    async def _set_apart(self, most: float) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._fits(most) or not self._under_way)
+            if not self._fits(most):
+                raise CeilingError(
+                    f"teacher.engine.spend_ceiling {self._options.spend_ceiling} is reached: {self._spent:.4f} spent, "
+                    f"and the next request may cost {most:.4f}"
+                )
+            self._set_aside += most
+            self._under_way += 1
+
+    def _fits(self, most: float) -> bool:
+        ceiling = self._options.spend_ceiling
+        return ceiling is None or self._spent + self._set_aside + most <= ceiling

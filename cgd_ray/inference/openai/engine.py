@@ -1,0 +1,207 @@
+"""A teacher behind an OpenAI-compatible HTTP endpoint."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+
+import openai
+from aiolimiter import AsyncLimiter
+from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
+
+from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request
+from cgd_ray.inference.openai.budget import Payment, Purse
+from cgd_ray.inference.openai.concurrency import Gate
+from cgd_ray.inference.openai.errors import Trouble, backoff, trouble_of, trouble_told
+from cgd_ray.inference.openai.replies import completion_of, error_in, is_completion
+from cgd_ray.prompts.conversation import Turn
+from cgd_ray.redaction import read_secret
+
+_OWN_REFUSALS = 3  # for each allowed try: so often a row is refused at most, whoever was served meanwhile
+
+
+class OpenAIEngine:
+    """Chat completions through the `openai` client.
+
+    An endpoint that refuses (429, or 503 with Retry-After) is left alone by all requests for as long as it says; see
+    `Gate`. A refusal counts against a row's tries only where nobody was served while it was under way.
+    """
+
+    def __init__(self, options: TeacherOpenAI, spent: float = 0.0) -> None:
+        self._options = options
+        self._gate = Gate(options.concurrency)
+        self._purse = Purse(options, spent)
+        self._ages = itertools.count()
+        self._served = 0
+        self._refusals = 0  # in a row
+        rate = options.requests_per_minute
+        # One request per slot of time, not a minute's worth at once: endpoints count in shorter windows than a minute.
+        self._limiter = AsyncLimiter(1, 60 / rate) if rate else None
+        self._client: openai.AsyncOpenAI | None = None
+
+    async def start(self) -> None:
+        """Make the client; whether the endpoint answers was checked before the run (`check_endpoint`)."""
+        self._client = make_client(self._options)
+
+    async def complete(self, request: Request) -> Completion:
+        """One chat completion; see `Engine`."""
+        age, tries, refusals = next(self._ages), 0, 0
+        while True:
+            answer = await self._try(request, age)
+            if isinstance(answer, ChatCompletion):
+                return completion_of(answer, request.decoding.max_tokens, self._options.reasoning_tags)
+            tries += answer.counts
+            refusals += answer.is_refusal
+            if tries > self._options.max_retries or refusals > _OWN_REFUSALS * max(1, self._options.max_retries):
+                raise CompletionError(answer.text)
+            if not answer.is_refusal:
+                await asyncio.sleep(backoff(tries))
+            elif tries > 1:  # it may be this row that is refused: let others ask before it
+                age = next(self._ages)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._client:
+            await self._client.close()
+
+    async def _try(self, request: Request, age: int) -> ChatCompletion | Trouble:
+        async with self._purse.open(request) as payment:
+            if self._limiter:
+                await self._limiter.acquire()
+            async with self._gate.passage(age) as sent:  # last, so that nothing is sent while the endpoint wants peace
+                self._purse.require_money()
+                served = self._served
+                answer = await self._ask(request, payment, sent)
+                if isinstance(answer, Trouble) and answer.is_refusal:
+                    return replace(answer, counts=served == self._served)
+                return answer
+
+    async def _ask(self, request: Request, payment: Payment, sent: float) -> ChatCompletion | Trouble:
+        try:
+            # The client's own limit begins anew with each byte, such as those that keep a connection alive.
+            async with asyncio.timeout(self._options.timeout_s):
+                answer = await self._send(request)
+        except (openai.OpenAIError, ValueError, TimeoutError) as error:  # the second: JSON that ends in the middle
+            payment.failed(error)
+            return self._judge(self._trouble(error), sent)
+        payment.answered(answer)
+        if not is_completion(answer):
+            return Trouble(f"no completion but {str(answer)[:200]!r}", is_refusal=False, wait=None)
+        if told := error_in(answer):
+            return self._judge(trouble_told(told), sent)
+        self._refusals = 0
+        self._served += 1
+        self._gate.served(sent)
+        return answer
+
+    def _trouble(self, error: Exception) -> Trouble:
+        if isinstance(error, TimeoutError):
+            text = f"no answer within {self._options.timeout_s:g} s (teacher.engine.timeout_s)"
+            return Trouble(text, is_refusal=False, wait=None)
+        return trouble_of(error)
+
+    def _judge(self, trouble: Trouble, sent: float) -> Trouble:
+        if trouble.wait is not None and trouble.wait > self._options.max_wait_s:
+            raise CeilingError(
+                f"the teacher's endpoint wants to be left alone for {trouble.wait:.0f} s, longer than "
+                f"teacher.engine.max_wait_s {self._options.max_wait_s:g} ({trouble.text})"
+            )
+        if trouble.is_refusal:
+            self._refusals += self._gate.is_news(sent)
+            self._gate.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))
+        return trouble
+
+    async def _send(self, request: Request) -> ChatCompletion:
+        client, options, decoding = self._client, self._options, request.decoding
+        if client is None:
+            raise CgdError("the openai engine was not started")
+        body = dict(options.extra_body)
+        if decoding.chat_template_kwargs:
+            body["chat_template_kwargs"] = decoding.chat_template_kwargs
+        sent: dict[str, float] = {
+            options.max_tokens_field: decoding.max_tokens,
+            "temperature": decoding.temperature,
+            "top_p": decoding.top_p,
+            "seed": decoding.seed,
+        }
+        body |= {name: value for name, value in sent.items() if name not in options.omit}
+        messages = [chat_message(turn) for turn in request.turns]
+        return await client.chat.completions.create(model=options.model, messages=messages, extra_body=body)
+
+
+def chat_message(turn: Turn) -> ChatCompletionMessageParam:
+    """The turn in the client's form."""
+    match turn.role:
+        case "system":
+            return {"role": "system", "content": turn.content}
+        case "user":
+            return {"role": "user", "content": turn.content}
+        case "assistant":
+            return {"role": "assistant", "content": turn.content}
+
+
+def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:
+    """The client with its key from the environment.
+
+    Raises:
+        ConfigError: the variable that should hold the key is not set, or holds something else.
+    """
+    return openai.AsyncOpenAI(
+        base_url=options.base_url,
+        api_key=api_key(options),
+        max_retries=0,  # the engine's own tries know of each other
+        timeout=options.timeout_s,
+    )
+
+
+def api_key(options: TeacherOpenAI) -> str:
+    """The key; a placeholder where the endpoint wants none (the client refuses an empty one)."""
+    if options.api_key_env is None:
+        return "none"
+    try:
+        key = read_secret(options.api_key_env, "teacher.engine.api_key_env")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if key is None:
+        raise ConfigError(
+            f"teacher.engine.api_key_env: the environment variable {options.api_key_env} is not set; "
+            "set it, or use null for an endpoint without keys"
+        )
+    return key
+
+
+def check_endpoint(options: TeacherOpenAI) -> None:
+    """Ask the endpoint for its models, and one that is not among them for one token.
+
+    Raises:
+        ConfigError: it cannot be reached, refuses the key, or has no such model.
+    """
+    client = openai.OpenAI(base_url=options.base_url, api_key=api_key(options), max_retries=1, timeout=30)
+    where = f"teacher.engine.base_url {options.base_url}"
+    try:
+        names = _listed_models(client)
+        if options.model not in names:
+            # Gateways take names that they do not list, and keys that may not list: being asked decides.
+            hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
+            client.chat.completions.create(model=options.model, messages=[hello], max_tokens=1)
+    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+        mend = f"the key in {options.api_key_env} is refused" if options.api_key_env else "it wants a key (api_key_env)"
+        raise ConfigError(f"{where}: {mend}") from error
+    except openai.NotFoundError as error:
+        known = f"it has {', '.join(names[:10])}" if names else "does teacher.engine.base_url end in /v1?"
+        raise ConfigError(f"teacher.engine.model {options.model}: not known at {options.base_url}; {known}") from error
+    except openai.APIConnectionError as error:
+        raise ConfigError(f"{where}: cannot be reached ({error.__cause__ or error}); is the server up?") from error
+    except openai.APIStatusError:
+        return  # it answers, and does not say that there is no such model
+    finally:
+        client.close()
+
+
+def _listed_models(client: openai.OpenAI) -> list[str]:
+    """Names of the endpoint's models; none where it does not give such a list."""
+    try:
+        return [model.id for model in client.models.list()]
+    except (openai.APIStatusError, AttributeError):
+        return []

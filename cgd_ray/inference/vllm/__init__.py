@@ -1,0 +1,1 @@
+"""vLLM on the cluster's own devices."""

@@ -1,0 +1,258 @@
+"""vLLM on our own devices: one AsyncLLM, greedy or sampled, token ids in."""
+
+import asyncio
+import contextlib
+import os
+import platform
+import re
+from collections.abc import AsyncIterator
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from cgd_ray.config.engine import VllmOptions
+from cgd_ray.config.run import StorageSection
+from cgd_ray.errors import CgdError
+from cgd_ray.inference.base import (
+    Completion,
+    CompletionError,
+    EngineDiedError,
+    PromptTooLongError,
+    Request,
+    answered_within,
+    is_cut_off,
+)
+from cgd_ray.inference.vllm.arguments import cpu_environment, vllm_arguments
+from cgd_ray.models.resolve import local_model
+from cgd_ray.prompts.chat import TEMPLATE_ERRORS, encode_chat, set_template
+from cgd_ray.runtime import processes
+from cgd_ray.runtime.cores import CoreLease, lease_cores, loading_alone
+from cgd_ray.runtime.device import installed_device, pretends_gpus
+from cgd_ray.runtime.logs import own_log_tail
+
+if TYPE_CHECKING:
+    from vllm.outputs import RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+
+log = structlog.get_logger(__name__)
+_ENDED_CORES = re.compile(r"Engine core initialization failed\..* Failed core proc\(s\): \{(?P<codes>.*)\}")
+_ERROR_CODE = re.compile(r": [1-9]")  # a signal's is below zero, and not always there in time
+
+
+class VllmEngine:
+    """A model in this process's charge; its engine core is a child process that is recorded and ended with it."""
+
+    def __init__(
+        self,
+        options: VllmOptions,
+        model: str,
+        revision: str | None,
+        storage: StorageSection,
+        *,
+        cpus: int,
+        gpus: float,
+    ) -> None:
+        self._options = options
+        self._model = model
+        self._revision = revision
+        self._storage = storage
+        self._cpus = cpus
+        self._gpus = gpus
+        self._lease: CoreLease | None = None
+        self._engine: AsyncLLM | None = None
+        self._tokenizer: Any = None
+        self._parser: Any = None
+        self._children: list[processes.Record] = []
+        self._count = 0
+
+    async def start(self) -> None:
+        """Bring the model to this node and load it; see `Engine`."""
+        path = await asyncio.to_thread(local_model, self._model, self._revision, self._storage)
+        if installed_device() == "cpu":
+            self._require_no_real_gpu()
+            self._lease = lease_cores(self._cpus)
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the model is here; look-ups would only hang where there is no network
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        before = processes.children()
+        try:
+            async with self._turn(), asyncio.timeout(self._options.start_timeout_s):
+                await asyncio.to_thread(self._load_again_if_killed, path)
+        except TimeoutError as error:
+            raise CgdError(f"vLLM did not load {self._model} within {self._options.start_timeout_s} s") from error
+        except (RuntimeError, ValueError, TypeError, OSError) as error:
+            tail = own_log_tail()
+            raise CgdError(f"vLLM cannot load {self._model}: {_one_line(error)}\n{tail}".rstrip()) from error
+        finally:
+            self._children = [processes.record(pid, "vllm") for pid in processes.children() - before]
+
+    @contextlib.asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Of the engines that share a GPU, one loads at a time."""
+        with contextlib.ExitStack() as held:
+            if 0 < self._gpus < 1:
+                turn = loading_alone(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+                await asyncio.to_thread(held.enter_context, turn)
+            yield
+
+    def _require_no_real_gpu(self) -> None:
+        if self._gpus and not pretends_gpus():
+            raise CgdError(
+                f"{platform.node()}: Ray gave the engine of {self._model} {self._gpus:g} GPUs, but the packages "
+                "installed on this node compute on CPU. Fix: install the same packages on every node (cgd-ray[gpu])"
+            )
+
+    def _load_again_if_killed(self, path: Path) -> None:
+        """A core that somebody killed says nothing of the model; one that failed would fail again, after minutes."""
+        try:
+            self._load(path)
+        except RuntimeError as error:
+            if not was_killed(error):
+                raise
+            log.warning("vLLM's core was killed while it loaded, and is started again", model=self._model)
+            self._load(path)
+
+    def _load(self, path: Path) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        options = self._options
+        if self._lease:  # only after the imports, at which OpenMP reads them: they are for the core's process
+            os.environ.update(cpu_environment(options, self._lease.cores))
+        arguments: dict[str, Any] = {
+            "model": str(path),
+            "distributed_executor_backend": _executor(options.devices),
+            "enable_prefix_caching": True,
+            "max_num_seqs": options.max_in_flight,
+            "disable_log_stats": True,
+            **vllm_arguments(options, self._gpus if installed_device() == "cuda" else 0),
+        }
+        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._tokenizer = self._engine.get_tokenizer()
+        set_template(self._tokenizer, options.chat_template, self._model)
+        if options.reasoning_parser:
+            from vllm.reasoning import ReasoningParserManager
+
+            parser = ReasoningParserManager.get_reasoning_parser(options.reasoning_parser)
+            self._parser = parser(self._tokenizer)
+
+    async def complete(self, request: Request) -> Completion:
+        """One completion; see `Engine`. A prompt without room for `max_tokens` never reaches the engine."""
+        engine = self._engine
+        if engine is None:
+            raise CgdError("the vLLM engine was not started")
+        try:
+            tokens, opening = self._encode(request)
+        except TEMPLATE_ERRORS as error:
+            raise CompletionError(f"the model's chat template refuses this conversation: {error}") from error
+        room = engine.model_config.max_model_len - len(tokens)
+        if room < request.decoding.max_tokens:
+            raise PromptTooLongError(
+                f"the prompt has {len(tokens)} tokens, which leaves {room} of max_tokens {request.decoding.max_tokens} "
+                f"(max_model_len {engine.model_config.max_model_len})"
+            )
+        async with answered_within(self._options.request_timeout_s):
+            made = await self._generate(engine, tokens, request)
+        return self._completion(made, opening)
+
+    def _encode(self, request: Request) -> tuple[list[int], list[int]]:
+        """The prompt's tokens, and those of its generation prompt where a parser of thinking wants to know of it."""
+        messages, arguments = [turn.as_message() for turn in request.turns], request.decoding.chat_template_kwargs
+        tokens = encode_chat(self._tokenizer, messages, add_generation_prompt=True, **arguments)
+        if self._parser is None:
+            return tokens, []
+        before = encode_chat(self._tokenizer, messages, add_generation_prompt=False, **arguments)
+        pairs = zip_longest(tokens, before)
+        start = next((place for place, (one, other) in enumerate(pairs) if one != other), len(tokens))
+        return tokens, tokens[start:]
+
+    async def _generate(self, engine: "AsyncLLM", tokens: list[int], request: Request) -> "RequestOutput":
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMError
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        decoding = request.decoding
+        params = SamplingParams(
+            max_tokens=decoding.max_tokens,
+            temperature=decoding.temperature,
+            top_p=decoding.top_p,
+            seed=decoding.seed if decoding.temperature > 0 else None,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self._count += 1
+        final = None
+        try:
+            async for output in engine.generate({"prompt_token_ids": tokens}, params, f"{request.key}-{self._count}"):
+                final = output
+        except EngineDeadError as error:
+            raise EngineDiedError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
+        except (VLLMError, ValueError) as error:  # refused, or failed though the engine lives
+            cause = error.__cause__ or error
+            raise CompletionError(f"vLLM: {type(cause).__name__}: {_one_line(cause)}") from error
+        if final is None:
+            raise CompletionError("vLLM ended the request without an output")
+        return final
+
+    def _without_thinking(self, text: str, tokens: list[int], opening: list[int]) -> tuple[str, bool]:
+        """The answer's text, and whether its thinking came to an end; `opening` is the generation prompt.
+
+        A template may have ended the thinking (`enable_thinking: false`) or begun it, and a model may do without.
+        """
+        parser = self._parser
+        if parser is None or parser.is_reasoning_end(opening):
+            return text, True
+        if parser.is_reasoning_end(tokens):
+            return self._tokenizer.decode(parser.extract_content_ids(tokens), skip_special_tokens=True).strip(), True
+        start = parser.reasoning_start_str
+        has_begun = start is None or start in self._tokenizer.decode(opening + tokens, skip_special_tokens=False)
+        return ("", False) if has_begun else (text, True)
+
+    def _completion(self, output: "RequestOutput", opening: list[int]) -> Completion:
+        answer = output.outputs[0]
+        text, has_ended = self._without_thinking(answer.text, list(answer.token_ids), opening)
+        return Completion(
+            text=text,
+            truncated=is_cut_off(answer.finish_reason) or not has_ended,
+            finish_reason=str(answer.finish_reason),
+            prompt_tokens=len(output.prompt_token_ids or []),
+            completion_tokens=len(answer.token_ids),
+            cached_tokens=output.num_cached_tokens,
+        )
+
+    async def close(self) -> None:
+        """End the engine core and make sure of it."""
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.shutdown)
+        await asyncio.to_thread(processes.end, self._children)
+        if self._lease is not None:
+            self._lease.release()
+
+
+def _executor(devices: int) -> str | type:
+    """One device needs no process beside the engine's core; several must not become Ray actors of vLLM's own.
+
+    On CPU, vLLM takes a further process for one worker, too, unless it is given a class, so that OpenMP's variables can
+    be set. They are set already (`cpu_environment`), and the process would import vLLM once more: 12 s on a slow core
+    (`python -c "import vllm.v1.engine.core"`).
+    """
+    if devices > 1:
+        return "mp"
+    if installed_device() == "cuda":
+        return "uni"
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    executor: type = UniProcExecutor
+    return executor
+
+
+def was_killed(error: RuntimeError) -> bool:
+    """Whether vLLM says that a core ended while it loaded, and none with an error's exit code."""
+    found = _ENDED_CORES.search(str(error))
+    return found is not None and not _ERROR_CODE.search(found["codes"])
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500]

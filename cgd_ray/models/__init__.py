@@ -1,0 +1,1 @@
+"""Models by name: identity, download and conversion."""

@@ -1,0 +1,151 @@
+"""What can be checked before anything is started: places, files, models, endpoints, templates."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from cgd_ray.config.data import DemoData
+from cgd_ray.config.engine import TeacherOpenAI, TeacherVllm, VllmOptions
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.training import TrackingSection, TrainingSection
+from cgd_ray.data.prepare import PreparedPrompts
+from cgd_ray.data.sources import check_source
+from cgd_ray.errors import ConfigError
+from cgd_ray.methods import require_contexts
+from cgd_ray.models.demo import DEMO_PREFIX
+from cgd_ray.models.resolve import local_model
+from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
+from cgd_ray.prompts.conversation import History, sample_history, with_history, with_system
+from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.runtime.session import in_job
+from cgd_ray.stages.definitions import student_identity, teacher_identity
+from cgd_ray.storage.filesystem import Store, require_writable
+from cgd_ray.training.dataset.chat_encoder import student_encoder
+
+
+def open_store(recipe: Recipe) -> Store:
+    """The store of the recipe's root, a relative one made absolute.
+
+    Raises:
+        ConfigError: a relative root in a submitted job, whose working directory is a package folder of Ray's.
+    """
+    root = recipe.run.root
+    if "://" not in root:
+        path = Path(root).expanduser()
+        if not path.is_absolute():
+            if in_job():
+                raise ConfigError(
+                    f"run.root {root} is relative, and a job's working directory is not yours: give an absolute path "
+                    "that all nodes share, or s3://bucket/prefix"
+                )
+            path = Path.cwd() / path
+        root = str(path)
+    return Store(root, recipe.storage)
+
+
+def existing_store(recipe: Recipe) -> Store:
+    """The store of a root that holds tables already: who only looks must not make one, nor ask an endpoint.
+
+    Raises:
+        ConfigError: nothing was ever run there.
+    """
+    store = open_store(recipe)
+    if not store.exists("tables"):
+        raise ConfigError(f"run.root {store.root}: nothing was run there yet; is the path right?")
+    return store
+
+
+def preflight(recipe: Recipe) -> Store:
+    """Check everything that needs I/O but no engine; returns the store.
+
+    Raises:
+        CgdError: the first thing that is wrong, in one line.
+    """
+    store = open_store(recipe)
+    prompts = load_prompts(recipe.generation.prompts)
+    if recipe.training.enabled:
+        require_contexts(prompts, recipe.training)
+        _require_packages(recipe.training)
+        _require_place_for_figures(recipe.training.tracking, store)
+    require_writable(store)
+    if not isinstance(recipe.data, DemoData):
+        check_source(recipe.data, recipe.storage)
+    student_identity(recipe)
+    teacher_identity(recipe)
+    _require_known_arguments(recipe)
+    _require_templates(recipe)
+    if isinstance(recipe.teacher.engine, TeacherOpenAI):
+        from cgd_ray.inference.openai.engine import check_endpoint  # a second, which other teachers do not cost
+
+        check_endpoint(recipe.teacher.engine)
+    return replace(store, patient=True)
+
+
+def require_histories(recipe: Recipe, prompts: PreparedPrompts) -> None:
+    """Check that the chat templates render what stands before the prompts, which only reading all of them shows.
+
+    Raises:
+        ConfigError: one drops a turn, or refuses it.
+    """
+    histories = [
+        sample_history(exchanges, system=system)
+        for exchanges in sorted({0, prompts.exchanges})
+        for system in sorted({False, prompts.systems > 0})
+        if exchanges or system
+    ]
+    if histories:
+        _require_templates(recipe, histories)
+
+
+def _require_known_arguments(recipe: Recipe) -> None:
+    """A teacher's engine would name a wrong one only after all drafts."""
+    engines = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
+    given = {key: engine for key, engine in engines.items() if isinstance(engine, VllmOptions) and engine.engine_args}
+    if not given or find_spec("vllm") is None:
+        return
+    from vllm.engine.arg_utils import AsyncEngineArgs  # ten seconds, which recipes without such arguments do not cost
+
+    known = {field.name for field in fields(AsyncEngineArgs)}
+    for key, engine in given.items():
+        for name in engine.engine_args.keys() - known:
+            like = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {like[0]}?" if like else ""
+            raise ConfigError(f"{key}.engine_args: the installed vLLM has no argument {name}.{meant}")
+
+
+def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> None:
+    """Before drafts are paid for: can the student be trained, and the teacher be asked, with these before prompts?"""
+    student, teacher, generation = recipe.student, recipe.teacher.engine, recipe.generation
+    is_real = isinstance(student.engine, VllmOptions)
+    if is_real and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
+        student_encoder(recipe, histories)
+    if isinstance(teacher, TeacherVllm) and not teacher.model.startswith(DEMO_PREFIX):
+        template = template_text(teacher.chat_template, "teacher.engine.chat_template")
+        folder = local_model(teacher.model, teacher.revision, recipe.storage, weights=False)
+        tokenizer = load_tokenizer(folder, template, "teacher")
+        seen = [((), generation.critique), (sample_history(1, system=False), generation.refine)]
+        if generation.needs_answer:
+            before = (with_system((), recipe.data.system_prompt), *histories)
+            seen += [(history, generation.answer) for history in before]
+        for history, sampling in seen:
+            turns = with_history("a question to answer", history)
+            require_turns(tokenizer, turns, "teacher", sampling.chat_template_kwargs)
+
+
+def _require_packages(training: TrainingSection) -> None:
+    is_quantized = training.lora is not None and training.lora.quantization is not None
+    wanted = {
+        "mlflow": (training.tracking.mlflow, "training.tracking.mlflow", "mlflow-skinny"),
+        "liger_kernel": (training.liger, "training.liger", "liger-kernel"),
+        "bitsandbytes": (is_quantized, "training.lora.quantization", "bitsandbytes"),
+    }
+    for module, (is_wanted, key, package) in wanted.items():
+        if is_wanted and find_spec(module) is None:
+            raise ConfigError(f"{key}: pip install {package}, on every node")
+
+
+def _require_place_for_figures(tracking: TrackingSection, store: Store) -> None:
+    if tracking.mlflow and tracking.mlflow_uri is None and store.is_s3:
+        raise ConfigError("training.tracking.mlflow: with a root on S3 give training.tracking.mlflow_uri, too")

@@ -1,0 +1,1 @@
+"""The trained student behind an OpenAI-compatible endpoint (Ray Serve LLM)."""

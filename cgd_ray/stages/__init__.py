@@ -1,0 +1,1 @@
+"""Stages as data, and the rows that walk through them."""

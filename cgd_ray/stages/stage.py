@@ -1,0 +1,98 @@
+"""One completion per row, and the rows between operators."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from cgd_ray.config.generation import Sampling
+from cgd_ray.inference.base import Decoding, Request
+from cgd_ray.prompts.conversation import Turn, history_of, with_history
+from cgd_ray.storage.fingerprint import derived_seed, parent_digest, text_digest
+from cgd_ray.storage.schemas import HISTORY
+from cgd_ray.storage.tables import Table
+
+TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
+"""Stages whose texts a row can carry."""
+
+DONE = pa.schema([pa.field("prompt_id", pa.string()), pa.field("sample", pa.int32())])
+"""Rows at the end of their way: what was made of them is on storage."""
+
+WORK = pa.schema(
+    [
+        *DONE,
+        pa.field("prompt", pa.string()),
+        HISTORY,
+        pa.field("reference", pa.string()),
+        *(pa.field(name, pa.string()) for name in TEXTS),
+        pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
+    ]
+)
+"""Rows between operators: with the texts so far, and what is still to be done."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One completion per row: what it is made from, how it is asked, and where the result goes."""
+
+    name: str
+    results: Table
+    telemetry: Table
+    model: str
+    sampling: Sampling
+    seed: int
+    inputs: tuple[str, ...]  # columns of the row that it is made from, in the order of the parent digest
+    conversation: Callable[[Row], tuple[Turn, ...]]
+    attempt: int = 0
+    has_verdict: bool = False
+    must_say_something: bool = True  # an empty text is a failure; in evaluation it is a wrong answer
+    again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run tries again
+    description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
+    borders: tuple[str, ...] = ()  # of the shards that rows come from: no part holds results of two
+
+    def parent(self, digests: dict[str, str]) -> str:
+        """Digest of exactly the texts that a result is made from, given the digest of each by its name."""
+        return parent_digest(*(digests[name] for name in self.inputs))
+
+    def parent_of(self, row: Row) -> str:
+        """The same, given the texts."""
+        texts = (name for name in self.inputs if name != "prompt")
+        return self.parent({"prompt": prompt_digest(row), **{name: text_digest(row[name] or "") for name in texts}})
+
+    def request(self, row: Row) -> Request:
+        """What the engine is asked for this row; the seed is the row's own."""
+        decoding = Decoding(
+            max_tokens=self.sampling.max_tokens,
+            temperature=self.sampling.temperature,
+            top_p=self.sampling.top_p,
+            seed=derived_seed(self.seed, self.name, row["prompt_id"], row["sample"]),
+            chat_template_kwargs=self.sampling.chat_template_kwargs,
+        )
+        name = row_name(row)
+        return Request(f"{self.name}-{name}", name, self.conversation(row), decoding)
+
+
+def prompt_digest(row: Row) -> str:
+    """Of a row's prompt, and of the turns before it where there are any."""
+    turns = [[turn.role, turn.content] for turn in history_of(row.get("history"))]
+    if not turns:
+        return text_digest(row["prompt"])
+    return text_digest(json.dumps([*turns, row["prompt"]], ensure_ascii=False), "conversation")
+
+
+def row_name(row: Row) -> str:
+    """The row's key as one word."""
+    return f"{row['prompt_id']}-{row['sample']}"
+
+
+@dataclass(frozen=True)
+class BarePrompt:
+    """x, with the turns before it, and nothing else: drafts, the teacher's direct answers, evaluation, inference."""
+
+    def __call__(self, row: Row) -> tuple[Turn, ...]:
+        """The conversation that asks for this row's completion."""
+        return with_history(row["prompt"], history_of(row.get("history")))

@@ -1,0 +1,222 @@
+"""Small parts of a table merged into large ones: parts of a few seconds each are soon too many to list and open.
+
+A merged part is written before its sources are deleted, and a note before both: whoever is killed in between leaves
+rows twice, which readers take once, and the next command reads the note and ends what was begun. Whoever read the
+listing before finds the rows in the parts that are there then (`Table.read`).
+
+Nothing is merged while an earlier merge cannot be ended, and one group goes before the others: where the store keeps
+what should be deleted, each merge would double its rows.
+"""
+
+import contextlib
+import itertools
+import json
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import pyarrow as pa
+import structlog
+
+from cgd_ray.data.prepare import PART_ROWS
+from cgd_ray.errors import CgdError
+from cgd_ray.runtime.parallel import spread
+from cgd_ray.stages.rows import Join
+from cgd_ray.storage.filesystem import NotDeletedError, store_errors
+from cgd_ray.storage.lease import Lease
+from cgd_ray.storage.runs import Document
+from cgd_ray.storage.tables import MERGED, IdRange, Table, shard_of
+
+log = structlog.get_logger(__name__)
+
+SMALL_BYTES = 2**20
+"""A part below this is small."""
+
+FEW_PARTS = 64
+"""So many small parts are left alone, or eight for each part of the prompts: they cost less than merging would."""
+
+EVERY_SECONDS = 600.0
+"""While a run goes on."""
+
+_PER_SHARD = 8
+_LAST_SECONDS = 5.0
+_GROUP_BYTES = 16 * SMALL_BYTES
+
+_Merge = Callable[[list[str]], Document | None]
+_Each = Callable[[_Merge, Sequence[list[str]]], Iterator[Document | None]]
+
+
+def compact(join: Join) -> Join:
+    """Merge the small parts of the stages' tables, those aside that another command works on; returns what is there."""
+    join = join.listed()
+    parts, few, borders = join.parts or {}, _few(join), join.borders
+    merged = {stage.name for stage in join.stages if _compact(stage.results, parts[stage.name], few, borders)}
+    return join.listed(merged)
+
+
+def _compact(table: Table, parts: list[str], few: int, borders: Sequence[str]) -> bool:
+    """Whether anything may have changed."""
+    is_many = sum(map(_is_unmerged, parts)) > few and len(_small_parts(table)) > few
+    if not is_many and not _begun(table):
+        return False
+    lease = Lease(table.store, table.folder)
+    try:
+        lease.take(wait=False)
+    except CgdError as held:
+        log.info(f"{table.stage}: small parts are not merged: {held}")
+        return False
+    try:
+        _end_merges(table)
+        if is_many:
+            merge_parts(table, _small_parts(table), borders)
+    except (NotDeletedError, PermissionError) as error:  # the run needs no merging
+        log.warning(f"{table.stage}: small parts are not merged: {error}")
+    finally:
+        lease.give_back()
+    return True
+
+
+@contextlib.contextmanager
+def merging(join: Join, tables: Sequence[Table]) -> Iterator[None]:
+    """Merge the tables' small parts time and again, beside the block: engines write some thousands a day each.
+
+    Whoever begins a run of days anew would otherwise merge for an hour before the first row. To be used by who holds
+    the tables' leases.
+    """
+    few, borders, ended = _few(join), join.borders, threading.Event()
+
+    def run() -> None:
+        while not ended.wait(EVERY_SECONDS):
+            for table in tables:
+                _merge_if_many(table, few, ended, borders)
+
+    thread = threading.Thread(target=run, name="merging", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_LAST_SECONDS)  # what it leaves half done, the next command ends
+
+
+def _merge_if_many(table: Table, few: int, ended: threading.Event, borders: Sequence[str] = ()) -> None:
+    """One group after the other, here: nobody waits for it."""
+    passing: tuple[type[Exception], ...] = (CgdError, *store_errors())
+
+    def here(merge: _Merge, groups: Sequence[list[str]]) -> Iterator[Document | None]:
+        return map(merge, itertools.takewhile(lambda _: not ended.is_set(), groups))
+
+    try:
+        _end_merges(table)
+        small = _small_parts(table)
+        if len(small) > few:
+            _merge_groups(table, small, borders, here)
+    except passing as error:  # the next time, or by the next command
+        log.warning(f"{table.stage}: small parts are not merged: {error}")
+
+
+def _few(join: Join) -> int:
+    return max(FEW_PARTS, _PER_SHARD * (len(join.borders) + 1))
+
+
+def merge_parts(table: Table, parts: dict[str, int], borders: Sequence[str] = ()) -> None:
+    """Merge these parts (bytes by name), those of a shard together. To be called by who holds the table's lease."""
+    merged = _merge_groups(table, parts, borders, spread)
+    log.info(f"{table.stage}: merged small parts", parts=merged, table=table.folder)
+
+
+def _merge_groups(table: Table, parts: dict[str, int], borders: Sequence[str], each: _Each) -> int:
+    """Merge groups of these parts, the first one alone; returns the number of parts that are no more."""
+    groups, merged = list(_groups(parts, borders)), 0
+    for some in (groups[:1], groups[1:]):
+        merges = [merge for merge in each(partial(_merge, table, borders), some) if merge]
+        _end(table, merges)
+        merged += sum(len(merge["sources"]) for merge in merges)
+    return merged
+
+
+def _small_parts(table: Table) -> dict[str, int]:
+    return {part: size for part, size in table.sizes().items() if size < SMALL_BYTES and _is_unmerged(part)}
+
+
+def _is_unmerged(part: str) -> bool:
+    return f"-{MERGED}" not in part
+
+
+def _groups(parts: dict[str, int], borders: Sequence[str]) -> Iterator[list[str]]:
+    """Parts to be merged: those that begin in one shard, up to so many bytes."""
+    ordered = sorted(parts, key=IdRange.of_part)
+    for _, ours in itertools.groupby(ordered, lambda part: shard_of(borders, IdRange.of_part(part).first)):
+        group, size = list[str](), 0
+        for part in ours:
+            group.append(part)
+            size += parts[part]
+            if size >= _GROUP_BYTES:
+                yield group
+                group, size = [], 0
+        if len(group) > 1:
+            yield group
+
+
+def _split(rows: pa.Table, borders: Sequence[str]) -> Iterator[pa.Table]:
+    """Rows in the order of their ids, cut at the borders: who works on one shard should not have to read another."""
+    shards = [shard_of(borders, identity) for identity in rows["prompt_id"].to_pylist()]
+    start = 0
+    for _, ours in itertools.groupby(shards):
+        length = len(list(ours))
+        for offset in range(0, length, PART_ROWS):
+            yield rows.slice(start + offset, min(PART_ROWS, length - offset))
+        start += length
+
+
+def _merge(table: Table, borders: Sequence[str], parts: list[str]) -> Document | None:
+    """Write what these parts hold as one, or a few; to be ended."""
+    try:
+        rows = pa.concat_tables(table.batches(parts)).drop_columns("part")
+    except FileNotFoundError:  # merged by somebody who has taken the lease since
+        return None
+    rows = rows.sort_by("prompt_id")
+    writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{MERGED}{secrets.token_hex(6)}"
+    slices = list(_split(rows, borders))
+    merge = {"writer": writer, "parts": len(slices), "sources": parts}
+    table.store.write(f"{_notes(table)}/{writer}.json", json.dumps(merge).encode())
+    for number, part in enumerate(slices):
+        table.write_part(f"{writer}-{number:06d}", part)
+    return merge
+
+
+def _notes(table: Table) -> str:
+    return f"{table.folder}/.merges"
+
+
+def _begun(table: Table) -> list[str]:
+    """Notes of merges that were not ended; who holds the table's lease finds those of killed commands only."""
+    return table.store.names(_notes(table))
+
+
+def _end_merges(table: Table) -> None:
+    _end(table, [json.loads(table.store.read(f"{_notes(table)}/{note}")) for note in _begun(table)])
+
+
+def _end(table: Table, merges: list[Document]) -> None:
+    """Delete the sources of merges whose parts are all there.
+
+    Merged parts are never deleted, not even of a merge that seems to be given up: who began it may live, though its
+    lease is lost, and delete the sources a moment later. Rows that then stand twice are read once.
+
+    Raises:
+        NotDeletedError: sources are still there; so is the note, and the next to merge tries again.
+    """
+    if not merges:
+        return
+    there = table.parts()
+    written = Counter("-".join(part.split("-")[:3]) for part in there)
+    whole = [merge for merge in merges if written[merge["writer"]] == merge["parts"]]
+    sources = {part for merge in whole for part in merge["sources"]}.intersection(there)
+    table.store.remove_files([f"{table.folder}/{part}" for part in sorted(sources)])
+    if kept := sources & table.sizes().keys():
+        raise NotDeletedError(f"{table.store.url(table.folder)}: {len(kept)} merged parts are not deleted")
+    for merge in merges:
+        table.store.remove(f"{_notes(table)}/{merge['writer']}.json")

@@ -1,0 +1,1 @@
+"""Curated examples as token ids, and how rows are packed into passes."""

@@ -1,0 +1,149 @@
+"""Training on Ray: from curated examples to the exported student, resumable by the same command."""
+
+from functools import partial
+
+import ray.exceptions
+import ray.train
+import structlog
+from ray.actor import ActorHandle
+from ray.train.torch import TorchTrainer
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.runtime.capacity import held_room, require_returned
+from cgd_ray.runtime.interrupts import interruptibly
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.tables import Table
+from cgd_ray.training.checkpoint.model_card import training_seed
+from cgd_ray.training.dataset.chat_encoder import ChatEncoder
+from cgd_ray.training.dataset.encode import Encoding, encode_examples
+from cgd_ray.training.job import STUDENT_MARKS, GpuMemoryError, RankOutcome
+from cgd_ray.training.launch.ray_group import FinalFailures, NodeTorchConfig
+from cgd_ray.training.launch.ray_worker import Refused, train_on_ray
+from cgd_ray.training.launch.resources import check_room, pyarrow_filesystem, worker_resources
+from cgd_ray.training.launch.step_monitor import shown_steps
+from cgd_ray.training.launch.training_run import TrainingPlan, TrainingResult
+
+log = structlog.get_logger(__name__)
+
+
+def run_training(
+    recipe: Recipe,
+    store: Store,
+    examples: Table,
+    encoder: ChatEncoder,
+    student_identity: str,
+    *,
+    may_train: bool = True,
+) -> TrainingResult:
+    """Train the student on the examples and export it to `runs/NAME/student`.
+
+    The same command continues from the last checkpoint, and does nothing where the student is there. A setting that
+    changes the result starts afresh, with checkpoints of its own; its student takes the place of the run's earlier one.
+
+    Args:
+        recipe: the whole recipe; `student`, `training`, `run.seed` and `storage` matter here.
+        store: the root.
+        examples: curated rows.
+        encoder: of the student, see `student_encoder`.
+        student_identity: who the student is, as `cgd_ray.models.resolve` says.
+        may_train: else the student of these very settings must be there.
+
+    Raises:
+        StoppedError: rows are ready for torchrun, where `training.launcher` says so.
+        CgdError: no student is there and none may be trained, one cannot be replaced, no rows are left,
+            training diverged, a GPU is full, or its workers died more than `training.max_failures` times.
+    """
+    prompts = load_prompts(recipe.generation.prompts)
+    encoded = encode_examples(examples, Encoding(recipe.training, training_seed(recipe), prompts, encoder))
+    if not encoded.counts.rows:
+        raise CgdError(
+            f"training: no rows to train on; left out: {encoded.counts.dropped or 'the examples table is empty'}"
+        )
+    plan = TrainingPlan(recipe, store, encoded, student_identity)
+    finished = plan.finished()
+    if finished is not None:
+        log.info("student is there already, nothing to train", student=plan.student)
+        return finished
+    if not may_train:
+        raise CgdError(f"run {recipe.run.name} has no student of these settings: run jobs/train.py first")
+    under_torchrun = recipe.training.launcher == "torchrun"
+    if under_torchrun and (outcome := plan.torchrun_outcome()):
+        return _finish(plan, outcome)
+    _require_replaceable(plan)
+    if under_torchrun:
+        raise StoppedError(plan.ask_for_torchrun())
+    before = held_room()
+    result = _finish(plan, _fit(plan))
+    require_returned(before)  # evaluation's engines need the room
+    return result
+
+
+def _require_replaceable(plan: TrainingPlan) -> None:
+    """Refuse before hours of training what would be refused at the export."""
+    if not any(plan.store.exists(f"{plan.student}/{name}") for name in STUDENT_MARKS):
+        return
+    student = plan.store.url(plan.student)
+    if not plan.store.may_delete(plan.student):
+        raise CgdError(
+            f"{student}: is a student of other settings, and the store does not let it be replaced. Fix: give the "
+            "right to delete (on S3 s3:DeleteObject), or train under another run.name"
+        )
+    log.warning("the run's student is of other settings and will be replaced", student=student)
+
+
+def _finish(plan: TrainingPlan, outcome: RankOutcome) -> TrainingResult:
+    log.info("student exported", student=plan.store.url(plan.student), steps=outcome.progress.step)
+    return plan.finish(outcome)
+
+
+def _fit(plan: TrainingPlan) -> RankOutcome:
+    try:
+        with shown_steps() as board:
+            fit = _trainer(plan, board).fit
+            # Interrupted, it writes a checkpoint first.
+            outcome: RankOutcome | Refused = interruptibly(
+                fit, on_interrupt=partial(_stop, board, plan.recipe), grace_seconds=plan.recipe.training.stop_timeout_s
+            ).return_value
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+        if isinstance(final := getattr(error, "controller_failure", None), GpuMemoryError):
+            raise final from None
+        raise CgdError(
+            f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
+        ) from error
+    if isinstance(outcome, Refused):
+        raise CgdError(outcome.reason)
+    return outcome
+
+
+def _stop(board: ActorHandle, recipe: Recipe) -> None:
+    log.info("waiting for a checkpoint of the next step", at_most_s=recipe.training.stop_timeout_s)
+    board.stop.remote()
+
+
+def _trainer(plan: TrainingPlan, board: ActorHandle) -> TorchTrainer:
+    training = plan.recipe.training
+    resources = worker_resources(training)
+    check_room(training, resources, is_next=True)
+    return TorchTrainer(
+        partial(train_on_ray, plan.job(resources.device, resources.cpus), board),
+        scaling_config=resources.scaling(training),
+        torch_config=NodeTorchConfig(backend="nccl" if resources.device == "cuda" else "gloo"),
+        run_config=ray.train.RunConfig(
+            name=plan.identity,
+            storage_path=plan.store.path(plan.parent),
+            storage_filesystem=pyarrow_filesystem(plan.store),
+            callbacks=[FinalFailures()],
+            failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
+            worker_runtime_env={"env_vars": {"DS_ACCELERATOR": resources.device}},
+        ),
+    )
+
+
+def _cause(error: Exception) -> str:
+    """One line of the first worker's failure, or of the controller's (a store that it cannot reach ends its start)."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    lines = [line for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[-1].strip() if lines else ''}"

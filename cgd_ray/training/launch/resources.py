@@ -1,0 +1,97 @@
+"""What a training worker asks of Ray, and how Ray Train reaches the store."""
+
+from dataclasses import dataclass
+
+import pyarrow.fs
+import ray.train
+import structlog
+
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.runtime.capacity import Wanted, require_room, require_same_packages
+from cgd_ray.runtime.cluster import Cluster, Demand, read_cluster
+from cgd_ray.runtime.device import Device, asks_for_gpus, installed_device, require_gpu_packages
+from cgd_ray.runtime.packing import pack
+from cgd_ray.storage.filesystem import Store
+
+_CPUS_BESIDE_A_GPU = 8
+_RESIZE_SECONDS = 600.0  # a larger group starts from the last checkpoint: not after every node that comes
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class WorkerResources:
+    """One worker's share."""
+
+    device: Device
+    cpus: int
+    gpus: float
+
+    def scaling(self, training: TrainingSection) -> ray.train.ScalingConfig:
+        """Ray Train's form of it."""
+        amounts = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
+        return ray.train.ScalingConfig(
+            num_workers=(training.min_workers, training.workers) if training.min_workers else training.workers,
+            elastic_resize_monitor_interval_s=_RESIZE_SECONDS,
+            use_gpu=self.gpus > 0,
+            resources_per_worker=amounts,
+            accelerator_type=training.resources.accelerator_type,
+        )
+
+
+def worker_resources(training: TrainingSection) -> WorkerResources:
+    """Fill in what the recipe leaves open, from the installed packages and what the cluster has now.
+
+    Raises:
+        ConfigError: GPUs for packages that compute on CPU, or CPU packages on a cluster with GPUs.
+    """
+    wanted = training.resources
+    if wanted.gpus_per_worker is None:
+        require_same_packages("training.resources", read_cluster().gpus)
+    gpus = int(asks_for_gpus()) if wanted.gpus_per_worker is None else wanted.gpus_per_worker
+    require_gpu_packages("training.resources.gpus_per_worker", gpus)
+    cpus = wanted.cpus_per_worker or _default_cpus(training.workers, gpus, wanted.accelerator_type)
+    return WorkerResources(installed_device() if gpus else "cpu", cpus, gpus)
+
+
+def check_room(training: TrainingSection, resources: WorkerResources, *, is_next: bool) -> None:
+    """Say that training will wait for a cluster to grow.
+
+    Args:
+        training: of the recipe.
+        resources: of one worker.
+        is_next: the nodes are needed now: an autoscaler that tells no shapes is asked for all of them, see
+            `require_room`.
+
+    Raises:
+        ConfigError: no node holds a worker, or a cluster that tells how far it grows never all of them.
+    """
+    fewest = training.min_workers or training.workers
+    demand = Demand(resources.cpus, resources.gpus, training.resources.accelerator_type)
+    require_room([Wanted(f"training with {fewest} workers", demand, fewest, fewest)], may_start_nodes=is_next)
+    if pack([demand] * fewest, Cluster(read_cluster().nodes)) is None:
+        log.warning(
+            "the nodes do not hold all workers of the training; waiting for more nodes",
+            workers=fewest, cpus_per_worker=resources.cpus, gpus_per_worker=resources.gpus,
+        )  # fmt: skip
+
+
+def _default_cpus(workers: int, gpus: float, accelerator_type: str | None) -> int:
+    """The most with which all workers have room on the nodes that there are; 1 where they have none."""
+    cluster = read_cluster()
+    largest = int(max((node.cpus for node in cluster.nodes if node.gpus >= gpus), default=1))
+    for each in range(min(largest, _CPUS_BESIDE_A_GPU) if gpus else largest, 1, -1):
+        if pack([Demand(each, gpus, accelerator_type)] * workers, Cluster(cluster.nodes)) is not None:
+            return each
+    return 1
+
+
+def pyarrow_filesystem(store: Store) -> pyarrow.fs.FileSystem:
+    """The store's file system as pyarrow's, which is what Ray Train takes; keys come from the environment.
+
+    On S3 it goes through s3fs as every other access does. Arrow's own S3 client writes an empty object for each parent
+    folder, which not every S3 server takes. Listings are not remembered: other processes write here.
+    """
+    if not store.is_s3:
+        return pyarrow.fs.LocalFileSystem()
+    fresh = type(store.fs)(**store.fs.storage_options, use_listings_cache=False)
+    return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fresh))

@@ -1,0 +1,166 @@
+"""One training by what makes it this one: its identity, its folders in the store, its result."""
+
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+
+from cgd_ray.config.recipe import Recipe
+from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.runs import Document
+from cgd_ray.training.checkpoint.model_card import model_card, training_seed
+from cgd_ray.training.dataset.chat_encoder import chat_template
+from cgd_ray.training.dataset.encode import EncodedExamples
+from cgd_ray.training.job import OUTCOME, About, RankJob, RankOutcome
+
+# Settings that change the trained weights; the others (workers, ZeRO stage, packing, ...) change where and how fast.
+_RESULT_SETTINGS = {
+    "epochs", "learning_rate", "batch_size", "schedule", "warmup_fraction", "weight_decay", "gradient_clipping",
+    "precision", "validation_fraction", "export", "lora",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training ended with. Counts and seconds are over all interruptions."""
+
+    student_name: str
+    """Folder of the exported student in the store, relative to the root."""
+    steps: int
+    rows: int
+    supervised_tokens: int
+    total_tokens: int
+    seconds: float
+    """Seconds inside optimiser steps: without start-up, checkpoints and export."""
+    final_loss: float
+    """Mean loss per supervised token of the last step."""
+    validation_loss: float | None
+    """Mean loss per supervised token of the rows set aside, at the exported step; None where there are none."""
+    exported_step: int
+    """The optimiser step whose weights the student has."""
+    dropped: dict[str, int]
+    """Rows left out, by reason."""
+    reused: bool
+    """Whether the student was there already and nothing was trained."""
+    resumed_from_step: int | None
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One training: its identity and its folders."""
+
+    recipe: Recipe
+    store: Store
+    encoded: EncodedExamples
+    student_identity: str
+
+    @property
+    def student(self) -> str:
+        """Folder of the exported student."""
+        return f"runs/{self.recipe.run.name}/student"
+
+    @property
+    def parent(self) -> str:
+        """Folder of the run's trainings."""
+        return f"runs/{self.recipe.run.name}/training"
+
+    @property
+    def folder(self) -> str:
+        """Folder of this one's checkpoints."""
+        return f"{self.parent}/{self.identity}"
+
+    @property
+    def content(self) -> Document:
+        """What makes this training this training."""
+        return {
+            "encoded": self.encoded.table.fingerprint,
+            "student": self.student_identity,
+            "seed": training_seed(self.recipe),
+            **self.recipe.training.model_dump(mode="json", include=_RESULT_SETTINGS),
+            # The exported chat template has it.
+            **({"system_prompt": system} if (system := self.recipe.data.system_prompt) else {}),
+            # Only steps with a checkpoint can be the best.
+            "candidates": self.recipe.training.checkpoint_every if self.recipe.training.export == "best" else None,
+        }
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of `content`."""
+        return fingerprint(self.content)
+
+    def finished(self) -> TrainingResult | None:
+        """The result of an earlier invocation, if this very training was exported."""
+        name = f"{self.student}/manifest.json"
+        if not self.store.exists(name):
+            return None
+        manifest = json.loads(self.store.read(name))
+        if manifest["identity"] != self.identity:
+            return None
+        return replace(TrainingResult(**manifest["result"]), reused=True, resumed_from_step=None)
+
+    def finish(self, outcome: RankOutcome) -> TrainingResult:
+        """Write the manifest, last of all: from here on the student counts as complete."""
+        progress = outcome.progress
+        result = TrainingResult(
+            student_name=self.student,
+            steps=progress.step,
+            rows=outcome.rows,
+            supervised_tokens=progress.supervised_tokens,
+            total_tokens=progress.total_tokens,
+            seconds=progress.seconds,
+            final_loss=progress.loss,
+            validation_loss=progress.best_loss if self.recipe.training.export == "best" else progress.validation_loss,
+            exported_step=outcome.exported_step,
+            dropped=self.encoded.counts.dropped,
+            reused=False,
+            resumed_from_step=outcome.resumed_from_step,
+        )
+        manifest = {"identity": self.identity, "training": self.content, "result": asdict(result)}
+        self.store.write(f"{self.student}/manifest.json", json.dumps(manifest, indent=1).encode())
+        return result
+
+    def job(self, device: str, threads: int) -> RankJob:
+        """What the ranks are told."""
+        return RankJob(
+            encoded=self.encoded.table,
+            model=self.recipe.student.model,
+            revision=self.recipe.student.revision,
+            storage=self.recipe.storage,
+            training=self.recipe.training,
+            seed=training_seed(self.recipe),
+            identity=self.identity,
+            checkpoints=self.folder,
+            name=self.recipe.run.name,
+            figures=f"runs/{self.recipe.run.name}/tensorboard/{self.identity}",
+            student=self.student,
+            about=About(
+                model_card(self.recipe, self.encoded, self.identity),
+                chat_template(self.recipe),
+                self.recipe.generation.draft.chat_template_kwargs,
+                self.recipe.data.system_prompt,
+            ),
+            device=device,
+            threads=threads,
+        )
+
+    def torchrun_outcome(self) -> RankOutcome | None:
+        """What torchrun left beside the student that it exported, if it was this training's."""
+        name = f"{self.student}/{OUTCOME}"
+        found = json.loads(self.store.read(name)) if self.store.exists(name) else {}
+        return RankOutcome.from_json(found) if found.get("identity") == self.identity else None
+
+    def ask_for_torchrun(self) -> str:
+        """Write the job for `cgd_ray.training.launch.torchrun`, and say how it is started."""
+        name = f"{self.folder}/job.json"
+        self.store.write(name, self.job("cpu", threads=1).to_json())
+        training, storage = self.recipe.training, self.recipe.storage
+        reached = {"AWS_ENDPOINT_URL": storage.endpoint_url, "AWS_DEFAULT_REGION": storage.region}
+        variables = "".join(f"{key}={value} " for key, value in reached.items() if value and self.store.is_s3)
+        return (
+            # `auto` was resolved on this machine, and the ranks may run on others.
+            f"rows are ready; training.precision is {training.precision}; train with: {variables}"
+            f"torchrun --standalone --nproc-per-node {training.workers} "
+            # Which sends SIGTERM on, and kills the ranks after half a minute by default.
+            f"--shutdown-timeout {math.ceil(training.stop_timeout_s)} "
+            f"-m cgd_ray.training.launch.torchrun {self.store.url(name)}; then the same command goes on"
+        )

@@ -1,0 +1,60 @@
+"""Gradient checkpointing where memory asks for it: layers keep their inputs only, and are computed again backwards."""
+
+from pathlib import Path
+
+import structlog
+import torch
+import torch.distributed as dist
+
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.training.dataset.encoded_rows import EncodedRows
+from cgd_ray.training.memory import NoEstimateError, memory, model_sizes
+
+log = structlog.get_logger(__name__)
+
+_USABLE = 0.9  # of a GPU: the CUDA context, NCCL's buffers and the allocator's gaps take the rest
+
+
+def settle_checkpointing(
+    training: TrainingSection, student: Path, rows: EncodedRows, device: torch.device, group: dist.ProcessGroup
+) -> TrainingSection:
+    """The recipe's section with `gradient_checkpointing` decided where it leaves that open. All ranks call it together.
+
+    Args:
+        training: the recipe's.
+        student: its directory.
+        rows: what is trained on.
+        device: of this rank.
+        group: of all ranks, on the host.
+    """
+    if training.gradient_checkpointing is not None:
+        return training
+    rooms: list[int | None] = [None] * dist.get_world_size()
+    # The smallest of all: in ZeRO-3 a layer that one rank computes again gathers weights from the others.
+    dist.all_gather_object(rooms, gpu_bytes(device), group=group)
+    room = min((room for room in rooms if room is not None), default=None)
+    here = training.model_copy(update={"workers": dist.get_world_size()})
+    is_needed = room is not None and _exceeds(_USABLE * room, here, student, rows)
+    return training.model_copy(update={"gradient_checkpointing": is_needed})
+
+
+def _exceeds(room: float, training: TrainingSection, student: Path, rows: EncodedRows) -> bool:
+    try:
+        needed = needed_bytes(training, student, rows)
+    except NoEstimateError as error:
+        log.warning("no estimate for this student: training.gradient_checkpointing stays off", error=str(error))
+        return False
+    if dist.get_rank() == 0:
+        gib = {"needed_gib": round(needed / 2**30, 1), "usable_gib": round(room / 2**30, 1)}
+        log.info("GPU memory of a worker, estimated", **gib, gradient_checkpointing=needed > room)
+    return needed > room
+
+
+def gpu_bytes(device: torch.device) -> int | None:
+    """Memory of a GPU; None for a CPU, whose memory others share."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def needed_bytes(training: TrainingSection, student: Path, rows: EncodedRows) -> float:
+    """Estimate of what a rank holds on its GPU at the peak of the longest pass, without gradient checkpointing."""
+    return memory(model_sizes(student, training, rows.lengths, rows.supervised), training).device
