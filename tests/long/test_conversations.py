@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoTokenizer
 
 from cgd_ray.data.demo.problems import demo_rows
-from cgd_ray.prompts.conversation import Turn, history_of, with_history
+from cgd_ray.prompts.conversation import history_of, with_history
 from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from tests.servers import REPOSITORY, engines_left
 
@@ -93,10 +93,11 @@ def test_every_turn_is_sent_as_training_encodes_it(root: Path, student_dir: Path
     assert [row["prompt_tokens"] for row in sent] == [len(encoder.prompt_ids(turns[row["prompt_id"]])) for row in sent]
     examples = {row["prompt_id"]: row for row in rows(root, "examples")}
     for row in rows(root, "encoded"):
-        draft = Turn("assistant", examples[row["prompt_id"]]["draft"])
         begun = encoder.prompt_ids(turns[row["prompt_id"]])
         assert row["input_ids"][: len(begun)] == begun
-        assert draft.content in encoder.tokenizer.decode(row["input_ids"][len(begun) : row["target_start"]])
+        shown = encoder.tokenizer.decode(row["input_ids"][len(begun) : row["target_start"]])
+        assert (examples[row["prompt_id"]]["draft"] in shown) == (row["view"] == "cgd")
+    assert {row["view"] for row in rows(root, "encoded")} >= {"cgd"}
 
 
 def test_the_student_is_served_with_all_turns(output: str) -> None:
