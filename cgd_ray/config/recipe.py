@@ -9,7 +9,7 @@ from pydantic import ValidationError, model_validator
 
 from cgd_ray.config.base import Section
 from cgd_ray.config.data import DataSection, DemoData
-from cgd_ray.config.engine import StudentSection, TeacherOpenAI, TeacherSection, VllmOptions
+from cgd_ray.config.engine import StudentEngine, StudentSection, TeacherEngine, TeacherSection
 from cgd_ray.config.generation import CurationSection, GenerationSection
 from cgd_ray.config.run import RunSection, StorageSection
 from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
@@ -62,7 +62,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _prompts_have_room(self) -> Self:
         student, teacher, generation = self.student.engine, self.teacher.engine, self.generation
-        asked: list[tuple[str, int, str, object]] = [
+        asked: list[tuple[str, int, str, StudentEngine | TeacherEngine]] = [
             ("generation.draft", generation.draft.max_tokens, "student.engine", student),
             ("generation.critique", generation.critique.max_tokens, "teacher.engine", teacher),
             ("generation.refine", generation.refine.max_tokens, "teacher.engine", teacher),
@@ -72,7 +72,7 @@ class Recipe(Section):
         if self.evaluation.enabled:
             asked.append(("evaluation", self.evaluation.max_tokens, "student.engine", student))
         for stage, tokens, name, engine in asked:
-            longest = engine.max_model_len if isinstance(engine, VllmOptions) else None
+            longest = engine.max_model_len
             if longest is not None and tokens >= longest:
                 raise ValueError(f"{stage}.max_tokens {tokens} leaves no prompt room in {name}.max_model_len {longest}")
         return self
@@ -96,9 +96,8 @@ def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
-    engine = recipe.teacher.engine
-    if isinstance(engine, TeacherOpenAI) and engine.api_key_env:
-        name_secret_variable(engine.api_key_env)
+    for variable in recipe.teacher.engine.secret_variables():
+        name_secret_variable(variable)
     return recipe
 
 

@@ -13,11 +13,9 @@ from statistics import NormalDist, fmean, stdev
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.generation.planning import Plan, plan, todo
 from cgd_ray.generation.run import GenerationResult, engine_of, join_of, role_of, run_generation
-from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.stages.definitions import build_stages
 from cgd_ray.stages.rows import Join, Shard
@@ -170,17 +168,18 @@ class _Probe:
 
     def _gpus(self, role: str) -> float:
         options, _ = engine_of(self._recipe, role)
-        replicas = 1 if isinstance(options, TeacherOpenAI) else options.replicas
-        return replicas * engine_demand(options, read_cluster(), sharing=1, key=f"{role}.engine").gpus
+        demand = options.demand(read_cluster(), sharing=1, key=f"{role}.engine")
+        return options.pool_size().replicas * demand.gpus
 
     def _width(self, role: str) -> int:
         options, _ = engine_of(self._recipe, role)
-        return options.concurrency if isinstance(options, TeacherOpenAI) else options.replicas * options.max_in_flight
+        pool = options.pool_size()
+        return pool.replicas * pool.in_flight
 
     def _money(self, stage: str, prompt: Spread, completion: Spread, gpu_hours: Spread) -> Spread | None:
-        teacher = self._recipe.teacher.engine
-        if role_of(stage) == "teacher" and isinstance(teacher, TeacherOpenAI):
-            per_prompt, per_completion = teacher.cost(1, 0), teacher.cost(0, 1)
+        options, _ = engine_of(self._recipe, role_of(stage))
+        if options.is_remote:
+            per_prompt, per_completion = options.price(1, 0), options.price(0, 1)
             return (
                 prompt.times(per_prompt).plus(completion.times(per_completion)) if per_prompt + per_completion else None
             )

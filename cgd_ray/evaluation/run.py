@@ -15,12 +15,12 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prompt_id import holdout_position
 from cgd_ray.errors import CgdError
 from cgd_ray.execution.actor_pool import block_rows, sized, work_of
-from cgd_ray.execution.chains import build_chain, engine_identity
+from cgd_ray.execution.chains import build_chain
 from cgd_ray.execution.coordinator import Snapshot
 from cgd_ray.execution.driver import run_chains
 from cgd_ray.execution.progress import Progress
 from cgd_ray.grading.answers import gold_of
-from cgd_ray.runtime.capacity import engine_demand
+from cgd_ray.inference.options import ModelRef
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.parallel import spread
 from cgd_ray.stages.stage import TEXTS, WORK, BarePrompt, Stage
@@ -170,7 +170,7 @@ def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
     content = {
         "stage": "evaluation",
         "model": identity,
-        "engine": engine_identity(recipe.student.engine),
+        "engine": recipe.student.engine.identity(),
         "sampling": {"max_tokens": section.max_tokens, "temperature": section.temperature, **seeded} | _given(template),
     }
     digest = fingerprint(content)
@@ -212,9 +212,9 @@ def _generate(
     chain = build_chain(
         "student",
         recipe.student.engine,
-        (model, recipe.student.revision if model == recipe.student.model else None),
+        ModelRef(model, recipe.student.revision if model == recipe.student.model else None),
         [stage],
-        demand=engine_demand(recipe.student.engine, read_cluster(), sharing=1, key="student.engine"),
+        demand=recipe.student.engine.demand(read_cluster(), sharing=1, key="student.engine"),
         storage=recipe.storage,
     )
     with Progress({"evaluation": len(left)}) as progress:

@@ -18,7 +18,8 @@ from cgd_ray.execution.coordinator import on_this_node
 from cgd_ray.execution.replicas import Pool
 from cgd_ray.inference.base import Engine
 from cgd_ray.runtime.capacity import Wanted, require_room
-from cgd_ray.runtime.cluster import Cluster, Demand
+from cgd_ray.runtime.cluster import Cluster
+from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.packing import holds
 from cgd_ray.stages.stage import DONE, WORK, Stage
 

@@ -13,7 +13,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
 
 from cgd_ray.errors import CgdError
-from cgd_ray.runtime.cluster import Cluster, Demand, Node
+from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.packing import largest_first, pack
 
 _NODE = "ray.io/node-id"  # the label that Ray gives each node

@@ -5,13 +5,13 @@ from functools import partial
 import pyarrow.compute as pc
 import structlog
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.execution.coordinator import Snapshot
 from cgd_ray.execution.metrics import ENOUGH_ROWS, StageTally, Tallies
 from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.planning import Plan
+from cgd_ray.inference.options import EngineOptions
 from cgd_ray.runtime.parallel import spread
 from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.lease import Lease
@@ -113,14 +113,14 @@ class Guard:
 
     def _check_spending(self, tallies: Tallies) -> None:
         """The engine keeps its ceiling to the request; one that had to start again knows nothing of what it spent."""
-        if not isinstance(self._teacher, TeacherOpenAI) or self._teacher.spend_ceiling is None:
+        ceiling = self._teacher.money_ceiling()
+        if ceiling is None:
             return
         made = [tally for stage, tally in tallies.items() if stage != "draft"]
-        spent = self.paid_before + sum(self._teacher.cost(t.prompt_tokens, t.completion_tokens) for t in made)
-        if spent > self._teacher.spend_ceiling:
+        spent = self.paid_before + sum(self._teacher.price(t.prompt_tokens, t.completion_tokens) for t in made)
+        if spent > ceiling:
             raise StoppedError(
-                f"teacher.engine.spend_ceiling {self._teacher.spend_ceiling} is exceeded: {spent:.4f} spent; "
-                "raise it to go on"
+                f"teacher.engine.spend_ceiling {ceiling} is exceeded: {spent:.4f} spent; raise it to go on"
             )
 
 
@@ -131,7 +131,7 @@ def paid(recipe: Recipe, stages: list[Stage]) -> float:
         CgdError: other commands merge the tables' parts all the time.
     """
     teacher = recipe.teacher.engine
-    if not isinstance(teacher, TeacherOpenAI) or teacher.spend_ceiling is None:
+    if teacher.money_ceiling() is None:
         return 0.0
     for _ in range(_LOOKS):
         parts = [(stage.results, part) for stage in stages for part in stage.results.parts()]
@@ -141,7 +141,7 @@ def paid(recipe: Recipe, stages: list[Stage]) -> float:
     raise CgdError("the parts of the teacher's tables come and go; is another command at work on them?")
 
 
-def _cost(teacher: TeacherOpenAI, part: tuple[Table, str]) -> float | None:
+def _cost(teacher: EngineOptions, part: tuple[Table, str]) -> float | None:
     """None where the part was merged into another one since it was listed."""
     table, name = part
     counts = ["prompt_tokens", "completion_tokens"]
@@ -149,4 +149,4 @@ def _cost(teacher: TeacherOpenAI, part: tuple[Table, str]) -> float | None:
         [rows] = table.batches([name], counts)
     except FileNotFoundError:
         return None
-    return teacher.cost(*(pc.sum(rows[count]).as_py() or 0 for count in counts))
+    return teacher.price(*(pc.sum(rows[count]).as_py() or 0 for count in counts))

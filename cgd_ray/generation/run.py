@@ -12,7 +12,7 @@ import structlog
 from ray.actor import ActorHandle
 from ray.data import TaskPoolStrategy
 
-from cgd_ray.config.engine import TeacherOpenAI
+from cgd_ray.config.engine import StudentEngine, TeacherEngine
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError
 from cgd_ray.execution.actor_pool import Chain, block_rows, require_chains_fit, sized
@@ -24,8 +24,10 @@ from cgd_ray.generation.engine_failures import forget, noting
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
-from cgd_ray.runtime.capacity import EngineOptions, engine_demand, fits
+from cgd_ray.inference.options import ModelRef
 from cgd_ray.runtime.cluster import read_cluster
+from cgd_ray.runtime.demand import Demand
+from cgd_ray.runtime.packing import pack
 from cgd_ray.stages.definitions import Stages, build_stages
 from cgd_ray.stages.rows import Join, Shard
 from cgd_ray.stages.stage import Stage
@@ -146,8 +148,21 @@ def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
     wanted = recipe.generation.execution
     if wanted != "auto":
         return wanted
-    both = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
-    return "streaming" if fits(both, read_cluster()) else "staged"
+    return "streaming" if _fit_at_once(recipe) else "staged"
+
+
+def _fit_at_once(recipe: Recipe) -> bool:
+    """Whether all replicas of both engines can run at once without starving each other, each on one node.
+
+    On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many they
+    want.
+    """
+    cluster, demands = read_cluster(), list[Demand]()
+    for role in ("student", "teacher"):
+        options, _ = engine_of(recipe, role)
+        demand = options.demand(cluster, sharing=1, key=f"{role}.engine")
+        demands += [demand] * options.pool_size().replicas
+    return pack(demands, cluster) is not None
 
 
 def _parts(execution: str, stages: Stages) -> list[list[Stage]]:
@@ -232,18 +247,16 @@ def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:
         by_role.setdefault(role_of(stage.name), []).append(stage)
     cluster = read_cluster()
     engines = {role: engine_of(recipe, role) for role in by_role}
-    sharing = sum(not isinstance(options, TeacherOpenAI) for options, _ in engines.values())  # that takes no cores
+    sharing = sum(not options.is_remote for options, _ in engines.values())
     chains = []
     for role, stages in by_role.items():
         options, model = engines[role]
-        demand = engine_demand(options, cluster, sharing=sharing, key=f"{role}.engine")
+        demand = options.demand(cluster, sharing=sharing, key=f"{role}.engine")
         chains.append(build_chain(role, options, model, stages, demand=demand, storage=recipe.storage, spent=spent))
     return chains
 
 
-def engine_of(recipe: Recipe, role: str) -> tuple[EngineOptions, tuple[str, str | None]]:
-    """Options of a role's engine, and its model's name and revision."""
-    if role == "student":
-        return recipe.student.engine, (recipe.student.model, recipe.student.revision)
-    teacher = recipe.teacher.engine
-    return teacher, (teacher.model, teacher.revision)
+def engine_of(recipe: Recipe, role: str) -> tuple[StudentEngine | TeacherEngine, ModelRef]:
+    """Options of a role's engine, and its model."""
+    section = recipe.student if role == "student" else recipe.teacher
+    return section.engine, section.ref

@@ -4,12 +4,76 @@ import asyncio
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import ray
+from pydantic import Field, field_validator
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.errors import CgdError
-from cgd_ray.inference.base import Completion, CompletionError, EngineDiedError, Request, answered_within
+from cgd_ray.inference.base import Completion, CompletionError, Engine, EngineDiedError, Request, answered_within
+from cgd_ray.inference.options import ModelRef, Replicated
+from cgd_ray.runtime.demand import Demand
+
+if TYPE_CHECKING:
+    from cgd_ray.config.run import StorageSection
+    from cgd_ray.runtime.cluster import Cluster
+
+_CORES = 0.01
+
+
+class ScriptedOptions(Replicated):
+    """A deterministic function in place of a model, for fault injection and scale tests; never a proof of quality."""
+
+    max_model_len: ClassVar[int | None] = None
+    chat_template: ClassVar[str | None] = None
+
+    type: Literal["scripted"]
+    model: str = "scripted"
+    revision: str | None = None
+    latency_ms: Annotated[float, Field(ge=0)] = 0.0
+    gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs that one engine asks Ray for, and leaves alone: where engines are placed can be tried without models."""
+    accelerator_type: str | None = None
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_above_one(cls, gpus: float) -> float:
+        if gpus > 1 and gpus != int(gpus):
+            raise ValueError("Ray gives whole GPUs, or a fraction of one. Fix: write a whole number")
+        return gpus
+
+    fail_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of rows, by hash, whose first attempt fails."""
+    truncate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of rows, by hash, that end with finish reason `length`."""
+    verdict: Literal["right", "wrong"] = "wrong"
+    die_on: str | None = None
+    """The engine dies when a conversation with these words comes."""
+    kill_on: str | None = None
+    """... and its whole process."""
+    hang_on: str | None = None
+    """... and such a conversation is never answered."""
+    refuse_on: str | None = None
+    """A file with ids of Ray's nodes, one a line, on which no engine starts."""
+    request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
+
+    def identity(self) -> dict[str, object]:
+        """What changes texts; a failure is no result."""
+        return {key: getattr(self, key) for key in ("truncate_fraction", "verdict")}
+
+    def model_identity(self, model: ModelRef, storage: "StorageSection", key: str) -> str:
+        """Its name and revision."""
+        del storage, key
+        return f"scripted:{model.name}" + (f"@{model.revision}" if model.revision else "")
+
+    def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> Demand:
+        """Hardly a core, and the GPUs that the script asks for."""
+        del cluster, sharing, key
+        return Demand(_CORES, self.gpus, self.accelerator_type)
+
+    def make_engine(self, model: ModelRef, storage: "StorageSection", demand: Demand, spent: float) -> "Engine":
+        """A `ScriptedEngine`."""
+        del model, storage, demand, spent
+        return ScriptedEngine(self)
 
 
 class ScriptedEngine:
@@ -71,5 +135,7 @@ class ScriptedEngine:
 
 def _refused_node(file: Path) -> str | None:
     """The id of this node, where the file names it."""
+    import ray  # seconds, which reading a recipe need not take
+
     here: str = ray.get_runtime_context().get_node_id()
     return here if file.exists() and here in file.read_text().split() else None

@@ -1,13 +1,11 @@
 """What can be checked before anything is started: places, files, models, endpoints, templates."""
 
-import difflib
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from cgd_ray.config.data import DemoData
-from cgd_ray.config.engine import TeacherOpenAI, TeacherVllm, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrackingSection, TrainingSection
 from cgd_ray.data.prepare import PreparedPrompts
@@ -74,12 +72,9 @@ def preflight(recipe: Recipe) -> Store:
         check_source(recipe.data, recipe.storage)
     student_identity(recipe)
     teacher_identity(recipe)
-    _require_known_arguments(recipe)
+    recipe.student.engine.check("student.engine")
     _require_templates(recipe)
-    if isinstance(recipe.teacher.engine, TeacherOpenAI):
-        from cgd_ray.inference.openai.engine import check_endpoint  # a second, which other teachers do not cost
-
-        check_endpoint(recipe.teacher.engine)
+    recipe.teacher.engine.check("teacher.engine")
     return replace(store, patient=True)
 
 
@@ -99,29 +94,12 @@ def require_histories(recipe: Recipe, prompts: PreparedPrompts) -> None:
         _require_templates(recipe, histories)
 
 
-def _require_known_arguments(recipe: Recipe) -> None:
-    """A teacher's engine would name a wrong one only after all drafts."""
-    engines = {"student.engine": recipe.student.engine, "teacher.engine": recipe.teacher.engine}
-    given = {key: engine for key, engine in engines.items() if isinstance(engine, VllmOptions) and engine.engine_args}
-    if not given or find_spec("vllm") is None:
-        return
-    from vllm.engine.arg_utils import AsyncEngineArgs  # ten seconds, which recipes without such arguments do not cost
-
-    known = {field.name for field in fields(AsyncEngineArgs)}
-    for key, engine in given.items():
-        for name in engine.engine_args.keys() - known:
-            like = difflib.get_close_matches(name, known, n=1)
-            meant = f" Did you mean {like[0]}?" if like else ""
-            raise ConfigError(f"{key}.engine_args: the installed vLLM has no argument {name}.{meant}")
-
-
 def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> None:
     """Before drafts are paid for: can the student be trained, and the teacher be asked, with these before prompts?"""
     student, teacher, generation = recipe.student, recipe.teacher.engine, recipe.generation
-    is_real = isinstance(student.engine, VllmOptions)
-    if is_real and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
+    if student.engine.has_weights and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
         student_encoder(recipe, histories)
-    if isinstance(teacher, TeacherVllm) and not teacher.model.startswith(DEMO_PREFIX):
+    if teacher.has_weights and not teacher.model.startswith(DEMO_PREFIX):
         template = template_text(teacher.chat_template, "teacher.engine.chat_template")
         folder = local_model(teacher.model, teacher.revision, recipe.storage, weights=False)
         tokenizer = load_tokenizer(folder, template, "teacher")

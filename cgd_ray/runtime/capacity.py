@@ -1,7 +1,6 @@
-"""What an engine asks of Ray, given what the cluster has."""
+"""Whether what is asked of Ray has room on the cluster, and whether it is given back."""
 
 import contextlib
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +10,11 @@ import ray.exceptions
 import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, VllmOptions
 from cgd_ray.errors import CgdError, ConfigError
-from cgd_ray.inference.vllm.arguments import engine_gpus
 from cgd_ray.runtime import processes
-from cgd_ray.runtime.cluster import Cluster, Demand, could_launch, read_cluster
-from cgd_ray.runtime.device import asks_for_gpus, require_engine_packages
+from cgd_ray.runtime.cluster import Cluster, could_launch, read_cluster
+from cgd_ray.runtime.demand import Demand
+from cgd_ray.runtime.device import asks_for_gpus
 from cgd_ray.runtime.packing import holds, pack
 from cgd_ray.runtime.session import joins_cluster
 
@@ -24,8 +22,6 @@ log = structlog.get_logger(__name__)
 _RETURN_SECONDS = 60.0
 _LOOK_SECONDS = 0.2
 _ROUNDING = 1e-6
-
-EngineOptions = VllmOptions | TeacherOpenAI | ScriptedOptions
 
 
 @dataclass(frozen=True)
@@ -38,30 +34,6 @@ class Wanted:
     count: int
     fewest: int
     """How many of them must have room, where the cluster is not this command's own."""
-
-
-def engine_demand(options: EngineOptions, cluster: Cluster, *, sharing: int, key: str = "engine") -> Demand:
-    """CPUs and GPUs of one engine when `sharing` engines run at once.
-
-    A vLLM engine holds its GPUs in one actor (tensor and pipeline parallel on one node); without GPUs it gets an equal
-    share of a node's cores. An HTTP client asks for nothing: it would keep a node with GPUs, or start one, where the
-    head gives no CPUs. `key` is the section of the recipe that asks.
-
-    Raises:
-        ConfigError: GPUs for packages that compute on CPU, none for those that need one, or CPU packages on a cluster
-            with GPUs.
-    """
-    if isinstance(options, TeacherOpenAI):
-        return Demand(cpus=0, gpus=0)
-    if isinstance(options, ScriptedOptions):
-        return Demand(0.01, options.gpus, options.accelerator_type)
-    if options.gpus_per_worker is None:
-        require_same_packages(key, cluster.gpus)
-    gpus = engine_gpus(options)
-    require_engine_packages(f"{key}.gpus_per_worker", gpus)
-    if gpus:
-        return Demand(options.cpus or 1, gpus, options.accelerator_type)
-    return Demand(cpus=options.cpus or max(1, math.floor(cluster.largest_node_cpus / sharing)), gpus=0)
 
 
 def require_same_packages(key: str, gpus: float) -> None:
@@ -207,17 +179,3 @@ def _end_orphans() -> None:
 def _say_ended(count: int) -> None:
     if count:
         log.info("ended processes of engines that are gone", count=count)
-
-
-def fits(options: dict[str, EngineOptions], cluster: Cluster) -> bool:
-    """Whether all replicas of these engines can run at once without starving each other, each on one node.
-
-    The engines are named by the keys that ask for them. On CPU, two engines at once halve each other's cores and gain
-    nothing from overlap, unless both say how many they want.
-    """
-    demands = [(engine_demand(entry, cluster, sharing=1, key=key), _replicas(entry)) for key, entry in options.items()]
-    return pack([demand for demand, replicas in demands for _ in range(replicas)], cluster) is not None
-
-
-def _replicas(options: EngineOptions) -> int:
-    return 1 if isinstance(options, TeacherOpenAI) else options.replicas

@@ -14,42 +14,12 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cgd_ray.runtime.demand import ACCELERATOR, Demand
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.session import joins_cluster
 
-_ACCELERATOR = "accelerator_type:"
-_ACCELERATOR_SHARE = 0.001  # what Ray takes of a node's accelerator for an actor that names its type
 _ANSWER_SECONDS = 30.0  # an autoscaler looks every 5 s
 _LOOK_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class Demand:
-    """What one engine or worker needs on one node, or several of them in all."""
-
-    cpus: float
-    gpus: float
-    accelerator_type: str | None = None
-
-    def bundle(self) -> dict[str, float]:
-        """As a bundle of a placement group; Ray refuses zeros."""
-        amounts = {"CPU": self.cpus, "GPU": self.gpus}
-        if self.accelerator_type:
-            amounts[_ACCELERATOR + self.accelerator_type] = _ACCELERATOR_SHARE
-        return {kind: amount for kind, amount in amounts.items() if amount}
-
-    @property
-    def is_nothing(self) -> bool:
-        """Whether it needs no place."""
-        return not self.bundle()
-
-    def times(self, count: int) -> "Demand":
-        """So many of them."""
-        return Demand(self.cpus * count, self.gpus * count, self.accelerator_type)
-
-    def __str__(self) -> str:
-        kind = f" ({self.accelerator_type})" if self.accelerator_type else ""
-        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs{kind}"
 
 
 @dataclass(frozen=True)
@@ -138,7 +108,7 @@ def _could_launch(bundles: list[dict[str, float]]) -> bool:
 
 
 def _node(resources: dict[str, float], name: str | None = None) -> Node:
-    kinds = frozenset(kind.removeprefix(_ACCELERATOR) for kind in resources if kind.startswith(_ACCELERATOR))
+    kinds = frozenset(kind.removeprefix(ACCELERATOR) for kind in resources if kind.startswith(ACCELERATOR))
     return Node(float(resources.get("CPU", 0)), float(resources.get("GPU", 0)), kinds, name)
 
 

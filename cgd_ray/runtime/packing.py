@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from cgd_ray.runtime.cluster import Cluster, Demand, Node
+from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.runtime.demand import Demand
 
 _ROUNDING = 1e-6
 

@@ -14,8 +14,8 @@ from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.inference.vllm.arguments import cpu_environment, engine_gpus, vllm_arguments
-from cgd_ray.runtime.cluster import Demand
+from cgd_ray.inference.vllm.arguments import cpu_environment, vllm_arguments
+from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.device import require_engine_packages
 from cgd_ray.serving.options import ServeArgs, parse_args
 
@@ -41,7 +41,7 @@ def build(args: dict[str, Any]) -> Application:
             "serving: nobody has a key. Fix: pass keys_file=FILE (one key a line, on every node that runs the "
             "ingress), or no_key=true where this machine alone is to ask"
         )
-    ingress_cpus = 1 if engine_gpus(options) else 0
+    ingress_cpus = 1 if options.gpus else 0
     return build_openai_app(
         {
             "llm_configs": [llm_config(options)],
@@ -75,7 +75,7 @@ def llm_config(options: ServeArgs) -> LLMConfig:
     Raises:
         ConfigError: the installed packages compute on the other device.
     """
-    gpus = engine_gpus(options)
+    gpus = options.gpus
     require_engine_packages("serving: gpus_per_worker", gpus)
     return LLMConfig(
         model_loading_config={"model_id": options.model_id, "model_source": options.model},
@@ -111,7 +111,7 @@ def placement(options: ServeArgs, gpus: float) -> dict[str, Any]:
 
     Args:
         options: of the replica.
-        gpus: of all its workers, see `engine_gpus`.
+        gpus: of all its workers, see `ServeArgs.gpus`.
     """
     if gpus == 0:
         bundles = [{"CPU": float(cores(options))}]

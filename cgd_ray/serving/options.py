@@ -7,11 +7,11 @@ from typing import Any
 
 from pydantic import ValidationError, field_validator
 
-from cgd_ray.config.engine import VllmEngineOptions
 from cgd_ray.config.places import ModelPlace, PlainUrl
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.serving import Access, Replicas
 from cgd_ray.errors import ConfigError
+from cgd_ray.inference.vllm.options import VllmEngineOptions
 
 
 class ServeArgs(Access, Replicas, VllmEngineOptions):

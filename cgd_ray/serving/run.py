@@ -14,16 +14,15 @@ import structlog
 from ray import serve
 from rich.console import Console
 
-from cgd_ray.config.engine import VllmEngineOptions, VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.serving import Access, Replicas
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.run import heldout_rows, run_evaluation
 from cgd_ray.inference.openai.engine import chat_message
+from cgd_ray.inference.vllm.options import VllmEngineOptions, VllmOptions
 from cgd_ray.models.resolve import model_identity
 from cgd_ray.prompts.conversation import history_of, with_history
-from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
@@ -153,7 +152,7 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
         "anonymous": recipe.storage.anonymous,
     }
     if isinstance(engine, VllmOptions):
-        demand = engine_demand(engine, read_cluster(), sharing=section.min_replicas, key="student.engine")
+        demand = engine.demand(read_cluster(), sharing=section.min_replicas, key="student.engine")
         # The served engine is the evaluated one, but for what only the pool of a run has.
         arguments |= engine.model_dump(include=set(VllmEngineOptions.model_fields))
         arguments |= {"cpus": int(demand.cpus), "max_model_len": section.max_model_len or engine.max_model_len}

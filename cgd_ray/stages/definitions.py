@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from cgd_ray.config.engine import ScriptedOptions, TeacherOpenAI, TeacherSection, TeacherVllm, VllmOptions
+from cgd_ray.config.engine import TeacherSection
 from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrainingResources
-from cgd_ray.execution.chains import engine_identity
-from cgd_ray.inference.vllm.arguments import compute_dtype
-from cgd_ray.models.resolve import model_identity, pinned_model
-from cgd_ray.prompts.chat import template_text
+from cgd_ray.models.resolve import pinned_model
 from cgd_ray.prompts.conversation import Turn, history_of, transcript
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.device import fastest_type
@@ -21,8 +18,6 @@ from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Run
 from cgd_ray.storage.schemas import RESULTS, TELEMETRY
 from cgd_ray.storage.tables import Table
-
-OptionsT = TypeVar("OptionsT", VllmOptions | ScriptedOptions, TeacherVllm)
 
 
 @dataclass(frozen=True)
@@ -84,8 +79,8 @@ def build_stages(recipe: Recipe, store: Store) -> Stages:
         ConfigError: a model or a template is not there.
     """
     generation, prompts = recipe.generation, load_prompts(recipe.generation.prompts)
-    student = _Origin(student_identity(recipe), engine_identity(recipe.student.engine))
-    teacher = _Origin(teacher_identity(recipe), engine_identity(recipe.teacher.engine))
+    student = _Origin(student_identity(recipe), recipe.student.engine.identity())
+    teacher = _Origin(teacher_identity(recipe), recipe.teacher.engine.identity())
     again = {"failed", *(["quarantined"] if generation.retry_quarantined else [])}
     maker = _Maker(store, recipe.run.seed, frozenset(again))
 
@@ -134,16 +129,17 @@ def pin_models(recipe: Recipe, store: Store, *, runs: Sequence[str] = ()) -> Rec
     """
     student, teacher = recipe.student, recipe.teacher.engine
     known = _Types.of([Run(store, name) for name in runs or [recipe.run.name]])
-    is_used = isinstance(student.engine, VllmOptions) or recipe.training.enabled
+    is_used = student.engine.has_weights or recipe.training.enabled
     model, revision = student.model, student.revision
     if is_used:
         model, revision = pinned_model(model, revision, recipe.storage, "student.model")
-    pinned = {"model": model, "revision": revision, "engine": _pinned_engine(student.engine, "student", known.student)}
+    engine = student.engine.pinned("student.engine", known.student)
+    pinned = {"model": model, "revision": revision, "engine": engine}
     changes: dict[str, Any] = {"student": student.model_copy(update=pinned)}
-    if isinstance(teacher, TeacherVllm):
+    if teacher.has_weights:
         model, revision = pinned_model(teacher.model, teacher.revision, recipe.storage, "teacher.engine.model")
-        engine = _pinned_engine(teacher, "teacher", known.teacher)
-        changes["teacher"] = TeacherSection(engine=engine.model_copy(update={"model": model, "revision": revision}))
+        asked = teacher.pinned("teacher.engine", known.teacher)
+        changes["teacher"] = TeacherSection(engine=asked.model_copy(update={"model": model, "revision": revision}))
     if recipe.training.precision == "auto":
         precision = known.training or _fastest_precision(recipe.training.resources)
         changes["training"] = recipe.training.model_copy(update={"precision": precision})
@@ -156,11 +152,8 @@ def _fastest_precision(wanted: TrainingResources) -> str:
 
 def pin_student_type(recipe: Recipe, store: Store) -> Recipe:
     """The recipe with the type that the run's student was evaluated with; no model is looked up."""
-    engine = recipe.student.engine
-    if not isinstance(engine, VllmOptions):
-        return recipe
     known = _Types.of([Run(store, recipe.run.name)]).student
-    typed = engine.model_copy(update={"dtype": _dtype(engine, known)})
+    typed = recipe.student.engine.typed(known)
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"engine": typed})})
 
 
@@ -180,31 +173,14 @@ class _Types(NamedTuple):
         return _Types(student, teacher, config["training"]["precision"])
 
 
-def _pinned_engine(engine: OptionsT, role: str, known: str | None) -> OptionsT:
-    if not isinstance(engine, VllmOptions):
-        return engine
-    text = template_text(engine.chat_template, f"{role}.engine.chat_template")
-    return engine.model_copy(update={"chat_template": text, "dtype": _dtype(engine, known)})
-
-
-def _dtype(engine: VllmOptions, known: str | None) -> str:
-    return engine.dtype if engine.dtype != "auto" else known or compute_dtype(engine)
-
-
 def student_identity(recipe: Recipe) -> str:
     """Who the student is; see `model_identity`."""
-    if not isinstance(recipe.student.engine, VllmOptions):
-        return f"scripted:{recipe.student.model}"
-    return model_identity(recipe.student.model, recipe.student.revision, recipe.storage, "student.model")
+    return recipe.student.engine.model_identity(recipe.student.ref, recipe.storage, "student.model")
 
 
 def teacher_identity(recipe: Recipe) -> str:
     """Who the teacher is; one behind an endpoint is known by its name and the revision that the recipe gives it."""
-    engine = recipe.teacher.engine
-    if isinstance(engine, VllmOptions):
-        return model_identity(engine.model, engine.revision, recipe.storage, "teacher.engine.model")
-    kind = "openai" if isinstance(engine, TeacherOpenAI) else "scripted"
-    return f"{kind}:{engine.model}" + (f"@{engine.revision}" if engine.revision else "")
+    return recipe.teacher.engine.model_identity(recipe.teacher.ref, recipe.storage, "teacher.engine.model")
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,13 @@ import pytest
 from botocore.exceptions import EndpointConnectionError
 from ray.cluster_utils import Cluster
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.execution.actor_pool import ChainActor
-from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult
 from cgd_ray.inference.base import Completion, Request
-from cgd_ray.inference.scripted import ScriptedEngine
-from cgd_ray.runtime.capacity import Demand, EngineOptions
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
+from cgd_ray.runtime.capacity import Demand
 from cgd_ray.stages.definitions import build_stages
 from cgd_ray.stages.stage import Row
 from cgd_ray.storage import compaction, transfers
@@ -209,12 +207,12 @@ def test_rows_of_a_lost_node_are_done_where_another_engine_had_all_the_room(
 ) -> None:
     """Each node holds one teacher. The lost one keeps what Ray gave to it, and starts again in the other's room."""
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)  # as a job has joined it: fewer engines may do
-    demand = run.engine_demand
+    demand = ScriptedOptions.demand
 
-    def large(options: EngineOptions, *others: Any, **more: Any) -> Demand:
+    def large(options: ScriptedOptions, *others: Any, **more: Any) -> Demand:
         return Demand(cpus=1.5, gpus=0) if options.model == "t" else demand(options, *others, **more)
 
-    monkeypatch.setattr(run, "engine_demand", large)
+    monkeypatch.setattr(ScriptedOptions, "demand", large)
     node = cluster.add_node(num_cpus=2)
     made = recipe(tmp_path, {}, {"latency_ms": 200, "replicas": 2}, execution="staged")
     require_whole(while_generating(made, lambda: cluster.remove_node(node, allow_graceful=False), after=0.5))

@@ -18,12 +18,11 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group_table
 from rich.console import Console
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.generation.run import GenerationResult
 from cgd_ray.inference.base import Completion, EngineDiedError, Request
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.report.status import print_status
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import generate, scripted_recipe

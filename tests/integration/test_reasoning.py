@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.inference.base import Completion, Decoding, Request
 from cgd_ray.inference.vllm.engine import VllmEngine
+from cgd_ray.inference.vllm.options import VllmOptions
 from cgd_ray.prompts.conversation import Turn
 
 

@@ -9,10 +9,10 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.inference.base import Completion, CompletionError, Decoding, EngineDiedError, Request
 from cgd_ray.inference.vllm.engine import VllmEngine
+from cgd_ray.inference.vllm.options import VllmOptions
 
 REQUEST = Request("draft-a", "a", (), Decoding(8, 0.0, 1.0, 0))
 

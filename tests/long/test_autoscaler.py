@@ -16,7 +16,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from cgd_ray.errors import ConfigError
 from cgd_ray.runtime.capacity import Wanted, held_room, require_room
-from cgd_ray.runtime.cluster import Demand, could_launch, read_cluster
+from cgd_ray.runtime.cluster import could_launch, read_cluster
+from cgd_ray.runtime.demand import Demand
 from tests.conftest import end_processes
 from tests.scripted import generate, scripted_recipe
 from tests.servers import free_port, wait_for_port

@@ -18,10 +18,10 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from cgd_ray.config.engine import TeacherOpenAI, VllmOptions
 from cgd_ray.errors import ConfigError
 from cgd_ray.inference.openai.engine import check_endpoint
-from cgd_ray.inference.vllm.arguments import compute_dtype
+from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.vllm.options import VllmOptions
 from tests.servers import REPOSITORY, free_port
 
 RECIPE = "jobs/recipes/openai-teacher.yaml"
@@ -40,7 +40,7 @@ def teacher(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     # `vllm serve` looks for the metadata of a package named vllm, which the CPU build's is not.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(teacher_dir)]
     command += ["--served-model-name", "teacher", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--api-key", key, "--max-model-len", "4096", "--dtype", compute_dtype(VllmOptions())]
+    command += ["--api-key", key, "--max-model-len", "4096", "--dtype", VllmOptions().compute_dtype()]
     command += ["--enforce-eager"]
     cpu = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": "2", "HF_HUB_OFFLINE": "1"}
     log = tmp_path_factory.mktemp("teacher") / "log"

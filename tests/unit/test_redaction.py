@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.errors import CgdError, ConfigError, StoppedError
 from cgd_ray.execution.coordinator import as_ours
 from cgd_ray.inference.base import CeilingError, CompletionError, EngineDiedError, PoisonError, PromptTooLongError
 from cgd_ray.inference.openai.engine import OpenAIEngine, api_key
 from cgd_ray.inference.openai.errors import trouble_of
+from cgd_ray.inference.openai.options import TeacherOpenAI
 from cgd_ray.redaction import redact, redact_tree
 from cgd_ray.report.comparison import write_comparison
 from cgd_ray.report.summary import write_report

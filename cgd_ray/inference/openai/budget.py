@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 import openai
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.inference.base import CeilingError, Request
+from cgd_ray.inference.openai.options import TeacherOpenAI
 from cgd_ray.inference.openai.replies import error_in, is_completion, token_counts
 
 _TEMPLATE_TOKENS = 16  # that a chat template puts around a turn, at most
@@ -27,7 +27,7 @@ class Payment:
         self._options = options
         # A token of a byte-level vocabulary is a byte at least.
         prompt = sum(len(turn.content.encode()) + _TEMPLATE_TOKENS for turn in request.turns)
-        self.most = options.cost(prompt, request.decoding.max_tokens)
+        self.most = options.price(prompt, request.decoding.max_tokens)
         self.due = 0.0
 
     def answered(self, answer: object) -> None:
@@ -36,7 +36,7 @@ class Payment:
         if not is_completion(answer):
             return
         if counts := token_counts(answer):
-            self.due = self._options.cost(*counts)
+            self.due = self._options.price(*counts)
         elif error_in(answer):
             self.due = 0.0
 

@@ -8,12 +8,12 @@ import openai
 from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request
 from cgd_ray.inference.openai.budget import Payment, Purse
 from cgd_ray.inference.openai.concurrency import Gate
 from cgd_ray.inference.openai.errors import Trouble, backoff, trouble_of, trouble_told
+from cgd_ray.inference.openai.options import TeacherOpenAI
 from cgd_ray.inference.openai.replies import completion_of, error_in, is_completion
 from cgd_ray.prompts.conversation import Turn
 from cgd_ray.redaction import read_secret

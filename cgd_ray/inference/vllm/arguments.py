@@ -2,23 +2,9 @@
 
 from typing import Any
 
-from cgd_ray.config.engine import VllmEngineOptions
-from cgd_ray.runtime.device import asks_for_gpus, fastest_type
+from cgd_ray.inference.vllm.options import VllmEngineOptions
 
 _MEMORY_SHARE = 0.9  # of the GPU, or of an engine's fraction of it; the rest is for CUDA contexts and the allocator
-
-
-def engine_gpus(options: VllmEngineOptions) -> float:
-    """GPUs that one engine asks Ray for: those of all its workers."""
-    share = options.gpus_per_worker
-    return (float(asks_for_gpus()) if share is None else share) * options.devices
-
-
-def compute_dtype(options: VllmEngineOptions) -> str:
-    """The type that weights have in the engine; see `fastest_type` for `auto`."""
-    if options.dtype != "auto":
-        return options.dtype
-    return fastest_type(options.gpus_per_worker, options.accelerator_type)
 
 
 def vllm_arguments(options: VllmEngineOptions, gpus: float) -> dict[str, Any]:
@@ -26,10 +12,10 @@ def vllm_arguments(options: VllmEngineOptions, gpus: float) -> dict[str, Any]:
 
     Args:
         options: of the engine.
-        gpus: that Ray gave it, see `engine_gpus`.
+        gpus: that Ray gave it, see `VllmEngineOptions.gpus`.
     """
     arguments: dict[str, Any] = {
-        "dtype": compute_dtype(options),
+        "dtype": options.compute_dtype(),
         "tensor_parallel_size": options.tensor_parallel_size,
         "pipeline_parallel_size": options.pipeline_parallel_size,
         "enforce_eager": gpus == 0 if options.enforce_eager is None else options.enforce_eager,

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
 from cgd_ray.inference.base import (
@@ -25,6 +24,7 @@ from cgd_ray.inference.base import (
     is_cut_off,
 )
 from cgd_ray.inference.vllm.arguments import cpu_environment, vllm_arguments
+from cgd_ray.inference.vllm.options import VllmOptions
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import TEMPLATE_ERRORS, encode_chat, set_template
 from cgd_ray.runtime import processes

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
 from cgd_ray.methods import Conversation, Lacking
@@ -173,5 +172,5 @@ def chat_template(recipe: Recipe) -> str | None:
         ConfigError: its file is not there.
     """
     engine = recipe.student.engine
-    given = engine.chat_template if isinstance(engine, VllmOptions) else None
+    given = engine.chat_template
     return template_text(given, "student.engine.chat_template")

@@ -8,7 +8,8 @@ import structlog
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.runtime.capacity import Wanted, require_room, require_same_packages
-from cgd_ray.runtime.cluster import Cluster, Demand, read_cluster
+from cgd_ray.runtime.cluster import Cluster, read_cluster
+from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.device import Device, asks_for_gpus, installed_device, require_gpu_packages
 from cgd_ray.runtime.packing import pack
 from cgd_ray.storage.filesystem import Store

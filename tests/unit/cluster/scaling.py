@@ -20,7 +20,6 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.run import StorageSection
 from cgd_ray.execution.chains import build_chain
 from cgd_ray.generation.run import _READER, engine_of
-from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.training.launch.resources import worker_resources
@@ -120,7 +119,7 @@ def phases(recipe: Recipe) -> Iterable[Phase]:
 def _engines(recipe: Recipe, role: str, *, sharing: int) -> list[Group]:
     """The places that a role's pool asks for, one for each engine."""
     options, model = engine_of(recipe, role)
-    demand = engine_demand(options, read_cluster(), sharing=sharing)
+    demand = options.demand(read_cluster(), sharing=sharing, key="engine")
     chain = build_chain(role, options, model, [], demand=demand, storage=StorageSection())
     return [] if chain.demand.is_nothing else [Group([chain.demand.bundle()], "STRICT_PACK")] * chain.replicas
 

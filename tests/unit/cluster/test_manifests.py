@@ -12,7 +12,6 @@ from typing import Any
 import yaml
 
 from cgd_ray.config.recipe import Recipe, load_recipe
-from cgd_ray.inference.vllm.arguments import engine_gpus
 from cgd_ray.serving.options import ServeArgs, parse_args
 
 from .conftest import REPOSITORY, Manifest
@@ -123,7 +122,7 @@ def test_the_service_builds_from_its_arguments(manifests: list[Manifest]) -> Non
     groups = of_kind(manifests, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     if groups:
         limits = groups[0]["template"]["spec"]["containers"][0]["resources"]["limits"]
-        assert engine_gpus(args) <= int(limits["nvidia.com/gpu"])
+        assert args.gpus <= int(limits["nvidia.com/gpu"])
         assert args.cpus < int(limits["cpu"])
         assert args.max_replicas < groups[0]["maxReplicas"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import Recipe, load_recipe
+from cgd_ray.inference.vllm.options import VllmOptions
 from cgd_ray.training.memory import memory, model_sizes
 from tests.unit.cluster.scaling import Autoscaler, launched, only_running, phases
 

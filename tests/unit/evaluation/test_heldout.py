@@ -120,7 +120,7 @@ def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
     store = Store(str(tmp_path))
     rows = heldout_rows(made, heldout_table(tmp_path))
     stages = list[Any]()
-    for name in ("engine_demand", "read_cluster", "sized", "block_rows"):
+    for name in ("read_cluster", "sized", "block_rows"):
         monkeypatch.setattr(evaluation, name, lambda *_, **__: None)
     monkeypatch.setattr(evaluation, "build_chain", lambda *given, **_: stages.extend(given[3]))
 

@@ -7,7 +7,7 @@ from cgd_ray.execution.coordinator import _Ledger
 from cgd_ray.execution.metrics import StageTally
 from cgd_ray.execution.replicas import Pool
 from cgd_ray.execution.supervisor import MOST_DEATHS
-from cgd_ray.runtime.cluster import Demand
+from cgd_ray.runtime.demand import Demand
 from cgd_ray.storage.transfers import Transfer
 
 

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.execution.actor_pool import Chain, block_rows
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.inference.base import Completion, Request
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import build_stages
 from cgd_ray.stages.stage import TEXTS, Row
 from cgd_ray.storage.filesystem import Store

@@ -7,7 +7,8 @@ import pytest
 from cgd_ray.errors import CgdError
 from cgd_ray.execution import replicas
 from cgd_ray.execution.replicas import Pool, Replicas
-from cgd_ray.runtime.cluster import Cluster, Demand, Node
+from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.runtime.demand import Demand
 
 
 class Group:

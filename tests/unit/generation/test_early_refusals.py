@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.errors import StoppedError
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.execution.coordinator import Snapshot
@@ -15,7 +14,7 @@ from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.guard import Guard
 from cgd_ray.generation.planning import Plan, StageCount
 from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongError, Request
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import build_stages
 from cgd_ray.stages.stage import TEXTS, Row
 from cgd_ray.storage.filesystem import Store

@@ -8,7 +8,6 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.curation.run import run_curation
 from cgd_ray.data.prompt_id import prompt_id
@@ -16,7 +15,7 @@ from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.execution.results import parse_verdict
 from cgd_ray.generation.planning import plan, with_attempts, work
 from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongError, Request
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import Stages, build_stages
 from cgd_ray.stages.rows import CatchUp, Join
 from cgd_ray.stages.stage import WORK

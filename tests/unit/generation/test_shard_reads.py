@@ -6,11 +6,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.data.external_sort import SortedRows
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.generation.planning import plan, with_attempts, work
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import build_stages
 from cgd_ray.stages.rows import Join
 from cgd_ray.stages.stage import Stage

@@ -4,11 +4,10 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.execution.supervisor import RevivedEngine, Strike
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import Stages, build_stages
 from cgd_ray.stages.stage import TEXTS, Row, row_name
 from cgd_ray.storage.filesystem import Store

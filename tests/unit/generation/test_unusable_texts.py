@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.config.engine import ScriptedOptions
 from cgd_ray.evaluation.run import _stage
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.inference.base import Completion, Request
-from cgd_ray.inference.scripted import ScriptedEngine
+from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import build_stages
 from cgd_ray.stages.stage import TEXTS
 from cgd_ray.storage.filesystem import Store

@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.inference.base import CompletionError, Decoding, Request
 from cgd_ray.inference.openai.budget import Payment
 from cgd_ray.inference.openai.engine import OpenAIEngine
+from cgd_ray.inference.openai.options import TeacherOpenAI
 from cgd_ray.prompts.conversation import Turn
 
 REQUEST = Request("k", "k", (Turn("user", "What is 1 + 1?"),), Decoding(7, 0.0, 1.0, 3))

@@ -15,7 +15,6 @@ import pytest
 from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
-from cgd_ray.config.engine import TeacherOpenAI
 from cgd_ray.inference.base import (
     CeilingError,
     Completion,
@@ -26,6 +25,7 @@ from cgd_ray.inference.base import (
     Turn,
 )
 from cgd_ray.inference.openai.engine import OpenAIEngine
+from cgd_ray.inference.openai.options import TeacherOpenAI
 
 
 @dataclass

@@ -4,12 +4,11 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.config.engine import StudentSection, VllmEngineOptions, VllmOptions
+from cgd_ray.config.engine import StudentSection
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.errors import ConfigError
-from cgd_ray.inference.vllm.arguments import compute_dtype, cpu_environment, engine_gpus, vllm_arguments
-from cgd_ray.pipeline.preflight import _require_known_arguments
-from cgd_ray.runtime.capacity import engine_demand
+from cgd_ray.inference.vllm.arguments import cpu_environment, vllm_arguments
+from cgd_ray.inference.vllm.options import VllmEngineOptions, VllmOptions
 from cgd_ray.runtime.cluster import Cluster, Node
 from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.serving.app import llm_config
@@ -54,9 +53,9 @@ def test_a_field_reaches_the_engine_and_the_served_one(name: str) -> None:
 
 
 def generated(options: VllmOptions) -> object:
-    gpus = engine_gpus(options)
+    gpus = options.gpus
     arguments = vllm_arguments(options, gpus)
-    return arguments, cpu_environment(options, [0, 1]), engine_demand(options, NODE, sharing=1)
+    return arguments, cpu_environment(options, [0, 1]), options.demand(NODE, sharing=1, key="engine")
 
 
 def served(options: VllmOptions) -> object:
@@ -72,7 +71,7 @@ def test_what_is_served_is_what_is_evaluated(monkeypatch: pytest.MonkeyPatch) ->
     recipe = recipe.model_copy(update={"student": StudentSection(model="org/s", engine=engine)})
     args = parse_args(serve_args(recipe, "org/trained"))
     assert {name: getattr(args, name) for name in CHANGES} == CHANGES | {"gpus_per_worker": 1}
-    assert vllm_arguments(args, engine_gpus(args)) == vllm_arguments(engine, engine_gpus(engine))
+    assert vllm_arguments(args, args.gpus) == vllm_arguments(engine, engine.gpus)
     bundles = llm_config(args).placement_group_config["bundles"]  # type: ignore[index]
     assert sum(bundle["GPU"] for bundle in bundles) == 6
 
@@ -96,7 +95,7 @@ def test_gpus_of_a_replica_lie_on_one_node() -> None:
     ],
 )
 def test_demands_are_those_of_all_workers(given: dict[str, Any], demand: tuple[float, float]) -> None:
-    found = engine_demand(VllmOptions.model_validate(given), NODE, sharing=1)
+    found = VllmOptions.model_validate(given).demand(NODE, sharing=1, key="engine")
     assert (found.cpus, found.gpus) == demand
 
 
@@ -132,7 +131,7 @@ def test_arguments_that_vllm_has_not_are_named_before_anything_starts() -> None:
     ):
         engine = {"type": "vllm", "model": "org/t", "engine_args": {name: 1, "max_num_batched_tokens": 64}}
         with pytest.raises(ConfigError, match=f"teacher.engine.engine_args: the installed vLLM has .*{message}"):
-            _require_known_arguments(parse_recipe({**tree, "teacher": {"engine": engine}}, "test"))
+            parse_recipe({**tree, "teacher": {"engine": engine}}, "test").teacher.engine.check("teacher.engine")
 
 
 def test_an_engine_on_a_part_of_a_gpu_leaves_the_rest_alone() -> None:
@@ -152,7 +151,7 @@ def test_a_served_student_asks_for_no_more_than_its_part_of_a_gpu() -> None:
 @pytest.mark.parametrize("card", ["A10", "L40", "GeForce-RTX-4090", "H100"])
 def test_a_card_has_the_name_that_rays_nodes_give_it(card: str) -> None:
     served = llm_config(parse_args({"model": "org/name", "accelerator_type": card})).get_engine_config()
-    found = engine_demand(VllmOptions(accelerator_type=card), NODE, sharing=1)
+    found = VllmOptions(accelerator_type=card).demand(NODE, sharing=1, key="engine")
     assert served.placement_bundles[0].items() >= {f"accelerator_type:{card}": 0.001}.items()
     assert found.bundle().items() >= {f"accelerator_type:{card}": 0.001}.items()
 
@@ -170,4 +169,4 @@ def test_workers_on_cpu_have_cores_of_their_own() -> None:
 
 
 def test_a_type_that_is_given_is_kept() -> None:
-    assert compute_dtype(VllmOptions(dtype="bfloat16")) == "bfloat16"
+    assert VllmOptions(dtype="bfloat16").compute_dtype() == "bfloat16"

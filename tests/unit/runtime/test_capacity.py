@@ -5,7 +5,8 @@ import pytest
 from cgd_ray.errors import ConfigError
 from cgd_ray.runtime import capacity
 from cgd_ray.runtime.capacity import Wanted, require_room
-from cgd_ray.runtime.cluster import Cluster, Demand, Node, could_launch
+from cgd_ray.runtime.cluster import Cluster, Node, could_launch
+from cgd_ray.runtime.demand import Demand
 
 GPUS = 8  # on all nodes that may come
 

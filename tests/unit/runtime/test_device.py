@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from cgd_ray.config.engine import VllmOptions
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import ConfigError
-from cgd_ray.inference.vllm.arguments import compute_dtype
+from cgd_ray.inference.vllm.options import VllmOptions
 from cgd_ray.runtime import device
-from cgd_ray.runtime.capacity import engine_demand
 from cgd_ray.runtime.cluster import Cluster, Node
 from cgd_ray.stages.definitions import pin_models
 from cgd_ray.storage.filesystem import Store
@@ -71,11 +69,11 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
     info = tmp_path / "cpuinfo"
     info.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     packages.setattr(device, "_CPU_INFO", info)
-    assert compute_dtype(VllmOptions()) == dtype
+    assert VllmOptions().compute_dtype() == dtype
     for asked in ({"gpus_per_worker": 1}, {"accelerator_type": "H100"}):  # though another machine types the command
-        assert compute_dtype(VllmOptions.model_validate(asked)) == "bfloat16"
-    assert compute_dtype(VllmOptions(accelerator_type="T4")) == "float16"
-    assert compute_dtype(VllmOptions(accelerator_type="T4", dtype="float32")) == "float32"
+        assert VllmOptions.model_validate(asked).compute_dtype() == "bfloat16"
+    assert VllmOptions(accelerator_type="T4").compute_dtype() == "float16"
+    assert VllmOptions(accelerator_type="T4", dtype="float32").compute_dtype() == "float32"
 
 
 @pytest.mark.parametrize(
@@ -99,11 +97,11 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it(
 )
 def test_auto_is_a_type_that_the_card_has(packages: pytest.MonkeyPatch, card: str, dtype: str) -> None:
     """Named by the recipe, or found in the cluster."""
-    assert compute_dtype(VllmOptions(accelerator_type=card)) == dtype
+    assert VllmOptions(accelerator_type=card).compute_dtype() == dtype
     packages.setattr("ray.is_initialized", lambda: True)
     resources = [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 1.0, f"accelerator_type:{card}": 1.0}]
     packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
-    assert compute_dtype(VllmOptions(gpus_per_worker=1)) == dtype
+    assert VllmOptions(gpus_per_worker=1).compute_dtype() == dtype
 
 
 def test_cards_of_both_kinds_are_no_one_type(packages: pytest.MonkeyPatch) -> None:
@@ -111,8 +109,8 @@ def test_cards_of_both_kinds_are_no_one_type(packages: pytest.MonkeyPatch) -> No
     resources = [{"GPU": 1.0, f"accelerator_type:{card}": 1.0} for card in ("H100", "T4")]
     packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": one} for one in resources])
     with pytest.raises(ConfigError, match=r"with bfloat16 \(H100\) and without \(T4\)\. Fix: set accelerator_type"):
-        compute_dtype(VllmOptions(gpus_per_worker=1))
-    assert compute_dtype(VllmOptions(accelerator_type="T4")) == "float16"
+        VllmOptions(gpus_per_worker=1).compute_dtype()
+    assert VllmOptions(accelerator_type="T4").compute_dtype() == "float16"
 
 
 def test_a_worker_without_a_gpu_computes_as_the_cpu_does(packages: pytest.MonkeyPatch) -> None:
@@ -150,7 +148,7 @@ def test_a_run_keeps_the_types_that_it_began_with(packages: pytest.MonkeyPatch, 
 def test_cpu_packages_ask_for_no_gpu_that_ray_counts(packages: pytest.MonkeyPatch) -> None:
     packages.delenv("RAY_ADDRESS", raising=False)
     packages.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": GPUS}])
-    assert engine_demand(VllmOptions(), NODE, sharing=2).gpus == 0
+    assert VllmOptions().demand(NODE, sharing=2, key="engine").gpus == 0
     resources = worker_resources(TrainingSection())
     assert (resources.device, resources.gpus) == ("cpu", 0)
 
@@ -162,25 +160,25 @@ def test_gpus_for_cpu_packages_are_refused(packages: pytest.MonkeyPatch, options
     with pytest.raises(
         ConfigError, match=r"asks for 1 GPUs, but the installed packages compute on CPU .* Fix: install"
     ):
-        engine_demand(options, NODE, sharing=1)
+        options.demand(NODE, sharing=1, key="engine")
 
 
 def test_an_engine_without_a_gpu_is_refused_for_gpu_packages(packages: pytest.MonkeyPatch) -> None:
     packages.setattr(device, "_torch_has_gpus", lambda: True)
     packages.setattr(device, "_is_installed", lambda _: False)
     with pytest.raises(ConfigError, match=r"is 0, but the installed vLLM computes on GPUs only. Fix: leave it out"):
-        engine_demand(VllmOptions(gpus_per_worker=0), NODE, sharing=1)
-    assert engine_demand(VllmOptions(), NODE, sharing=1).gpus == 1
+        VllmOptions(gpus_per_worker=0).demand(NODE, sharing=1, key="engine")
+    assert VllmOptions().demand(NODE, sharing=1, key="engine").gpus == 1
 
 
 def test_cpu_packages_on_a_cluster_with_gpus_are_refused(packages: pytest.MonkeyPatch) -> None:
     packages.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     packages.setattr("cgd_ray.training.launch.resources.read_cluster", lambda: NODE)
     with pytest.raises(ConfigError, match="the cluster has 4 GPUs, but the packages installed here compute on CPU"):
-        engine_demand(VllmOptions(), NODE, sharing=1)
+        VllmOptions().demand(NODE, sharing=1, key="engine")
     with pytest.raises(ConfigError, match=r"training\.resources\.gpus_per_worker: the cluster has 4 GPUs"):
         worker_resources(TrainingSection())
-    assert engine_demand(VllmOptions(gpus_per_worker=0), NODE, sharing=1).gpus == 0
+    assert VllmOptions(gpus_per_worker=0).demand(NODE, sharing=1, key="engine").gpus == 0
 
 
 def test_a_person_is_told_the_device_and_how_to_get_the_other(packages: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from cgd_ray.runtime.cluster import Cluster, Demand, Node
+from cgd_ray.runtime.cluster import Cluster, Node
+from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.packing import pack
 
 

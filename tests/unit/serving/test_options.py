@@ -7,7 +7,6 @@ import pytest
 
 from cgd_ray.config.training import ServingSection
 from cgd_ray.errors import ConfigError
-from cgd_ray.inference.vllm.arguments import engine_gpus
 from cgd_ray.serving.options import ServeArgs, parse_args
 
 
@@ -18,7 +17,7 @@ def test_text_becomes_numbers() -> None:
 
 def test_none_takes_the_default_of_the_model() -> None:
     args = parse_args({"model": "org/name", "max_model_len": None, "accelerator_type": None})
-    assert (args.max_model_len, engine_gpus(args)) == (None, 0)
+    assert (args.max_model_len, args.gpus) == (None, 0)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +30,7 @@ def test_none_takes_the_default_of_the_model() -> None:
     ],
 )
 def test_gpus_are_those_of_all_workers(given: dict[str, Any], gpus: float) -> None:
-    assert engine_gpus(parse_args({"model": "org/name", **given})) == gpus
+    assert parse_args({"model": "org/name", **given}).gpus == gpus
 
 
 def test_a_relative_directory_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,130 @@
+"""Options of a teacher behind an OpenAI-compatible HTTP endpoint."""
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from cgd_ray.inference.options import EngineOptions, ModelRef, PoolSize, PositiveInt
+from cgd_ray.runtime.demand import Demand
+
+if TYPE_CHECKING:
+    from cgd_ray.config.run import StorageSection
+    from cgd_ray.inference.base import Engine
+    from cgd_ray.runtime.cluster import Cluster
+
+_NOT_EXTRA = {
+    "model", "messages", "n", "best_of", "max_tokens", "max_completion_tokens", "temperature", "top_p", "seed",
+    "stream", "tools", "chat_template_kwargs",
+}  # fmt: skip
+
+
+_SECRET_FIELD = re.compile(r"api[_-]?key|secret|password|authorization|(access|auth|bearer)[_-]?token", re.IGNORECASE)
+
+
+class TeacherOpenAI(EngineOptions):
+    """A teacher behind any OpenAI-compatible endpoint."""
+
+    is_remote: ClassVar[bool] = True
+    max_model_len: ClassVar[int | None] = None
+    chat_template: ClassVar[str | None] = None
+
+    type: Literal["openai"]
+    model: str
+    revision: str | None = None
+    """What to call this version of the model in fingerprints, where the name alone does not say."""
+    base_url: str = "https://api.openai.com/v1"
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = "OPENAI_API_KEY"
+    """Name of the environment variable with the key; none sends no key."""
+    concurrency: PositiveInt = 32
+    """Requests in flight."""
+    requests_per_minute: PositiveInt | None = None
+    max_retries: Annotated[int, Field(ge=0)] = 6
+    """Tries after the first, with exponential backoff, honouring Retry-After. A refusal (429) is no try as long as the
+    endpoint serves other rows."""
+    timeout_s: Annotated[float, Field(gt=0)] = 300.0
+    max_wait_s: Annotated[float, Field(gt=0)] = 600.0
+    """A refusal that asks for a longer wait than this (a quota of the day) stops the run, which the same command
+    continues: engines on GPUs would wait, too."""
+    price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
+    price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
+    spend_ceiling: Annotated[float, Field(gt=0)] | None = None
+    """Money, in the currency of the prices, that the teacher's tables may cost, what earlier runs paid for their rows
+    included: a request that may exceed it is not sent, and the run stops resumably."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the endpoint calls the longest completion; reasoning models of OpenAI take only the second."""
+    omit: list[Literal["temperature", "top_p", "seed"]] = []
+    """Fields that are not sent, for models that refuse them: these then decode as they please."""
+    reasoning_tags: tuple[str, str] | None = None
+    """Where thinking begins and ends in the texts, for instance `["<think>", "</think>"]`: it is cut off, and a
+    completion that never left it counts as truncated. Thinking in a field of its own needs nothing."""
+    extra_body: dict[str, Any] = {}
+    """Further fields of each request's body."""
+
+    @field_validator("extra_body")
+    @classmethod
+    def _says_no_tokens(cls, body: dict[str, object]) -> dict[str, object]:
+        if taken := _NOT_EXTRA & body.keys():
+            raise ValueError(f"{sorted(taken)[0]} is said elsewhere, or would make a request cost more than is known")
+        if keys := [name for name in body if _SECRET_FIELD.search(name)]:
+            raise ValueError(
+                f"{keys[0]!r} would be stored with each run. Fix: put the key into the variable that api_key_env names"
+            )
+        return body
+
+    def pool_size(self) -> PoolSize:
+        """One client."""
+        return PoolSize(1, 1, self.concurrency)
+
+    def identity(self) -> dict[str, object]:
+        """Fields of the request's body that change what is answered."""
+        keys = ("extra_body", *(key for key in ("omit", "reasoning_tags") if getattr(self, key)))
+        return {key: getattr(self, key) for key in keys}
+
+    def model_identity(self, model: ModelRef, storage: "StorageSection", key: str) -> str:
+        """Its name and the revision that the recipe gives it."""
+        del storage, key
+        return f"openai:{model.name}" + (f"@{model.revision}" if model.revision else "")
+
+    def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> Demand:
+        """Nothing: it would keep a node with GPUs, or start one, where the head gives no CPUs."""
+        del cluster, sharing, key
+        return Demand(cpus=0, gpus=0)
+
+    def make_engine(self, model: ModelRef, storage: "StorageSection", demand: Demand, spent: float) -> "Engine":
+        """An `OpenAIEngine`."""
+        from cgd_ray.inference.openai.engine import OpenAIEngine  # a second, which each reader of rows would pay
+
+        del model, storage, demand
+        return OpenAIEngine(self, spent)
+
+    def check(self, key: str) -> None:
+        """Ask the endpoint for its models.
+
+        Raises:
+            ConfigError: it cannot be reached, refuses the key, or has no such model.
+        """
+        from cgd_ray.inference.openai.engine import check_endpoint
+
+        del key
+        check_endpoint(self)
+
+    def price(self, prompt_tokens: float, completion_tokens: float) -> float:
+        """What so many tokens cost, by the prices."""
+        prompt, completion = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
+        return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
+
+    def money_ceiling(self) -> float | None:
+        """Money that the teacher's tables may cost."""
+        return self.spend_ceiling
+
+    def secret_variables(self) -> list[str]:
+        """The variable with the key."""
+        return [self.api_key_env] if self.api_key_env else []
+
+    @model_validator(mode="after")
+    def _ceiling_needs_prices(self) -> Self:
+        prices = self.price_per_million_prompt_tokens + self.price_per_million_completion_tokens
+        if self.spend_ceiling is not None and prices == 0:
+            raise ValueError("spend_ceiling needs price_per_million_prompt_tokens and ..._completion_tokens")
+        return self
