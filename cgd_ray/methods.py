@@ -1,13 +1,18 @@
-"""Methods as views of a curated row: which texts are the context, which is the target (arXiv 2505.11628, section 3)."""
+"""Every training method: what the student is shown of a row, and what it learns (arXiv 2505.11628, section 3).
 
-from collections.abc import Callable, Mapping
+A new method is a line in `METHODS` and its name in `MethodName`.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from cgd_ray.config.training import TrainingSection, ViewName
 from cgd_ray.prompts.conversation import History, Turn, history_of, with_history
 from cgd_ray.prompts.templates import PromptSet
-from cgd_ray.storage.fingerprint import derived_seed
+
+MethodName = Literal["cgd", "sft", "distill", "cft", "refsft", "cgd-no-critique", "cgd-no-draft", "cgd-shuffled"]
+Shown = Literal["draft", "critique", "other_critique"]
+Target = Literal["refine", "answer", "reference", "critique"]
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that the student is shown, the user's last, and the assistant's turn that is learnt."""
+    """Turns that the student is shown, the user's last, and the assistant's turn that it learns."""
 
     turns: tuple[Turn, ...]
     target: str
 
 
 @dataclass(frozen=True)
-class Lacking:
-    """Why a row has no such view; the reason is counted and reported."""
+class SkippedRow:
+    """Why a method cannot use a row; reasons are counted and reported."""
 
     reason: str
 
@@ -65,109 +70,71 @@ class Contexts:
         return with_history(self.prompts.context(example.prompt, draft, critique), example.history)
 
 
+@dataclass(frozen=True)
+class Method:
+    """One training method."""
+
+    shows: tuple[Shown, ...]
+    """Texts of the row in the context, beside the prompt; none of them: the bare prompt."""
+    target: Target
+    """The stage or column whose text is learnt."""
+    template: Literal["context", "cft"] = "context"
+    """Template of a context that shows more than the prompt."""
+
+    def conversation(self, example: Example, contexts: Contexts) -> Conversation | SkippedRow:
+        """Context and target for this row, or why the row has none."""
+        target = _TARGETS[self.target](example)
+        lacking = "other_critique" if "other_critique" in self.shows and example.other_critique is None else None
+        if target is None or lacking:
+            return SkippedRow(_LACKING[lacking or self.target])
+        return Conversation(self._context(example, contexts), target)
+
+    def _context(self, example: Example, contexts: Contexts) -> tuple[Turn, ...]:
+        if not self.shows:
+            return with_history(example.prompt, example.history)
+        if self.template == "cft":
+            return with_history(contexts.prompts.cft(example.prompt, example.draft), example.history)
+        critique = next((getattr(example, name) for name in self.shows if name.endswith("critique")), None)
+        return contexts.show(example, example.draft if "draft" in self.shows else None, critique)
+
+
+_TARGETS = {
+    "refine": lambda example: example.refinement,
+    "answer": lambda example: example.answer,
+    "reference": lambda example: example.reference,
+    "critique": lambda example: example.critique,
+}
+_LACKING = {
+    "other_critique": "no other prompt with its verdict",
+    "answer": "no teacher answer",
+    "reference": "no reference",
+}
+
+METHODS: Mapping[MethodName, Method] = {
+    "cgd": Method(("draft", "critique"), "refine"),
+    "cgd-no-critique": Method(("draft",), "refine"),
+    "cgd-no-draft": Method(("critique",), "refine"),
+    "cgd-shuffled": Method(("draft", "other_critique"), "refine"),
+    "cft": Method(("draft",), "critique", template="cft"),  # arXiv 2501.17703
+    "refsft": Method((), "refine"),
+    "distill": Method((), "answer"),
+    "sft": Method((), "reference"),
+}
+"""By name. `mix` is no method of its own: each row takes one of these, drawn by the seed."""
+
+
+def targets_of(names: Iterable[MethodName]) -> set[Target]:
+    """The texts that these methods learn."""
+    return {METHODS[name].target for name in names}
+
+
 _TEXTS = ("prompt", "draft", "critique", "other_critique", "refinement", "answer", "reference")
 
-View = Callable[[Example, Contexts], Conversation | Lacking]
 
-
-def _bare(example: Example) -> tuple[Turn, ...]:
-    return with_history(example.prompt, example.history)
-
-
-def _cgd(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation(contexts.show(example, example.draft, example.critique), example.refinement)
-
-
-def _no_critique(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation(contexts.show(example, example.draft, None), example.refinement)
-
-
-def _no_draft(example: Example, contexts: Contexts) -> Conversation:
-    return Conversation(contexts.show(example, None, example.critique), example.refinement)
-
-
-def _shuffled(example: Example, contexts: Contexts) -> Conversation | Lacking:
-    if example.other_critique is None:
-        return Lacking("no other prompt with its verdict")
-    return Conversation(contexts.show(example, example.draft, example.other_critique), example.refinement)
-
-
-def _cft(example: Example, contexts: Contexts) -> Conversation:
-    question = contexts.prompts.cft(example.prompt, example.draft)
-    return Conversation(with_history(question, example.history), example.critique)
-
-
-def _refsft(example: Example, _: Contexts) -> Conversation:
-    return Conversation(_bare(example), example.refinement)
-
-
-def _sft(example: Example, _: Contexts) -> Conversation | Lacking:
-    if example.reference is None:
-        return Lacking("no reference")
-    return Conversation(_bare(example), example.reference)
-
-
-def _distill(example: Example, _: Contexts) -> Conversation | Lacking:
-    if example.answer is None:
-        return Lacking("no teacher answer")
-    return Conversation(_bare(example), example.answer)
-
-
-VIEWS: Mapping[ViewName, View] = {
-    "cgd": _cgd,
-    "sft": _sft,
-    "distill": _distill,
-    "cft": _cft,
-    "refsft": _refsft,
-    "cgd-no-critique": _no_critique,
-    "cgd-no-draft": _no_draft,
-    "cgd-shuffled": _shuffled,
-}
-"""Every single-view method. A new one is a function and a line here, its name in `ViewName`, and the text that it
-learns in `cgd_ray.curation.filters`."""
-
-
-def view(example: Example, method: ViewName, contexts: Contexts) -> Conversation | Lacking:
-    """What `method` trains on for this row, or why the row has nothing for it."""
-    return VIEWS[method](example, contexts)
-
-
-def longest_field(example: Example, shown: Conversation) -> str:
-    """Which of the row's texts has most characters, of those that a view shows."""
+def longest_text(example: Example, shown: Conversation) -> str:
+    """Which of the row's texts has most characters, of those that a conversation shows."""
     texts = {name: getattr(example, name) for name in _TEXTS}
     seen = [*(turn.content for turn in shown.turns), shown.target]
     lengths = {name: len(text) for name, text in texts.items() if text and any(text in turn for turn in seen)}
     lengths["history"] = sum(len(turn.content) for turn in example.history)
     return max(lengths, key=lengths.__getitem__)
-
-
-def require_contexts(prompts: PromptSet, training: TrainingSection) -> None:
-    """Render what each method will show, once, before anything is paid for.
-
-    Raises:
-        ConfigError: a template names a value that is not there, or not there for this method.
-    """
-    texts = ("x", "y'", "c", "y^")
-    example = Example("", 0, *texts, answer="y_T", reference="y_ref", other_critique="c'")
-    for name in sorted(training.views):
-        view(example, name, Contexts(prompts, training.context == "multi-turn"))
-
-
-def view_name(example: Example, training: TrainingSection, seed: int) -> ViewName:
-    """The view that a row takes: the method itself, or for `mix` one drawn by seed, key and weights.
-
-    The draw depends on the row's key alone, so adding or reordering rows changes no other row's view.
-    """
-    if training.method != "mix":
-        return training.method
-    return _drawn(example, training.mix, seed)
-
-
-def _drawn(example: Example, weights: Mapping[ViewName, float], seed: int) -> ViewName:
-    names = sorted(weights)
-    draw = derived_seed(seed, "mix", example.prompt_id, example.sample) / 2**31 * sum(weights.values())
-    for name in names[:-1]:
-        draw -= weights[name]
-        if draw < 0:
-            return name
-    return names[-1]

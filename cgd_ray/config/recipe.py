@@ -14,6 +14,7 @@ from cgd_ray.config.generation import CurationSection, GenerationSection
 from cgd_ray.config.run import RunSection, StorageSection
 from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
 from cgd_ray.errors import ConfigError
+from cgd_ray.methods import targets_of
 from cgd_ray.redaction import name_secret_variable
 
 _TAGS = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
@@ -43,7 +44,7 @@ class Recipe(Section):
     def needs_references(self) -> list[str]:
         """The settings that can do nothing for prompts without references."""
         wants = {
-            "training.method sft": self.training.enabled and "sft" in self.training.views,
+            "training.method sft": self.training.enabled and "reference" in targets_of(self.training.methods),
             "curation.require_correct": self.curation.require_correct,
             "generation.critique.reference dataset": self.generation.critique.reference == "dataset",
         }
@@ -51,11 +52,10 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _references_where_needed(self) -> Self:
-        views = self.training.views
         for key in [*self.needs_references, *(["evaluation.enabled"] if self.evaluation.enabled else [])]:
             if not self.has_references:
                 raise ValueError(f"{key} needs data.reference_column; name it, or switch that off")
-        if self.training.enabled and "distill" in views and not self.generation.needs_answer:
+        if self.training.enabled and "answer" in targets_of(self.training.methods) and not self.generation.needs_answer:
             raise ValueError("training.method distill needs generation.answer.enabled=true")
         return self
 

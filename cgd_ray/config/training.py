@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 from cgd_ray.config.base import Section
 from cgd_ray.config.places import PlainUrl
 from cgd_ray.config.serving import Access, Replicas, is_loopback
+from cgd_ray.methods import MethodName
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-ViewName = Literal["cgd", "sft", "distill", "cft", "refsft", "cgd-no-critique", "cgd-no-draft", "cgd-shuffled"]
-MethodName = Literal[ViewName, "mix"]
+MethodOrMix = Literal[MethodName, "mix"]
 
 
 class TrainingResources(Section):
@@ -60,11 +60,11 @@ class TrainingSection(Section):
     """Ray Train with DeepSpeed ZeRO over the curated examples."""
 
     enabled: bool = True
-    method: MethodName = "cgd"
-    """Which view of the rows is trained on (docs/methods.md)."""
-    mix: Annotated[dict[ViewName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"cgd": 1.0, "refsft": 1.0}
-    """Weights of the views of method `mix`: each row takes one view, drawn by the seed."""
-    compared_with: list[MethodName] = []
+    method: MethodOrMix = "cgd"
+    """What the student is shown of a row, and what it learns (docs/methods.md)."""
+    mix: Annotated[dict[MethodName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"cgd": 1.0, "refsft": 1.0}
+    """Weights of the methods of `mix`: each row is trained with one of them, drawn by the seed."""
+    compared_with: list[MethodOrMix] = []
     """Methods that will be trained on the same rows: a row that one of them cannot use is left out for all
     (`cgd compare` fills this in)."""
     context: Literal["single-turn", "multi-turn"] = "single-turn"
@@ -139,16 +139,16 @@ class TrainingSection(Section):
     resources: TrainingResources = TrainingResources()
 
     @property
-    def views(self) -> set[ViewName]:
-        """The views that rows must serve: the method's own, and those of the methods that it is compared with."""
-        return set().union(*(self._views_of(method) for method in (self.method, *self.compared_with)))
+    def methods(self) -> set[MethodName]:
+        """The methods that rows must serve: the run's own, and those that it is compared with."""
+        return set().union(*(self._parts_of(method) for method in (self.method, *self.compared_with)))
 
     @property
-    def own_views(self) -> set[ViewName]:
-        """The views that the method itself trains on."""
-        return self._views_of(self.method)
+    def own_methods(self) -> set[MethodName]:
+        """The run's method, or those that it mixes."""
+        return self._parts_of(self.method)
 
-    def _views_of(self, method: MethodName) -> set[ViewName]:
+    def _parts_of(self, method: MethodOrMix) -> set[MethodName]:
         return set(self.mix) if method == "mix" else {method}
 
     @model_validator(mode="after")

@@ -2,30 +2,23 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from cgd_ray.config.generation import CurationSection
-from cgd_ray.config.training import TrainingSection, ViewName
+from cgd_ray.config.training import TrainingSection
 from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
+from cgd_ray.methods import Target, targets_of
 from cgd_ray.prompts.conversation import history_of, transcript
 
 Row = dict[str, Any]
 Filter = Callable[[Row], str | None]
-Target = Literal["refine", "answer", "reference", "critique"]
-
-_TARGETS: dict[ViewName, Target] = {"distill": "answer", "sft": "reference", "cft": "critique"}  # else the refinement
-
-
-def learnt_texts(views: set[ViewName]) -> set[Target]:
-    """The texts that methods learn."""
-    return {_TARGETS.get(view, "refine") for view in views}
 
 
 def targets(training: TrainingSection) -> set[Target]:
     """The texts that the method learns, and those that the methods learn that it is compared with."""
-    return learnt_texts(training.views) | {"refine"}
+    return targets_of(training.methods) | {"refine"}
 
 
 def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[str, Filter]]:

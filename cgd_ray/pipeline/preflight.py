@@ -11,12 +11,12 @@ from cgd_ray.config.training import TrackingSection, TrainingSection
 from cgd_ray.data.prepare import PreparedPrompts
 from cgd_ray.data.sources import check_source
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import require_contexts
+from cgd_ray.methods import METHODS, Contexts, Example
 from cgd_ray.models.demo import DEMO_PREFIX
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
 from cgd_ray.prompts.conversation import History, sample_history, with_history, with_system
-from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.stages.definitions import student_identity, teacher_identity
 from cgd_ray.storage.filesystem import Store, require_writable
@@ -64,7 +64,7 @@ def preflight(recipe: Recipe) -> Store:
     store = open_store(recipe)
     prompts = load_prompts(recipe.generation.prompts)
     if recipe.training.enabled:
-        require_contexts(prompts, recipe.training)
+        _require_contexts(prompts, recipe.training)
         _require_packages(recipe.training)
         _require_place_for_figures(recipe.training.tracking, store)
     require_writable(store)
@@ -110,6 +110,14 @@ def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> Non
         for history, sampling in seen:
             turns = with_history("a question to answer", history)
             require_turns(tokenizer, turns, "teacher", sampling.chat_template_kwargs)
+
+
+def _require_contexts(prompts: PromptSet, training: TrainingSection) -> None:
+    """Render what each method will show, once: a template may name a value that is not there for one of them."""
+    texts = ("x", "y'", "c", "y^")
+    example = Example("", 0, *texts, answer="y_T", reference="y_ref", other_critique="c'")
+    for name in sorted(training.methods):
+        METHODS[name].conversation(example, Contexts(prompts, training.context == "multi-turn"))
 
 
 def _require_packages(training: TrainingSection) -> None:

@@ -1,12 +1,12 @@
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cgd_ray.config.training import TrainingSection, ViewName
+from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import VIEWS, Contexts, Conversation, Example, Lacking, require_contexts, view, view_name
+from cgd_ray.methods import METHODS, Contexts, Conversation, Example, MethodName, SkippedRow
+from cgd_ray.pipeline.preflight import _require_contexts
 from cgd_ray.prompts.conversation import Turn, with_history
 from cgd_ray.prompts.templates import load_prompts
 from tests.unit.training.tiny import example
@@ -15,8 +15,8 @@ CONTEXTS = Contexts(load_prompts("default"))
 SEVERAL_TURNS = Contexts(CONTEXTS.prompts, multi_turn=True)
 
 
-def shown(row: Example, method: ViewName, contexts: Contexts = CONTEXTS) -> Conversation:
-    conversation = view(row, method, contexts)
+def shown(row: Example, method: MethodName, contexts: Contexts = CONTEXTS) -> Conversation:
+    conversation = METHODS[method].conversation(row, contexts)
     assert isinstance(conversation, Conversation)
     return conversation
 
@@ -36,7 +36,7 @@ def test_cgd_shows_prompt_draft_and_critique_and_learns_the_refinement() -> None
 
 
 # By method: the texts of the row that its context holds, and the one that it learns.
-METHODS: dict[ViewName, tuple[set[str], str]] = {
+EXPECTED: dict[MethodName, tuple[set[str], str]] = {
     "cgd": ({"prompt", "draft", "critique"}, "refinement"),
     "sft": ({"prompt"}, "reference"),
     "distill": ({"prompt"}, "answer"),
@@ -50,11 +50,11 @@ FIELDS = ("prompt", "draft", "critique", "refinement", "answer", "reference", "o
 
 
 @pytest.mark.parametrize("contexts", [CONTEXTS, SEVERAL_TURNS], ids=["single-turn", "multi-turn"])
-@pytest.mark.parametrize("method", VIEWS)
-def test_a_context_holds_the_methods_texts_and_no_other(method: ViewName, contexts: Contexts) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_a_context_holds_the_methods_texts_and_no_other(method: MethodName, contexts: Contexts) -> None:
     row = example(**{field: f"<the {field}>" for field in FIELDS})
     conversation = shown(row, method, contexts)
-    context, learnt = METHODS[method]
+    context, learnt = EXPECTED[method]
     assert {field for field in FIELDS if getattr(row, field) in "\n".join(texts(conversation))} == context
     assert conversation.target == getattr(row, learnt)
     assert len(conversation.turns) % 2 == 1
@@ -71,8 +71,8 @@ def test_in_several_turns_the_draft_is_the_assistants_and_the_critique_the_users
 
 
 @pytest.mark.parametrize("contexts", [CONTEXTS, SEVERAL_TURNS], ids=["single-turn", "multi-turn"])
-@pytest.mark.parametrize("method", VIEWS)
-def test_what_stands_before_the_prompt_stands_before_every_context(method: ViewName, contexts: Contexts) -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_what_stands_before_the_prompt_stands_before_every_context(method: MethodName, contexts: Contexts) -> None:
     history = (Turn("system", "Be short."), Turn("user", "Hi"), Turn("assistant", "Hello"))
     row = example(**{field: f"<the {field}>" for field in FIELDS})
     bare, conversation = shown(row, method, contexts), shown(replace(row, history=history), method, contexts)
@@ -80,14 +80,14 @@ def test_what_stands_before_the_prompt_stands_before_every_context(method: ViewN
 
 
 @pytest.mark.parametrize(("method", "field"), [("refsft", "refinement"), ("sft", "reference"), ("distill", "answer")])
-def test_bare_prompt_methods_differ_in_the_target_alone(method: ViewName, field: str) -> None:
+def test_bare_prompt_methods_differ_in_the_target_alone(method: MethodName, field: str) -> None:
     row = example(1, reference="the reference", answer="the answer")
     assert shown(row, method) == Conversation(with_history(row.prompt), getattr(row, field))
 
 
 @pytest.mark.parametrize("method", ["sft", "distill", "cgd-shuffled"])
-def test_a_missing_field_is_a_reason_not_an_error(method: ViewName) -> None:
-    assert isinstance(view(example(), method, CONTEXTS), Lacking)
+def test_a_missing_field_is_a_reason_not_an_error(method: MethodName) -> None:
+    assert isinstance(METHODS[method].conversation(example(), CONTEXTS), SkippedRow)
 
 
 def test_braces_and_jinja_in_model_text_stay_as_they_are() -> None:
@@ -97,26 +97,11 @@ def test_braces_and_jinja_in_model_text_stay_as_they_are() -> None:
     assert row.critique in user
 
 
-def test_mix_draws_by_key_alone_and_in_proportion_to_the_weights() -> None:
-    training = TrainingSection(method="mix", mix={"cgd": 3.0, "refsft": 1.0})
-    rows = [example(number) for number in range(2000)]
-    drawn = {row.prompt_id: view_name(row, training, seed=1) for row in rows}
-    again = TrainingSection(method="mix", mix={"refsft": 1.0, "cgd": 3.0})
-    assert {row.prompt_id: view_name(row, again, seed=1) for row in reversed(rows)} == drawn
-    assert 1420 < Counter(drawn.values())["cgd"] < 1580
-    assert drawn != {row.prompt_id: view_name(row, training, seed=2) for row in rows}
-
-
-def test_mix_draws_samples_of_one_prompt_apart() -> None:
-    training = TrainingSection(method="mix", mix={"cgd": 1.0, "refsft": 1.0})
-    assert len({view_name(example(5, sample=sample), training, 0) for sample in range(20)}) == 2
-
-
 def test_a_context_that_no_method_may_be_without_is_refused_for_those_that_are(tmp_path: Path) -> None:
     for name in ("critique", "refine"):
         (tmp_path / f"{name}.jinja").write_text(name)
     (tmp_path / "context.jinja").write_text("{{ prompt }} {{ draft }} {{ critique }}")
     prompts = load_prompts(str(tmp_path))
-    require_contexts(prompts, TrainingSection(method="cgd"))
+    _require_contexts(prompts, TrainingSection(method="cgd"))
     with pytest.raises(ConfigError, match=r"template context\.jinja: .*without"):
-        require_contexts(prompts, TrainingSection(method="cgd", compared_with=["cgd", "cgd-no-critique"]))
+        _require_contexts(prompts, TrainingSection(method="cgd", compared_with=["cgd", "cgd-no-critique"]))

@@ -2,7 +2,7 @@
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import LoraSection
-from cgd_ray.curation.filters import Target, learnt_texts
+from cgd_ray.methods import Target, targets_of
 from cgd_ray.redaction import redact
 from cgd_ray.training.dataset.encode import EncodedExamples
 
@@ -37,12 +37,10 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
         "longest row": f"{training.max_length} tokens",
         "seed": training_seed(recipe),
     }
-    views = training.own_views
-    learnt = " and ".join(
-        _LEARNT[text].format(teacher=recipe.teacher.engine.model) for text in sorted(learnt_texts(views))
-    )
-    licences = [_LICENCE_OF_DATA] if "sft" in views else []
-    licences += [_LICENCE_OF_TEACHER] if views != {"sft"} else []
+    targets = targets_of(training.own_methods)
+    learnt = " and ".join(_LEARNT[text].format(teacher=recipe.teacher.engine.model) for text in sorted(targets))
+    licences = [_LICENCE_OF_DATA] if "reference" in targets else []
+    licences += [_LICENCE_OF_TEACHER] if targets != {"reference"} else []
     system = ", which begins with the system prompt of its training" if recipe.data.system_prompt else ""
     table = "\n".join(f"| {name} | {value} |" for name, value in settings.items())
     card = f"""---

@@ -7,7 +7,7 @@ from typing import Any
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import Conversation, Lacking
+from cgd_ray.methods import Conversation, SkippedRow
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import as_messages, encode_chat, load_tokenizer, require_turns, template_text
 from cgd_ray.prompts.conversation import History, Turn, with_history, with_system
@@ -60,13 +60,13 @@ class ChatEncoder:
         """Ids of the turns, the user's last, with the generation prompt, as a chat endpoint sends them."""
         return self._template_ids(as_messages(turns), generation_prompt=True)
 
-    def encode(self, conversation: Conversation) -> Encoded | Lacking:
+    def encode(self, conversation: Conversation) -> Encoded | SkippedRow:
         """Ids of the prompt, the target and its end-of-turn token, or why there is nothing to learn.
 
         What the template writes behind the end-of-turn token (ChatML: a line break) is cut off: no model generates it.
         """
         if not conversation.target.strip():
-            return Lacking("empty target")
+            return SkippedRow("empty target")
         prompt = self.prompt_ids(conversation.turns)
         if self.closing_of_thinking:
             ends = self.tokenizer(self.closing_of_thinking, add_special_tokens=False)["input_ids"]
@@ -75,7 +75,9 @@ class ChatEncoder:
         whole = self._template_ids(as_messages(turns), generation_prompt=False)
         if whole[: len(prompt)] == prompt:
             end = len(whole) - (len(self._closing_ids) - 1 - (self._end_index or 0))
-            return Encoded(whole[:end], len(prompt)) if end > len(prompt) + 1 else Lacking("its target is not rendered")
+            return (
+                Encoded(whole[:end], len(prompt)) if end > len(prompt) + 1 else SkippedRow("its target is not rendered")
+            )
         # The target's first characters merged with the generation prompt's last ("\n" + "\n"), or the two differ.
         # At inference the prompt stands alone, so the target is encoded alone as well.
         return Encoded([*prompt, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))

@@ -10,8 +10,8 @@ from typing import Any
 
 import structlog
 
-from cgd_ray.config.training import TrainingSection, ViewName
-from cgd_ray.methods import Contexts, Example, Lacking, longest_field, view, view_name
+from cgd_ray.config.training import TrainingSection
+from cgd_ray.methods import METHODS, Contexts, Example, MethodName, SkippedRow, longest_text
 from cgd_ray.prompts.templates import PromptSet
 from cgd_ray.runtime.parallel import spread
 from cgd_ray.storage.fingerprint import fingerprint
@@ -19,10 +19,13 @@ from cgd_ray.storage.runs import Document
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.training.dataset.mix import method_of_row
 from cgd_ray.training.dataset.shuffled_critiques import with_others
 
 _FORMAT = 3  # counts up when the ids of an unchanged input change
 log = structlog.get_logger(__name__)
+Views = dict[MethodName, Encoded | SkippedRow]
+"""One row as each method has it."""
 
 
 @dataclass
@@ -72,13 +75,13 @@ class Encoding:
     def describe(self, examples: Table) -> Document:
         """The content of the encoded table's fingerprint; settings that change nothing are left out."""
         training = self.training
-        drawn = training.method == "mix" or "cgd-shuffled" in training.views
+        drawn = training.method == "mix" or self._shows_others
         return {
             "stage": "encoded",
             "format": _FORMAT,
             "examples": examples.fingerprint,
             "method": training.method,
-            "views": sorted(training.views),
+            "views": sorted(training.methods),
             "mix": training.mix if training.method == "mix" else None,
             "seed": self.seed if drawn else None,
             "context": self._template_sources(),
@@ -92,46 +95,51 @@ class Encoding:
         """This one, and those of the methods that need the same views of every row."""
         methods = sorted({self.training.method, *self.training.compared_with})
         trainings = [self.training.model_copy(update={"method": method}) for method in methods]
-        return [replace(self, training=training) for training in trainings if training.views == self.training.views]
+        return [replace(self, training=training) for training in trainings if training.methods == self.training.methods]
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
         """The rows of one part with what a view takes from the others."""
-        return with_others(examples, self.seed) if "cgd-shuffled" in self.training.views else list(examples)
+        return with_others(examples, self.seed) if self._shows_others else list(examples)
 
-    def encode(self, example: Example) -> tuple[ViewName, Encoded | Lacking]:
+    def encode(self, example: Example) -> tuple[MethodName, Encoded | SkippedRow]:
         """The row's view and its ids, or why it is left out."""
         return self.chosen(example, self.as_views(example))
 
-    def chosen(self, example: Example, views: dict[ViewName, Encoded | Lacking]) -> tuple[ViewName, Encoded | Lacking]:
+    def chosen(
+        self, example: Example, views: dict[MethodName, Encoded | SkippedRow]
+    ) -> tuple[MethodName, Encoded | SkippedRow]:
         """The method's own of the row's views, or why it is left out: for all compared methods where one cannot use it.
 
         Over-long rows are left out whole, never cut.
         """
-        name = view_name(example, self.training, self.seed)
+        name = method_of_row(example, self.training, self.seed)
         if isinstance(views[name], Encoded):
             for other, seen in views.items():
-                if isinstance(seen, Lacking):
-                    return name, Lacking(f"{seen.reason} (as {other})")
+                if isinstance(seen, SkippedRow):
+                    return name, SkippedRow(f"{seen.reason} (as {other})")
         return name, views[name]
 
-    def as_views(self, example: Example) -> dict[ViewName, Encoded | Lacking]:
+    def as_views(self, example: Example) -> Views:
         """The row as every view that is needed, the same for all compared methods."""
-        return {name: self._encode_as(name, example) for name in sorted(self.training.views)}
+        return {name: self._encode_as(name, example) for name in sorted(self.training.methods)}
 
-    def _encode_as(self, name: ViewName, example: Example) -> Encoded | Lacking:
-        conversation = view(example, name, self.contexts)
-        if isinstance(conversation, Lacking):
+    def _encode_as(self, name: MethodName, example: Example) -> Encoded | SkippedRow:
+        conversation = METHODS[name].conversation(example, self.contexts)
+        if isinstance(conversation, SkippedRow):
             return conversation
         encoded = self.encoder.encode(conversation)
         if isinstance(encoded, Encoded) and len(encoded.input_ids) > self.training.max_length:
-            return Lacking(f"longer than training.max_length, most of it {longest_field(example, conversation)}")
+            return SkippedRow(f"longer than training.max_length, most of it {longest_text(example, conversation)}")
         return encoded
 
     def _template_sources(self) -> dict[str, str]:
-        used = {"cft": "cft" in self.training.views, "context": False, "again": False}
-        if any(name.startswith("cgd") for name in self.training.views):
-            used |= {"context": True, "again": self.contexts.multi_turn}
-        return {name: getattr(self.prompts, f"{name}_source") for name, is_used in used.items() if is_used}
+        used = {METHODS[name].template for name in self.training.methods if METHODS[name].shows}
+        names = [*used, *(["again"] if "context" in used and self.contexts.multi_turn else [])]
+        return {name: getattr(self.prompts, f"{name}_source") for name in names}
+
+    @property
+    def _shows_others(self) -> bool:
+        return any("other_critique" in METHODS[name].shows for name in self.training.methods)
 
 
 def encode_examples(examples: Table, encoding: Encoding) -> EncodedExamples:
@@ -190,8 +198,8 @@ class _Part:
     counts: Counts = field(default_factory=Counts)
     rows: list[Document] = field(default_factory=list)
 
-    def add(self, example: Example, name: ViewName, encoded: Encoded | Lacking) -> None:
-        if isinstance(encoded, Lacking):
+    def add(self, example: Example, name: MethodName, encoded: Encoded | SkippedRow) -> None:
+        if isinstance(encoded, SkippedRow):
             self.counts += Counts(dropped={encoded.reason: 1})
             return
         key = {"prompt_id": example.prompt_id, "sample": example.sample, "view": name}

@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import Conversation, Lacking
+from cgd_ray.methods import Conversation, SkippedRow
 from cgd_ray.prompts.conversation import Turn, with_history
 from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
@@ -89,7 +89,7 @@ def test_white_space_at_the_border_keeps_the_prompt_as_sent(target: str) -> None
 
 @pytest.mark.parametrize("target", ["", " \n"])
 def test_an_empty_target_is_left_out_with_a_reason(target: str) -> None:
-    assert ENCODER.encode(Conversation(with_history("a"), target)) == Lacking("empty target")
+    assert ENCODER.encode(Conversation(with_history("a"), target)) == SkippedRow("empty target")
 
 
 def test_a_template_with_bos_gives_one_bos() -> None:

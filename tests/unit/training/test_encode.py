@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.config.training import MethodName, TrainingSection
+from cgd_ray.config.training import MethodOrMix, TrainingSection
 from cgd_ray.estimation.training_cost import encode_sample
-from cgd_ray.methods import Conversation, Example, Lacking
+from cgd_ray.methods import Conversation, Example, SkippedRow
 from cgd_ray.prompts.conversation import with_history
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.storage.filesystem import Store
@@ -52,7 +52,7 @@ def test_a_row_that_one_compared_method_cannot_use_is_left_out_for_all(tmp_path:
     usual = example(2)
     examples = table(tmp_path, [example(0), example(1, critique="It is wrong. " * 30), usual])
     limit = len(ENCODER.prompt_ids(with_history(PROMPTS.context(usual.prompt, usual.draft, usual.critique)))) + 40
-    methods: list[MethodName] = ["refsft", "cgd-no-critique", "cgd"]
+    methods: list[MethodOrMix] = ["refsft", "cgd-no-critique", "cgd"]
     alone = [encode(examples, method=method, max_length=limit) for method in methods]
     assert [made.counts.rows for made in alone] == [3, 3, 2]
     matched = [encode(examples, method=method, compared_with=methods, max_length=limit) for method in methods]
@@ -63,12 +63,12 @@ def test_a_row_that_one_compared_method_cannot_use_is_left_out_for_all(tmp_path:
 
 def test_compared_methods_are_encoded_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     examples = table(tmp_path, [example(number) for number in range(4)])
-    methods: list[MethodName] = ["cgd-no-critique", "cgd", "mix"]
+    methods: list[MethodOrMix] = ["cgd-no-critique", "cgd", "mix"]
     alone = {method: encode(examples, method=method, max_length=999).table.read() for method in methods}
     seen = Counter[str]()
     encode_once = ChatEncoder.encode
 
-    def counted(encoder: ChatEncoder, conversation: Conversation) -> Encoded | Lacking:
+    def counted(encoder: ChatEncoder, conversation: Conversation) -> Encoded | SkippedRow:
         seen[conversation.turns[-1].content + conversation.target] += 1
         return encode_once(encoder, conversation)
 
@@ -79,7 +79,7 @@ def test_compared_methods_are_encoded_together(tmp_path: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("method", ["cgd", "cgd-shuffled"])
-def test_shuffled_shows_the_critique_of_another_row_of_the_part(tmp_path: Path, method: MethodName) -> None:
+def test_shuffled_shows_the_critique_of_another_row_of_the_part(tmp_path: Path, method: MethodOrMix) -> None:
     rows = [example(number, critique=f"critique of number {number}") for number in range(4)]
     encoded = encode(table(tmp_path, rows), method=method)
     own = [
