@@ -19,8 +19,8 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.scale import write_prompts
 from cgd_ray.config.recipe import parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.run import run_generation
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 
 NODES = (1, 4)
@@ -71,7 +71,7 @@ def generate(folder: Path, nodes: int, rows: int) -> float:
         "benchmarks/nodes.py",
     )
     store = Store(recipe.run.root)
-    result = run_generation(recipe, store, prepare_prompts(recipe, store).table)
+    result = run_generation(open_run(recipe, store))
     return result.tallies["refine"]["rows"] / result.tallies["refine"]["seconds"]
 
 

@@ -33,6 +33,7 @@ from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.run import run_generation
 from cgd_ray.runtime.session import ray_session
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from tests.servers import S3Server, s3_server
 
@@ -83,7 +84,7 @@ def generate(made: Recipe) -> dict[str, Any]:
     store, figures = Store(made.run.root, made.storage), dict[str, Any]()
     prompts = timed(figures, "prepare_s", lambda: prepare_prompts(made, store))
     with ray_session(), largest(figures):
-        result = timed(figures, "generate_s", lambda: run_generation(made, store, prompts.table))
+        result = timed(figures, "generate_s", lambda: run_generation(open_run(made, store), prompts.table))
     figures["refined"] = result.counts["refine"]["ok"]
     figures["rows_per_s"] = round(prompts.train / figures["generate_s"])
     figures["driver_peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
@@ -94,7 +95,7 @@ def resume(made: Recipe) -> dict[str, Any]:
     """What `generate` does on a root that lacks little."""
     store = Store(made.run.root, made.storage)
     with ray_session():
-        return {"done": run_generation(made, store, prepare_prompts(made, store).table).counts["refine"]["ok"]}
+        return {"done": run_generation(open_run(made, store)).counts["refine"]["ok"]}
 
 
 def first_part_seconds(rows: int, data: Path, root: Path, url: str, **environment: str) -> float:

@@ -2,6 +2,9 @@
 
 from cgd_ray.redaction import redact
 
+RERUN = "rerun the same command to resume"
+"""How every error ends after which nothing is lost."""
+
 
 class CgdError(Exception):
     """A mistake or an outage that a person can mend.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cgd_ray.prompts.conversation import History, Turn, history_of, with_history
+from cgd_ray.prompts.conversation import Conversation, History, SkippedRow, Turn, history_of, with_history
 from cgd_ray.prompts.templates import PromptSet
 
 MethodName = Literal["cgd", "sft", "distill", "cft", "refsft", "cgd-no-critique", "cgd-no-draft", "cgd-shuffled"]
@@ -38,21 +38,6 @@ class Example:
         """The example of a table row; other columns are left out."""
         texts = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
         return cls(**texts | {"history": history_of(row.get("history"))})
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """Turns that the student is shown, the user's last, and the assistant's turn that it learns."""
-
-    turns: tuple[Turn, ...]
-    target: str
-
-
-@dataclass(frozen=True)
-class SkippedRow:
-    """Why a method cannot use a row; reasons are counted and reported."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

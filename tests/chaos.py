@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster
 from cgd_ray.config.recipe import Recipe, load_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.planning import plan
-from cgd_ray.generation.run import join_of
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
+from cgd_ray.stages.rows import Join
 from cgd_ray.storage.filesystem import Store
 from tests.faulty_s3 import Fault, FaultyProxy, faulty_proxy
 from tests.servers import REPOSITORY, S3Server, s3_server
@@ -106,8 +106,8 @@ class Place:
         """What the stages hold, checked: one result for each row, and each made from what is stored beside it."""
         recipe = self.recipe()
         store = Store(recipe.run.root, recipe.storage)
-        stages, prompts = build_stages(recipe, store), prepare_prompts(recipe, store).table
-        join = join_of(recipe, prompts, stages)
+        stages, prompts = open_run(recipe, store).stages, prepare_prompts(recipe, store).table
+        join = Join(prompts, recipe.generation.draft.samples, stages.all)
         assert plan(join).is_done
         for row in join:  # results that belong to other texts than those beside them are not joined
             for stage in stages.all:

@@ -10,12 +10,12 @@ from transformers import AutoModelForCausalLM
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.config.run import StorageSection
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import EXAMPLES
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.dataset.chat_encoder import student_encoder
 from cgd_ray.training.launch.ray_train import run_training
-from cgd_ray.training.launch.training_run import TrainingResult
+from cgd_ray.training.launch.training_run import TrainedStudent
 from tests.unit.training.tiny import example
 
 
@@ -54,13 +54,13 @@ class Place:
             "part-0", [{field: getattr(example(number), field) for field in fields} for number in range(rows)]
         )
 
-    def train(self, name: str, **training: Any) -> TrainingResult:
+    def train(self, name: str, **training: Any) -> TrainedStudent:
         recipe = make_recipe(name, self.root, self.model, self.storage, **training)
-        return run_training(recipe, self.store, self.examples, student_encoder(recipe), "tiny")
+        return run_training(open_run(recipe, self.store), self.examples)
 
-    def weights(self, result: TrainingResult) -> dict[str, torch.Tensor]:
+    def weights(self, student: TrainedStudent) -> dict[str, torch.Tensor]:
         with tempfile.TemporaryDirectory() as folder:
-            self.store.download(result.student_name, Path(folder))
+            self.store.download(student.result.student_name, Path(folder))
             model = AutoModelForCausalLM.from_pretrained(folder)
         assert model.dtype is torch.bfloat16
         return dict(model.named_parameters())

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 
 
@@ -30,4 +30,4 @@ def scripted_recipe(
 def generate(made: Recipe) -> GenerationResult:
     """Prepare the prompts and generate, on the cluster that this process has joined."""
     store = Store(made.run.root)
-    return run_generation(made, store, prepare_prompts(made, store).table)
+    return run_generation(open_run(made, store))

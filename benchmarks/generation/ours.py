@@ -5,9 +5,11 @@ import tempfile
 
 from benchmarks.generation.work import KV_CACHE_GIB, MAX_MODEL_LEN, Outcome, Task, arguments
 from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.generation.run import GenerationResult, join_of, run_generation
+from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.runtime.device import asks_for_gpus
 from cgd_ray.runtime.session import ray_session
+from cgd_ray.stages.resolved import open_run
+from cgd_ray.stages.rows import Join
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table
@@ -51,10 +53,10 @@ def main() -> None:
         prompts.write_part(
             "part-000000", [{**EMPTY, **row} for row in sorted(task.rows, key=lambda row: row["prompt_id"])]
         )
-        result = run_generation(made, store, prompts)
+        result = run_generation(open_run(made, store), prompts)
         texts = {
             row.texts["prompt_id"]: {stage: found["text"] for stage, found in row.results.items() if found}
-            for row in join_of(made, prompts, result.stages)
+            for row in Join(prompts, made.generation.draft.samples, result.stages.all)
         }
         tallies = result.tallies.values()
         cached, completed = (

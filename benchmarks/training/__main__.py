@@ -27,9 +27,8 @@ from transformers import AutoTokenizer
 from benchmarks.lines import earlier, report
 from benchmarks.training.work import Task
 from cgd_ray.data.demo.problems import demo_rows
-from cgd_ray.methods import Conversation
-from cgd_ray.prompts.conversation import with_history
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.conversation import Conversation, with_history
 
 SETTINGS = {
     "ours": ("2-1024", "2-4096", "2-4096-compiled"),

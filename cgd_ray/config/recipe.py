@@ -36,6 +36,11 @@ class Recipe(Section):
     serving: ServingSection = ServingSection()
 
     @property
+    def training_seed(self) -> int:
+        """`training.seed`, or the run's."""
+        return self.run.seed if self.training.seed is None else self.training.seed
+
+    @property
     def has_references(self) -> bool:
         """Whether rows can carry the data set's own answer."""
         return isinstance(self.data, DemoData) or self.data.reference_column is not None

@@ -34,7 +34,7 @@ class CurationResult:
     reused: bool
 
 
-def run_curation(recipe: Recipe, store: Store, joined: Join) -> CurationResult:
+def run_curation(recipe: Recipe, joined: Join) -> CurationResult:
     """Make examples of the rows whose stages all succeeded and that pass the filters.
 
     The examples' fingerprint covers the rows' own texts and the filters: a repaired row is curated anew, and what
@@ -44,7 +44,7 @@ def run_curation(recipe: Recipe, store: Store, joined: Join) -> CurationResult:
         CgdError: nothing is left to train on.
     """
     content = _content(recipe, joined)
-    examples, dropped = _tables(store, content)
+    examples, dropped = _tables(joined.prompts.store, content)
     described = examples.description()
     reused = described is not None
     if described is None:
@@ -77,9 +77,9 @@ def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row],
     return kept, looked
 
 
-def dropped_reasons(recipe: Recipe, store: Store, joined: Join) -> Callable[[Shard], dict[Key, str]] | None:
+def dropped_reasons(recipe: Recipe, joined: Join) -> Callable[[Shard], dict[Key, str]] | None:
     """What tells why curation dropped rows of a shard, by key; None where these very results were not curated yet."""
-    examples, dropped = _tables(store, _content(recipe, joined))
+    examples, dropped = _tables(joined.prompts.store, _content(recipe, joined))
     if examples.description() is None:
         return None
     parts = dropped.parts()

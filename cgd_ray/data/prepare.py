@@ -20,13 +20,10 @@ from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
 from cgd_ray.storage.schemas import PROMPTS
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.tables import PART_ROWS, Table
 
 READ_ROWS = 50_000
 """Prompts held in memory at a time."""
-
-PART_ROWS = 8_192
-"""Rows of a part file, about: what is planned, curated and retried as one piece."""
 
 
 @dataclass(frozen=True)

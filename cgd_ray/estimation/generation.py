@@ -5,52 +5,24 @@ The rows of a probe are rows of the run: they are in its tables, and the run doe
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from itertools import islice
-from statistics import NormalDist, fmean, stdev
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.estimation.interval import NOTHING, Interval, sum_of
 from cgd_ray.generation.planning import Plan, plan, todo
-from cgd_ray.generation.run import GenerationResult, engine_of, join_of, role_of, run_generation
+from cgd_ray.generation.run import GenerationResult, engine_of, run_generation
 from cgd_ray.runtime.cluster import read_cluster
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.definitions import role_of
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.stages.rows import Join, Shard
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table
-
-_Z = NormalDist().inv_cdf(0.975)
-
-
-@dataclass(frozen=True)
-class Spread:
-    """An estimate with the ends of its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @staticmethod
-    def of(per_row: list[int], rows: float) -> "Spread":
-        """What so many rows take, from what each of a sample took."""
-        mean = fmean(per_row)
-        half = _Z * stdev(per_row) / math.sqrt(len(per_row)) if len(per_row) > 1 else mean
-        return Spread(mean, max(0.0, mean - half), mean + half).times(rows)
-
-    def times(self, factor: float) -> "Spread":
-        """The estimate of so many times as much."""
-        return Spread(self.value * factor, self.low * factor, self.high * factor)
-
-    def plus(self, other: "Spread") -> "Spread":
-        """Both together; their errors are taken to go the same way."""
-        return Spread(self.value + other.value, self.low + other.low, self.high + other.high)
-
-
-NOTHING = Spread(0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -59,12 +31,12 @@ class StageEstimate:
 
     rows: float
     """As far as the probe's share of rows whose upstream stages succeed tells."""
-    prompt_tokens: Spread
-    completion_tokens: Spread
-    hours: Spread
+    prompt_tokens: Interval
+    completion_tokens: Interval
+    hours: Interval
     """Of its pool, as far as the pool works for this stage."""
-    gpu_hours: Spread
-    money: Spread | None
+    gpu_hours: Interval
+    money: Interval | None
     """By the prices of an HTTP teacher, or of a GPU-hour; None where there is no price."""
 
 
@@ -83,9 +55,9 @@ class Estimate:
     """Whether the probe was too small to fill the engines: the run will be faster than said."""
 
     @property
-    def hours(self) -> Spread:
+    def hours(self) -> Interval:
         """From the first row to the last, loading aside."""
-        pools: dict[str, Spread] = {}
+        pools: dict[str, Interval] = {}
         for name, stage in self.stages.items():
             pools[role_of(name)] = pools.get(role_of(name), NOTHING).plus(stage.hours)
         if self.overlap:
@@ -93,26 +65,18 @@ class Estimate:
         return sum_of(pools.values())
 
 
-def sum_of(spreads: Iterable[Spread]) -> Spread:
-    """All together."""
-    total = NOTHING
-    for spread in spreads:
-        total = total.plus(spread)
-    return total
-
-
-def probe(recipe: Recipe, prompts: Table, rows: int, gpu_hour_price: float | None) -> Estimate | None:
+def probe(run: ResolvedRun, rows: int, gpu_hour_price: float | None) -> Estimate | None:
     """Generate about so many of a run's rows, and say what the others will take; None where nothing is left to do.
 
     Raises:
         CgdError: as `run_generation`.
     """
-    join = join_of(recipe, prompts, build_stages(recipe, prompts.store))
+    join = run.join()
     sample = _sample(join, plan(join), rows)
     if sample is None:
         return None
-    result = run_generation(recipe, prompts.store, sample)
-    measured = _Probe(recipe, result, join_of(recipe, sample, result.stages), gpu_hour_price)
+    result = run_generation(run, sample)
+    measured = _Probe(run.recipe, result, run.join(sample), gpu_hour_price)
     left = {name: rows for name, rows in plan(join).todo.items() if rows}
     stages = {name: measured.estimate(name, rows) for name, rows in left.items() if name in measured.stages}
     unmeasured = [name for name in left if name not in stages]
@@ -148,8 +112,8 @@ class _Probe:
         """What so many more rows will take."""
         made = self._counted[stage]
         rows = lacking * len(made) / self.rows
-        prompt = Spread.of([result["prompt_tokens"] for result in made], rows)
-        completion = Spread.of([result["completion_tokens"] for result in made], rows)
+        prompt = Interval.of([result["prompt_tokens"] for result in made], rows)
+        completion = Interval.of([result["completion_tokens"] for result in made], rows)
         hours = _like(completion, rows * self._seconds_per_row(stage) / 3600)
         gpu_hours = hours.times(self._gpus(role_of(stage)))
         return StageEstimate(
@@ -176,7 +140,7 @@ class _Probe:
         pool = options.pool_size()
         return pool.replicas * pool.in_flight
 
-    def _money(self, stage: str, prompt: Spread, completion: Spread, gpu_hours: Spread) -> Spread | None:
+    def _money(self, stage: str, prompt: Interval, completion: Interval, gpu_hours: Interval) -> Interval | None:
         options, _ = engine_of(self._recipe, role_of(stage))
         if options.is_remote:
             per_prompt, per_completion = options.price(1, 0), options.price(0, 1)
@@ -186,9 +150,9 @@ class _Probe:
         return None if self._price is None else gpu_hours.times(self._price)
 
 
-def _like(spread: Spread, value: float) -> Spread:
+def _like(interval: Interval, value: float) -> Interval:
     """A value that is as uncertain as another one."""
-    return spread.times(value / spread.value) if spread.value else Spread(value, value, value)
+    return interval.times(value / interval.value) if interval.value else Interval(value, value, value)
 
 
 def _sample(join: Join, current: Plan, rows: int) -> Table | None:

@@ -3,9 +3,10 @@
 from rich.console import Console
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.estimation.generation import Estimate, Spread, StageEstimate, sum_of
-from cgd_ray.estimation.training import EvaluationEstimate
-from cgd_ray.estimation.training_cost import TrainingEstimate
+from cgd_ray.estimation.evaluation import EvaluationEstimate
+from cgd_ray.estimation.generation import Estimate, StageEstimate
+from cgd_ray.estimation.interval import Interval, sum_of
+from cgd_ray.estimation.training import TrainingEstimate
 from cgd_ray.report.cells import Cells, rich_table
 from cgd_ray.training.flops import peak_flops
 
@@ -23,8 +24,8 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
     console.print(
         f"in all: {_time(estimate.hours)} without loading"
         + (" (student and teacher at the same time)" if estimate.overlap else "")
-        + f", {_spread(sum_of([stage.gpu_hours for stage in stages]))} GPU-hours"
-        + (f", {_spread(sum_of(money))} of money" if money else "; give --gpu-hour-price for what they cost")
+        + f", {_interval(sum_of([stage.gpu_hours for stage in stages]))} GPU-hours"
+        + (f", {_interval(sum_of(money))} of money" if money else "; give --gpu-hour-price for what they cost")
     )
     if estimate.unmeasured:
         console.print(f"not counted, since no row of the probe came to it: {', '.join(estimate.unmeasured)}")
@@ -41,11 +42,11 @@ def print_evaluation(estimate: EvaluationEstimate | None, console: Console) -> N
         console.print("evaluation: there is no draft to tell it from")
         return
     time = f", {_time(estimate.hours)}" if estimate.hours else ""
-    time += f", {_spread(estimate.gpu_hours)} GPU-hours" if estimate.gpu_hours else ""
+    time += f", {_interval(estimate.gpu_hours)} GPU-hours" if estimate.gpu_hours else ""
     console.print(
         f"evaluation: {_number(estimate.answers)} answers to {_number(estimate.questions)} held-out prompts "
-        f"(evaluation.limit), as long as the drafts: {_spread(estimate.prompt_tokens)} prompt tok, "
-        f"{_spread(estimate.completion_tokens)} completion tok{time}"
+        f"(evaluation.limit), as long as the drafts: {_interval(estimate.prompt_tokens)} prompt tok, "
+        f"{_interval(estimate.completion_tokens)} completion tok{time}"
     )
 
 
@@ -89,21 +90,21 @@ def _hours(estimate: TrainingEstimate, training: TrainingSection) -> list[str]:
 
 
 def _row(name: str, stage: StageEstimate) -> list[str]:
-    money = "-" if stage.money is None else _spread(stage.money)
-    tokens = [_spread(stage.prompt_tokens), _spread(stage.completion_tokens)]
-    return [name, _number(stage.rows), *tokens, _time(stage.hours), _spread(stage.gpu_hours), money]
+    money = "-" if stage.money is None else _interval(stage.money)
+    tokens = [_interval(stage.prompt_tokens), _interval(stage.completion_tokens)]
+    return [name, _number(stage.rows), *tokens, _time(stage.hours), _interval(stage.gpu_hours), money]
 
 
-def _time(hours: Spread) -> str:
+def _time(hours: Interval) -> str:
     if hours.value >= 1:
-        return f"{_spread(hours)} h"
-    return f"{_spread(hours.times(60))} min" if hours.value >= 1 / 60 else f"{_spread(hours.times(3600))} s"
+        return f"{_interval(hours)} h"
+    return f"{_interval(hours.times(60))} min" if hours.value >= 1 / 60 else f"{_interval(hours.times(3600))} s"
 
 
-def _spread(spread: Spread) -> str:
-    if spread.low == spread.high:
-        return _number(spread.value)
-    return f"{_number(spread.value)} [{_number(spread.low)}, {_number(spread.high)}]"
+def _interval(found: Interval) -> str:
+    if found.low == found.high:
+        return _number(found.value)
+    return f"{_number(found.value)} [{_number(found.low)}, {_number(found.high)}]"
 
 
 def _number(value: float) -> str:

@@ -1,97 +1,129 @@
-"""What training and evaluation will take, told from the rows that a run has generated so far."""
+"""What training will take, before it is paid for: rows, steps, tokens, hours, memory by ZeRO stage and offload."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import structlog
 
-from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.curation.run import sample_examples
-from cgd_ray.data.prepare import PreparedPrompts
-from cgd_ray.estimation.generation import Estimate, Spread
-from cgd_ray.estimation.training_cost import SampledRows, TrainingEstimate, encode_sample, estimate_training
-from cgd_ray.evaluation.run import unanswered
-from cgd_ray.generation.run import join_of
 from cgd_ray.methods import Example
 from cgd_ray.models.resolve import local_model
-from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.stages.definitions import build_stages, student_identity
-from cgd_ray.storage.filesystem import Store
-from cgd_ray.training.checkpoint.model_card import training_seed
-from cgd_ray.training.dataset.chat_encoder import student_encoder
+from cgd_ray.prompts.chat_encoder import Encoded
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.training.dataset.encode import Encoding
-from cgd_ray.training.memory import ModelSizes, NoEstimateError, model_sizes
+from cgd_ray.training.dataset.packing import Ids, optimiser_steps
+from cgd_ray.training.memory import Memory, ModelSizes, NoEstimateError, export_memory, memory, model_sizes
 
 log = structlog.get_logger(__name__)
 _MOST_ROWS = 1024
+Layout = tuple[int, str]
+"""ZeRO stage and offload."""
+_LAYOUTS: tuple[Layout, ...] = (
+    *((stage, "none") for stage in range(4)),
+    *((stage, "cpu") for stage in range(1, 4)),
+    (3, "nvme"),
+)
 
 
-def forecast_training(recipe: Recipe, store: Store, prompts: PreparedPrompts) -> TrainingEstimate | None:
+@dataclass(frozen=True)
+class SampledRows:
+    """Curated rows of a run, as this training would see them."""
+
+    complete: int
+    """Rows that were generated."""
+    encoded: list[Encoded]
+    """Those of them that curation and encoding keep."""
+
+    @cached_property
+    def lengths(self) -> Ids:
+        """[encoded] tokens of each."""
+        return np.array([len(row.input_ids) for row in self.encoded], dtype=np.int64)
+
+    @cached_property
+    def supervised(self) -> Ids:
+        """[encoded] supervised tokens of each."""
+        return self.lengths - np.array([row.target_start for row in self.encoded], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """What a training takes."""
+
+    sampled: int
+    """Rows that all else is told from."""
+    rows: int
+    steps: int
+    total_tokens: float
+    supervised_tokens: float
+    flops: float | None
+    """By the mathematics of the model; None for a mixture of experts, or where nothing can be told."""
+    memory: dict[Layout, Memory]
+    """Bytes of one worker, by ZeRO stage and offload, without gradient checkpointing; without those that cannot be
+    told."""
+    saved: dict[Layout, int]
+    """Bytes of the device that gradient checkpointing leaves free."""
+    export: float | None
+    """Bytes that the export takes on the first worker's host beside what training holds; None where not known."""
+
+
+def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
+    """Rows of a run that were curated, of so many that were looked at."""
+    found = [encoding.encode(example)[1] for example in encoding.prepared(examples)]
+    return SampledRows(complete, [row for row in found if isinstance(row, Encoded)])
+
+
+def estimate_training(
+    training: TrainingSection, sample: SampledRows, expected_rows: int, sizes: Mapping[int, ModelSizes]
+) -> TrainingEstimate:
+    """What training takes.
+
+    Args:
+        training: the recipe's.
+        sample: of the rows, not empty.
+        expected_rows: that the whole run will generate.
+        sizes: of the student, by ZeRO stage; without those that cannot be told.
+    """
+    layouts = [(stage, offload) for stage, offload in _LAYOUTS if stage in sizes]
+    flops = next((known.flops for known in sizes.values()), None)
+    kept = training.model_copy(update={"gradient_checkpointing": False})
+    rows = round(expected_rows * len(sample.encoded) / sample.complete * (1 - training.validation_fraction))
+    passes = max(1, rows) * training.epochs
+    return TrainingEstimate(
+        sampled=len(sample.encoded),
+        rows=rows,
+        steps=optimiser_steps(max(1, rows), training.batch_size, training.epochs),
+        total_tokens=passes * float(sample.lengths.mean()),
+        supervised_tokens=passes * float(sample.supervised.mean()),
+        flops=flops.of_rows(sample.lengths, sample.supervised) * passes / len(sample.encoded) if flops else None,
+        memory={
+            (stage, offload): memory(sizes[stage], kept.model_copy(update={"zero_stage": stage, "offload": offload}))
+            for stage, offload in layouts
+        },
+        saved={(stage, offload): sizes[stage].saved for stage, offload in layouts},
+        export=next((export_memory(known, training) for known in sizes.values()), None),
+    )
+
+
+def forecast_training(run: ResolvedRun) -> TrainingEstimate | None:
     """What training takes once all rows are generated; None where none of those that are there can be trained on.
 
     Raises:
         ConfigError: the student is not there or has no usable chat template.
     """
-    joined = join_of(recipe, prompts.table, build_stages(recipe, store))
+    recipe, joined = run.recipe, run.join()
     rows, complete = sample_examples(recipe, joined, _MOST_ROWS)
-    encoding = Encoding(
-        recipe.training, training_seed(recipe), load_prompts(recipe.generation.prompts), student_encoder(recipe)
-    )
+    encoding = Encoding(recipe.training, recipe.training_seed, run.templates, run.encoder)
     sample = encode_sample(encoding, [Example.from_row(row) for row in rows], complete)
     if not sample.encoded:
         return None
     student = recipe.student
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)
     sizes = _sizes(folder, recipe.training, sample)
-    return estimate_training(recipe.training, sample, prompts.train * joined.samples, sizes)
-
-
-@dataclass(frozen=True)
-class EvaluationEstimate:
-    """What the answers to the held-out prompts will take."""
-
-    questions: int
-    answers: int
-    """Of base and trained student together, those that are there aside."""
-    prompt_tokens: Spread
-    completion_tokens: Spread
-    """Told from drafts, which ask the same student the same way; a trained one may say more or less."""
-    hours: Spread | None
-    """Of the student's pool; None where the probe made no drafts."""
-    gpu_hours: Spread | None
-
-
-def forecast_evaluation(
-    recipe: Recipe, store: Store, prompts: PreparedPrompts, questions: pa.Table, estimate: Estimate | None
-) -> EvaluationEstimate | None:
-    """What evaluation takes; None where there is no draft to tell it from.
-
-    Args:
-        recipe: of the run.
-        store: of its root.
-        prompts: its prompts.
-        questions: the held-out ones that are asked.
-        estimate: what a probe says of generation, where anything was left to generate.
-    """
-    joined = join_of(recipe, prompts.table, build_stages(recipe, store))
-    drafts = (row.results["draft"] for row in joined.rows_near("draft"))
-    made = list(islice((draft for draft in drafts if draft and draft["completion_tokens"] is not None), _MOST_ROWS))
-    if not made:
-        return None
-    trained = len(questions) if recipe.training.enabled else 0
-    answers = unanswered(recipe, store, questions, student_identity(recipe)) + trained
-    prompt = Spread.of([draft["prompt_tokens"] for draft in made], answers)
-    most = recipe.evaluation.max_tokens
-    completion = Spread.of([min(most, draft["completion_tokens"]) for draft in made], answers)
-    measured = estimate.stages.get("draft") if estimate else None
-    hours = gpu_hours = None
-    if measured and measured.completion_tokens.value:
-        share = completion.value / measured.completion_tokens.value
-        hours, gpu_hours = measured.hours.times(share), measured.gpu_hours.times(share)
-    return EvaluationEstimate(len(questions), answers, prompt, completion, hours, gpu_hours)
+    return estimate_training(recipe.training, sample, run.prompts.train * joined.samples, sizes)
 
 
 def _sizes(folder: Path, training: TrainingSection, sample: SampledRows) -> dict[int, ModelSizes]:

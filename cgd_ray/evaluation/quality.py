@@ -3,7 +3,7 @@
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from cgd_ray.grading.answers import gold_of
@@ -13,6 +13,8 @@ from cgd_ray.runtime.parallel import spread
 from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
+
+_FORMAT = 2  # of the file that keeps the summary
 
 
 @dataclass
@@ -65,31 +67,70 @@ class _Quality:
         self.verdicts.add(other.verdicts.amount, other.verdicts.rows)
         self.flips.update(other.flips)
 
-    def tell(self) -> Document:
-        told: Document = {name: _told(share) for name, share in self.right.items()}
-        told["flips"] = {name: self.flips[name] for name in ("rows", "fixed", "broken")}
-        told["verdict"] = _told(self.verdicts)
-        told["copy_rate"] = {f"{source} to refinement": share.value for source, share in self.copied.items()}
-        return told
+    def summary(self) -> "GeneratedQuality":
+        return GeneratedQuality(
+            accuracy={name: _summed(share) for name, share in self.right.items()},
+            verdicts=_summed(self.verdicts),
+            flips=Flips(self.flips["rows"], self.flips["fixed"], self.flips["broken"]),
+            copy_rate={f"{source} to refinement": share.value for source, share in self.copied.items()},
+        )
 
 
-def generated_quality(join: Join) -> Document:
+@dataclass(frozen=True)
+class GradedShare:
+    """How many rows were graded, and the share that is right (None without rows)."""
+
+    rows: int
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class Flips:
+    """Rows whose draft and refinement were both graded, and those that the refinement fixed or broke."""
+
+    rows: int
+    fixed: int
+    broken: int
+
+
+@dataclass(frozen=True)
+class GeneratedQuality:
+    """Quality of the generated rows that can be graded."""
+
+    accuracy: dict[str, GradedShare]
+    """Of drafts, answers and refinements, by stage."""
+    verdicts: GradedShare
+    """Of the critic's verdicts on drafts."""
+    flips: Flips
+    copy_rate: dict[str, float | None]
+    """Share of the refinement's words that stand in the source, by `SOURCE to refinement`."""
+
+
+def generated_quality(join: Join) -> GeneratedQuality:
     """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
 
     Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many. What was
     found of the same rows is kept in the store.
     """
-    name = f"tables/quality/{fingerprint({'version': VERSION, 'rows': join.whole_digest()})}/quality.json"
-    store = join.prompts.store
+    content = {"version": VERSION, "format": _FORMAT, "rows": join.whole_digest()}
+    name, store = f"tables/quality/{fingerprint(content)}/quality.json", join.prompts.store
     if store.exists(name):
-        kept: Document = json.loads(store.read(name))
-        return kept
+        return _from_json(json.loads(store.read(name)))
     whole = _Quality()
     for shard in spread(partial(_shard_quality, join), join.shards()):
         whole.add(shard)
-    told = whole.tell()
-    store.write(name, json.dumps(told, indent=1).encode())
-    return told
+    summary = whole.summary()
+    store.write(name, json.dumps(asdict(summary), indent=1).encode())
+    return summary
+
+
+def _from_json(content: Document) -> GeneratedQuality:
+    return GeneratedQuality(
+        {name: GradedShare(**share) for name, share in content["accuracy"].items()},
+        GradedShare(**content["verdicts"]),
+        Flips(**content["flips"]),
+        content["copy_rate"],
+    )
 
 
 def _shard_quality(join: Join, shard: Shard) -> _Quality:
@@ -109,5 +150,5 @@ def _marks(row: JoinedRow) -> dict[str, bool]:
     return {name: grade(text, row.texts["reference"]).correct for name, text in texts.items()}
 
 
-def _told(share: _Share) -> Document:
-    return {"rows": share.rows, "accuracy": share.value}
+def _summed(share: _Share) -> GradedShare:
+    return GradedShare(share.rows, share.value)

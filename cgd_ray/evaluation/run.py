@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,7 +9,6 @@ import ray.data
 import structlog
 from ray.actor import ActorHandle
 
-from cgd_ray.config.generation import Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prompt_id import holdout_position
 from cgd_ray.errors import CgdError
@@ -23,12 +21,12 @@ from cgd_ray.grading.answers import gold_of
 from cgd_ray.inference.options import ModelRef
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.parallel import spread
-from cgd_ray.stages.stage import TEXTS, WORK, BarePrompt, Stage
-from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.stages.definitions import evaluation_stage
+from cgd_ray.stages.resolved import ResolvedRun
+from cgd_ray.stages.stage import TEXTS, WORK, Stage
 from cgd_ray.storage.lease import Lease, held
-from cgd_ray.storage.schemas import PROMPTS, RESULTS, TELEMETRY
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.schemas import PROMPTS
+from cgd_ray.storage.tables import Table, next_attempt
 
 log = structlog.get_logger(__name__)
 
@@ -89,36 +87,46 @@ def _first(rows: pa.Table, limit: int | None) -> pa.Table:
     return rows.take(pa.array(order[:limit], pa.int64()))
 
 
-def run_evaluation(
-    recipe: Recipe, store: Store, rows: pa.Table, name: str, model: str, identity: str
-) -> tuple[pa.Table, dict[str, Any]]:
-    """Answers of one model to the held-out rows, generated where they are not there yet.
+@dataclass(frozen=True)
+class Student:
+    """A student to evaluate."""
+
+    model: ModelRef
+    identity: str
+    """What makes it this model, see `EngineOptions.model_identity`."""
+
+
+def run_evaluation(run: ResolvedRun, rows: pa.Table, name: str, student: Student) -> tuple[pa.Table, dict[str, float]]:
+    """Answers of one student to the held-out rows, generated where they are not there yet.
 
     Returns the results (RESULTS schema, one per row) and what this invocation spent (empty where all was there).
+
+    Raises:
+        CgdError: an engine cannot start, or too many rows have no answer.
     """
-    stage = _stage(recipe, store, identity)
-    parts, spent = stage.results.parts(), dict[str, Any]()
+    stage = evaluation_stage(run.recipe, run.store, student.identity)
+    parts, spent = stage.results.parts(), dict[str, float]()
     rows = _with_parents(stage, rows)
     if len(_lacking(stage, rows, parts)):
-        with held(store, stage.results.folder, wait=True) as lease:
+        with held(run.store, stage.results.folder, wait=True) as lease:
             parts = stage.results.parts()
             if len(lacking := _lacking(stage, rows, parts)):  # nobody else answered them while this command waited
                 log.info(f"evaluating the {name} student", prompts=len(lacking))
                 stage.results.describe(stage.description)
-                stage = replace(stage, attempt=1 + len(parts))
-                spent = _generate(recipe, stage, model, (rows, lacking), lease)
+                stage = replace(stage, attempt=next_attempt(parts))
+                spent = _generate(run, stage, student.model, (rows, lacking), lease)
                 parts = stage.results.parts()
     if not spent:
         log.info(f"evaluation of the {name} student: nothing to do, no engine is loaded")
     table = stage.results.read(parts)
     table = table.filter(pc.is_in(table["parent"], rows["parent"].combine_chunks()))
-    _require_answers(table, name, recipe.generation.max_failed_fraction)
+    _require_answers(table, name, run.recipe.generation.max_failed_fraction)
     return table, spent
 
 
-def unanswered(recipe: Recipe, store: Store, rows: pa.Table, identity: str) -> int:
-    """How many of the held-out rows a model was not asked yet."""
-    stage = _stage(recipe, store, identity)
+def unanswered(run: ResolvedRun, rows: pa.Table, identity: str) -> int:
+    """How many of the held-out rows a student of this identity was not asked yet."""
+    stage = evaluation_stage(run.recipe, run.store, identity)
     return len(_lacking(stage, _with_parents(stage, rows), stage.results.parts()))
 
 
@@ -156,43 +164,6 @@ def _require_answers(results: pa.Table, name: str, most: float) -> None:
         log.warning(f"{where}: prompts leave no room for an answer, and count as wrong", prompts=len(over_long))
 
 
-def _stage(recipe: Recipe, store: Store, identity: str) -> Stage:
-    section = recipe.evaluation
-    # The student's: it drafts, trains and answers with the same.
-    template = recipe.generation.draft.chat_template_kwargs
-    sampling = Sampling(
-        max_tokens=section.max_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        chat_template_kwargs=template,
-    )
-    seeded = {"top_p": section.top_p, "seed": recipe.run.seed} if section.temperature > 0 else {}
-    content = {
-        "stage": "evaluation",
-        "model": identity,
-        "engine": recipe.student.engine.identity(),
-        "sampling": {"max_tokens": section.max_tokens, "temperature": section.temperature, **seeded} | _given(template),
-    }
-    digest = fingerprint(content)
-    results = Table(store, "evaluation", digest, RESULTS)
-    return Stage(
-        name="evaluation",
-        results=results,
-        telemetry=Table(store, "evaluation-telemetry", digest, TELEMETRY),
-        model=identity,
-        sampling=sampling,
-        seed=recipe.run.seed,
-        inputs=("prompt",),
-        conversation=BarePrompt(),
-        must_say_something=False,
-        description=content,
-    )
-
-
-def _given(template: dict[str, Any]) -> dict[str, Any]:
-    return {"chat_template_kwargs": template} if template else {}
-
-
 def _work(rows: pa.Table) -> pa.Table:
     """Held-out rows as work (WORK schema)."""
     columns = {
@@ -205,18 +176,14 @@ def _work(rows: pa.Table) -> pa.Table:
 
 
 def _generate(
-    recipe: Recipe, stage: Stage, model: str, asked: tuple[pa.Table, pa.Table], lease: Lease
-) -> dict[str, Any]:
+    run: ResolvedRun, stage: Stage, model: ModelRef, asked: tuple[pa.Table, pa.Table], lease: Lease
+) -> dict[str, float]:
     """Answer the rows of which there is no answer yet; `asked` is all of them, and those."""
     questions, left = asked
-    chain = build_chain(
-        "student",
-        recipe.student.engine,
-        ModelRef(model, recipe.student.revision if model == recipe.student.model else None),
-        [stage],
-        demand=recipe.student.engine.demand(read_cluster(), sharing=1, key="student.engine"),
-        storage=recipe.storage,
-    )
+    recipe = run.recipe
+    options = recipe.student.engine
+    demand = options.demand(read_cluster(), sharing=1, key="student.engine")
+    chain = build_chain("student", options, model, [stage], demand=demand, storage=recipe.storage)
     with Progress({"evaluation": len(left)}) as progress:
 
         def watch(snapshot: Snapshot) -> None:

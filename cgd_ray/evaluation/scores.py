@@ -2,19 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.evaluation.statistics import accuracy_interval, paired_difference
+from cgd_ray.evaluation.statistics import Interval, PairedDifference, accuracy_interval, paired_difference
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.prompts.conversation import history_of, transcript
 from cgd_ray.stages.stage import Row
-from cgd_ray.storage.runs import Document
 
 _ROWS = 1024
 
@@ -28,6 +27,32 @@ class Graded:
     truncated: np.ndarray
     mentions: np.ndarray  # speaks of a critique or draft that no user wrote
     tokens: np.ndarray
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Share of questions that are answered correctly."""
+
+    questions: int
+    value: float | None
+    """In [0, 1]; None without questions."""
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one student's answers come to."""
+
+    questions: int
+    accuracy: dict[str, Accuracy]
+    """Of `all` questions, and of the groups that the data knows."""
+    accuracy_boxed: float
+    """Share that is correct and given in a box."""
+    truncated: float
+    """Share that ended by the length limit."""
+    mentions_inputs: float
+    """Share that speaks of a critique or draft that no user wrote."""
+    mean_tokens: float
 
 
 def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
@@ -55,37 +80,29 @@ def _answered(results: pa.Table, rows: pa.Table) -> Iterator[Row]:
         yield from batch.to_pylist()
 
 
-def accuracy_table(graded: Graded, rows: pa.Table, confidence: float) -> Document:
-    """Accuracy over all questions and by group (seen and novel kinds, then each kind)."""
+def score(graded: Graded, rows: pa.Table, confidence: float) -> Scores:
+    """Accuracy over all questions and by group (seen and novel kinds), and what stands beside it."""
     groups = {"all": np.ones(len(rows), bool)}
     novel = np.array(rows["novel"].to_pylist(), bool)
     if novel.any():
         groups |= {"seen kinds": ~novel, "novel kinds": novel}
-    return {
-        "questions": len(rows),
-        "accuracy": {name: _accuracy(graded.correct[mask], confidence) for name, mask in groups.items()},
-        "accuracy_boxed": float(graded.boxed.mean()),
-        "truncated": float(graded.truncated.mean()),
-        "mentions_inputs": float(graded.mentions.mean()),
-        "mean_tokens": float(graded.tokens.mean()),
-    }
+    return Scores(
+        questions=len(rows),
+        accuracy={name: _accuracy(graded.correct[mask], confidence) for name, mask in groups.items()},
+        accuracy_boxed=float(graded.boxed.mean()),
+        truncated=float(graded.truncated.mean()),
+        mentions_inputs=float(graded.mentions.mean()),
+        mean_tokens=float(graded.tokens.mean()),
+    )
 
 
-def compare(base: Graded, trained: Graded, recipe: Recipe) -> Document:
+def compare(base: Graded, trained: Graded, recipe: Recipe) -> PairedDifference:
     """The paired difference of trained minus base over the same questions, with its interval."""
     section = recipe.evaluation
-    difference = paired_difference(
-        base.correct, trained.correct, section.confidence, section.resamples, seed=recipe.run.seed
-    )
-    return asdict(difference)
+    return paired_difference(base.correct, trained.correct, section.confidence, section.resamples, seed=recipe.run.seed)
 
 
-def _accuracy(correct: np.ndarray, confidence: float) -> Document:
+def _accuracy(correct: np.ndarray, confidence: float) -> Accuracy:
     if len(correct) == 0:
-        return {"questions": 0, "value": None, "interval": None}
-    interval = accuracy_interval(correct, confidence)
-    return {
-        "questions": len(correct),
-        "value": float(correct.mean()),
-        "interval": [interval.low, interval.high],
-    }
+        return Accuracy(0, None, None)
+    return Accuracy(len(correct), float(correct.mean()), accuracy_interval(correct, confidence))

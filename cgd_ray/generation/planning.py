@@ -10,6 +10,7 @@ import pyarrow as pa
 from cgd_ray.runtime.parallel import spread
 from cgd_ray.stages.rows import Join, JoinedRow, Shard, rows_digest
 from cgd_ray.stages.stage import TEXTS, WORK, Row, Stage
+from cgd_ray.storage.tables import next_attempt
 
 _WORK_ROWS = 256
 
@@ -85,7 +86,7 @@ def with_attempts(stages: list[Stage], join: Join | None = None) -> list[Stage]:
     """
     parts = (join and join.parts) or {stage.name: stage.results.parts() for stage in stages}
     borders = join.borders if join else ()
-    return [replace(stage, attempt=_next_attempt(parts[stage.name]), borders=borders) for stage in stages]
+    return [replace(stage, attempt=next_attempt(parts[stage.name]), borders=borders) for stage in stages]
 
 
 def _plan_shard(join: Join, shard: Shard) -> Plan:
@@ -139,8 +140,3 @@ def _judge(joined: JoinedRow, stage: Stage, todo: list[str], count: StageCount) 
         setattr(count, state, getattr(count, state) + 1)
         if result["status"] in stage.again:
             todo.append(stage.name)
-
-
-def _next_attempt(parts: list[str]) -> int:
-    """Of a table with these parts: part-ATTEMPT-WRITER-SEQUENCE-FIRST-LAST.parquet."""
-    return 1 + max((int(name.split("-")[1]) for name in parts), default=0)

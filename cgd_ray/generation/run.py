@@ -28,10 +28,11 @@ from cgd_ray.inference.options import ModelRef
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.packing import pack
-from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.definitions import Stages, role_of
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.stages.rows import Join, Shard
 from cgd_ray.stages.stage import Stage
-from cgd_ray.storage.compaction import compact, merging
+from cgd_ray.storage.compaction import merging
 from cgd_ray.storage.filesystem import Store, store_errors
 from cgd_ray.storage.lease import Lease, held
 from cgd_ray.storage.runs import Run
@@ -64,31 +65,30 @@ class GenerationResult:
         return not self.tallies
 
 
-def join_of(recipe: Recipe, prompts: Table, stages: Stages) -> Join:
-    """The run's rows with what is generated of them."""
-    return Join(prompts, recipe.generation.draft.samples, stages.all)
-
-
-def run_generation(recipe: Recipe, store: Store, prompts: Table, *, may_generate: bool = True) -> GenerationResult:
+def run_generation(run: ResolvedRun, prompts: Table | None = None, *, may_generate: bool = True) -> GenerationResult:
     """Give every training prompt its draft, critique and refinement (and direct answer, where asked for).
+
+    Args:
+        run: of the recipe.
+        prompts: a table in place of the run's own, a sample of it for instance.
+        may_generate: else what is there is listed and counted.
 
     Raises:
         StoppedError: a ceiling or too many failures stopped it; the same command continues.
         CgdError: an engine could not start or died.
     """
-    stages = build_stages(recipe, store)
-    join = join_of(recipe, prompts, stages)
-    join = compact(join) if may_generate else join.listed()
+    stages, join = run.stages, run.join(prompts)
+    join = join.compacted() if may_generate else join.listed()
     current = plan(join)
     if may_generate and current.is_done:
         log.info("generation: nothing to do, no engine is loaded", rows=current.rows)
     if current.is_done or not may_generate:
         return GenerationResult(stages, _read(join, current), _counts(current))
-    with _sole_maker(store, stages, current) as leases:
+    with _sole_maker(run.store, stages, current) as leases:
         now = join.listed({stage.name for stage in stages.all})
         if now.parts != join.parts:  # another command made some of it meanwhile
             current = plan(now)
-        return _generate(recipe, now, stages, current, leases)
+        return _generate(run, now, current, leases)
 
 
 def _read(join: Join, current: Plan) -> Join:
@@ -96,19 +96,20 @@ def _read(join: Join, current: Plan) -> Join:
     return replace(join, digest=current.digest)
 
 
-def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases: list[Lease]) -> GenerationResult:
+def _generate(run: ResolvedRun, join: Join, current: Plan, leases: list[Lease]) -> GenerationResult:
+    recipe, stages = run.recipe, run.stages
     for stage in stages.all:
         if reason := set_apart(stage.results, stage.description):
             log.info(f"{stage.name}: {reason}")
         stage.results.describe(stage.description)
-    forget(Run(join.prompts.store, recipe.run.name))
+    forget(run.folder)
     execution = _execution(recipe, current, stages)
     parts = _parts(execution, stages)
     spent = paid(recipe, stages.teacher)
     for part in parts:  # before anything is paid for
         require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
     guard = Guard(recipe, Progress(current.todo), leases, spent, current)
-    with guard.progress, merging(join, [stage.results for stage in stages.all if current.todo[stage.name]]):
+    with guard.progress, merging(_lacking(stages, current), join.borders):
         while parts:
             part = parts.pop(0)
             # A row whose draft failed would pass the teacher's engine by.
@@ -128,11 +129,15 @@ def _generate(recipe: Recipe, join: Join, stages: Stages, current: Plan, leases:
     return GenerationResult(stages, _read(join, current), _counts(current), guard.progress.summary(), execution)
 
 
+def _lacking(stages: Stages, current: Plan) -> list[Table]:
+    return [stage.results for stage in stages.all if current.todo[stage.name]]
+
+
 @contextlib.contextmanager
 def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[list[Lease]]:
     """Hold the tables that lack rows, in one order for all commands; another command may have made them meanwhile."""
     with contextlib.ExitStack() as stack:
-        folders = sorted(stage.results.folder for stage in stages.all if current.todo[stage.name])
+        folders = sorted(table.folder for table in _lacking(stages, current))
         yield [stack.enter_context(held(store, folder, wait=True)) for folder in folders]
 
 
@@ -168,11 +173,6 @@ def _fit_at_once(recipe: Recipe) -> bool:
 def _parts(execution: str, stages: Stages) -> list[list[Stage]]:
     """Stages that run at the same time."""
     return [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
-
-
-def role_of(stage: str) -> str:
-    """Whose engine makes a stage."""
-    return "student" if stage == "draft" else "teacher"
 
 
 def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> list[Stage]:

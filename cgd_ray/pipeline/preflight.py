@@ -8,19 +8,18 @@ from pathlib import Path
 from cgd_ray.config.data import DemoData
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrackingSection, TrainingSection
-from cgd_ray.data.prepare import PreparedPrompts
 from cgd_ray.data.sources import check_source
 from cgd_ray.errors import ConfigError
 from cgd_ray.methods import METHODS, Contexts, Example
 from cgd_ray.models.demo import DEMO_PREFIX
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
+from cgd_ray.prompts.chat_encoder import student_encoder
 from cgd_ray.prompts.conversation import History, sample_history, with_history, with_system
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.session import in_job
-from cgd_ray.stages.definitions import student_identity, teacher_identity
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store, require_writable
-from cgd_ray.training.dataset.chat_encoder import student_encoder
 
 
 def open_store(recipe: Recipe) -> Store:
@@ -70,20 +69,22 @@ def preflight(recipe: Recipe) -> Store:
     require_writable(store)
     if not isinstance(recipe.data, DemoData):
         check_source(recipe.data, recipe.storage)
-    student_identity(recipe)
-    teacher_identity(recipe)
-    recipe.student.engine.check("student.engine")
+    student, teacher = recipe.student, recipe.teacher
+    student.engine.model_identity(student.ref, recipe.storage, "student.model")
+    teacher.engine.model_identity(teacher.ref, recipe.storage, "teacher.engine.model")
+    student.engine.check("student.engine")
     _require_templates(recipe)
-    recipe.teacher.engine.check("teacher.engine")
+    teacher.engine.check("teacher.engine")
     return replace(store, patient=True)
 
 
-def require_histories(recipe: Recipe, prompts: PreparedPrompts) -> None:
+def require_histories(run: ResolvedRun) -> None:
     """Check that the chat templates render what stands before the prompts, which only reading all of them shows.
 
     Raises:
         ConfigError: one drops a turn, or refuses it.
     """
+    prompts = run.prompts
     histories = [
         sample_history(exchanges, system=system)
         for exchanges in sorted({0, prompts.exchanges})
@@ -91,7 +92,7 @@ def require_histories(recipe: Recipe, prompts: PreparedPrompts) -> None:
         if exchanges or system
     ]
     if histories:
-        _require_templates(recipe, histories)
+        _require_templates(run.recipe, histories)
 
 
 def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> None:

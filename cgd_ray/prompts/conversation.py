@@ -20,6 +20,21 @@ class Turn:
         return {"role": self.role, "content": self.content}
 
 
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that the student is shown, the user's last, and the assistant's turn that it learns."""
+
+    turns: tuple[Turn, ...]
+    target: str
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """Why a method cannot use a row; reasons are counted and reported."""
+
+    reason: str
+
+
 History = tuple[Turn, ...]
 """What was said before a question: a system turn or none, then turns of user and assistant by turns."""
 

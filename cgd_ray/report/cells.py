@@ -3,6 +3,8 @@
 from rich.console import RenderableType
 from rich.table import Table
 
+from cgd_ray.evaluation.statistics import Interval
+
 Cells = list[list[str]]
 
 
@@ -13,11 +15,11 @@ def percent(value: float | None, *, signed: bool = False) -> str:
     return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
 
 
-def interval(ends: list[float] | None, *, signed: bool = False) -> str:
+def interval(ends: Interval | None, *, signed: bool = False) -> str:
     """Both ends of an interval of shares, in per cent."""
     if ends is None:
         return "-"
-    low, high = (percent(value, signed=signed).removesuffix(" %") for value in ends)
+    low, high = (percent(value, signed=signed).removesuffix(" %") for value in (ends.low, ends.high))
     return f"{low} to {high}"
 
 

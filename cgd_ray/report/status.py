@@ -8,22 +8,21 @@ from rich.table import Table as RichTable
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import Key, dropped_reasons
-from cgd_ray.data.prepare import prepare_prompts, skipped_rows
+from cgd_ray.data.prepare import skipped_rows
 from cgd_ray.generation.engine_failures import recorded
 from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
-from cgd_ray.generation.run import join_of
 from cgd_ray.prompts.conversation import history_of, transcript
 from cgd_ray.redaction import redact_tree
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Run, telling
+from cgd_ray.storage.runs import deciding_settings
 
 
-def print_status(recipe: Recipe, store: Store, console: Console) -> None:
+def print_status(run: ResolvedRun, console: Console) -> None:
     """Rows per stage and state, what the next run of this recipe would generate, and which tables it would reuse."""
-    joined = _joined(recipe, store)
+    joined = run.join()
     current = plan(joined)
     table = RichTable(
         "stage", "table", "ok", "truncated", "over-long", "quarantined", "failed", "pending", "blocked", "to do"
@@ -42,22 +41,22 @@ def print_status(recipe: Recipe, store: Store, console: Console) -> None:
         )
         table.add_row(stage.name, stage.results.fingerprint, *map(str, numbers))
     console.print(table)
-    for line in explain(store, recipe, joined.stages):
+    for line in explain(run.store, run.recipe, joined.stages):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    run = Run(store, recipe.run.name)
-    for trouble in recorded(run):
+    folder = run.folder
+    for trouble in recorded(folder):
         console.print(trouble, markup=False, highlight=False, soft_wrap=True)
-    manifest = run.read_json("manifest.json")
-    reported = manifest is not None and manifest["config"] == redact_tree(telling(recipe.model_dump(mode="json")))
+    manifest, settings = folder.read_json("manifest.json"), deciding_settings(run.recipe.model_dump(mode="json"))
+    reported = manifest is not None and manifest["config"] == redact_tree(settings)
     generated = "complete" if reported else "all generated; what comes after it is not complete"
     state = generated if current.is_done else "not complete"
-    console.print(f"{store.url(run.path('')).rstrip('/')}: {state}", soft_wrap=True)
+    console.print(f"{run.store.url(folder.path('')).rstrip('/')}: {state}", soft_wrap=True)
 
 
-def print_rows(recipe: Recipe, store: Store, console: Console, count: int, *, dropped: bool) -> None:
+def print_rows(run: ResolvedRun, console: Console, count: int, *, dropped: bool) -> None:
     """The first rows with all their texts, in the order of their keys."""
-    joined = _joined(recipe, store)
-    tell = dropped_reasons(recipe, store, joined)
+    joined = run.join()
+    tell = dropped_reasons(run.recipe, joined)
     if tell is None:
         console.print("these rows were not curated yet with these settings: what is dropped is not known")
     for row, reason in islice(_with_reasons(joined, tell, dropped=dropped), count):
@@ -102,7 +101,3 @@ def _print_row(console: Console, row: JoinedRow, reason: str | None) -> None:
 
 def _key(row: JoinedRow) -> tuple[str, int]:
     return row.texts["prompt_id"], row.texts["sample"]
-
-
-def _joined(recipe: Recipe, store: Store) -> Join:
-    return join_of(recipe, prepare_prompts(recipe, store).table, build_stages(recipe, store))

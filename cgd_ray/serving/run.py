@@ -16,9 +16,8 @@ from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.serving import Access, Replicas
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import CgdError
-from cgd_ray.evaluation.run import heldout_rows, run_evaluation
+from cgd_ray.evaluation.run import Student, heldout_rows, run_evaluation
 from cgd_ray.inference.openai.engine import chat_message
 from cgd_ray.inference.vllm.options import VllmEngineOptions, VllmOptions
 from cgd_ray.models.resolve import model_identity
@@ -27,42 +26,41 @@ from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.serving.keys import Keys, digest_of, new_key
-from cgd_ray.stages.definitions import student_identity
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
 
 log = structlog.get_logger(__name__)
 
 
-def ask_served_student(recipe: Recipe, store: Store, student: str, console: Console) -> None:
+def ask_served_student(run: ResolvedRun, student: str, console: Console) -> None:
     """Serve the student at a free port, ask it the first held-out question, print both students' answers.
 
     The answer is kept in the run: the same student is not served again for the same question. Left out where the
     cluster serves something already. `student` is the exported model's name in the store.
     """
-    rows = heldout_rows(recipe, prepare_prompts(recipe, store).table).slice(0, 1)
-    identity = student_identity(recipe)
+    recipe, store, folder = run.recipe, run.store, run.folder
+    rows = heldout_rows(recipe, run.prompts.table).slice(0, 1)
     asked = {
-        "base": identity,
+        "base": run.student_identity,
         "student": model_identity(store.url(student), None, store.storage, "student"),
         "question": rows["prompt"][0].as_py(),
         "history": rows["history"][0].as_py(),
         "evaluation": recipe.evaluation.model_dump(mode="json"),
     }
-    run = Run(store, recipe.run.name)
-    served = run.read_json("served.json")
+    served = folder.read_json("served.json")
     if served and served["asked"] == asked:
         log.info("served answer: asked before, no engine is loaded")
     elif _cluster_serves():
         log.warning("Serve runs on this cluster already: no question is asked over HTTP")
         return
     else:
-        base, _ = run_evaluation(recipe, store, rows, "base", recipe.student.model, identity)
+        base, _ = run_evaluation(run, rows, "base", Student(recipe.student.ref, run.student_identity))
         port, key = _free_port(), new_key()
         with _served(_with_key(recipe, key), store.url(student), "127.0.0.1", port):
             answer = _ask(f"http://127.0.0.1:{port}/v1", key, recipe, rows)
         served = {"asked": asked, "base": base["text"][0].as_py() or "", "trained": answer}
-        run.write_json("served.json", served)
+        folder.write_json("served.json", served)
     console.rule("One held-out question, asked over HTTP")
     for title, text in (
         ("question", asked["question"]),
@@ -94,14 +92,15 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
             "(docs/cluster.md), or end it with `serve shutdown`"
         )
     training = Run(store, recipe.run.name).read_json("training.json")
-    if training is None or not store.exists(f"{training['student_name']}/manifest.json"):  # written last
+    student = training["result"]["student"]["student_name"] if training else ""
+    if not student or not store.exists(f"{student}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
     Keys((), recipe.serving.keys_file)  # a file that is not there is said before a model is loaded
     key = None if recipe.serving.no_key or recipe.serving.has_keys else new_key()
     served = _with_key(recipe, key) if key else recipe
-    with _served(served, store.url(training["student_name"]), host, port):
+    with _served(served, store.url(student), host, port):
         url = f"http://{host}:{port}/v1"
         log.info("serving; Ctrl-C ends it", url=url, model=recipe.serving.model_id)
         _show_how_to_ask(console, url, key, recipe)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from cgd_ray.runtime.parallel import spread
 from cgd_ray.stages.stage import TEXTS, Row, Stage, prompt_digest
+from cgd_ray.storage.compaction import compact
 from cgd_ray.storage.fingerprint import text_digest
 from cgd_ray.storage.tables import IdRange, Table
 
@@ -69,6 +70,14 @@ class Join:
         tables = {"prompts": self.prompts, **{stage.name: stage.results for stage in self.stages}}
         parts = {name: known[name] if name in known else table.parts() for name, table in tables.items()}
         return replace(self, parts=parts, digest=None)
+
+    def compacted(self) -> "Join":
+        """The same with the parts that are there once the stages' small parts are merged."""
+        listed = self.listed()
+        parts = listed.parts or {}
+        tables = {stage.name: stage.results for stage in self.stages}
+        merged = {name for name, table in tables.items() if compact(table, parts[name], listed.borders)}
+        return listed.listed(merged)
 
     def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "parts": None}  # megabytes, which nobody needs who is given a shard

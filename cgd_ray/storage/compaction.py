@@ -20,14 +20,12 @@ from functools import partial
 import pyarrow as pa
 import structlog
 
-from cgd_ray.data.prepare import PART_ROWS
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.parallel import spread
-from cgd_ray.stages.rows import Join
 from cgd_ray.storage.filesystem import NotDeletedError, store_errors
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.runs import Document
-from cgd_ray.storage.tables import MERGED, IdRange, Table, shard_of
+from cgd_ray.storage.tables import MERGED, PART_ROWS, IdRange, Table, shard_of
 
 log = structlog.get_logger(__name__)
 
@@ -48,16 +46,15 @@ _Merge = Callable[[list[str]], Document | None]
 _Each = Callable[[_Merge, Sequence[list[str]]], Iterator[Document | None]]
 
 
-def compact(join: Join) -> Join:
-    """Merge the small parts of the stages' tables, those aside that another command works on; returns what is there."""
-    join = join.listed()
-    parts, few, borders = join.parts or {}, _few(join), join.borders
-    merged = {stage.name for stage in join.stages if _compact(stage.results, parts[stage.name], few, borders)}
-    return join.listed(merged)
+def compact(table: Table, parts: Sequence[str], borders: Sequence[str]) -> bool:
+    """Merge a table's small parts, unless another command works on it; whether anything may have changed.
 
-
-def _compact(table: Table, parts: list[str], few: int, borders: Sequence[str]) -> bool:
-    """Whether anything may have changed."""
+    Args:
+        table: to be looked at.
+        parts: those that it has now.
+        borders: where the parts of the prompts begin (`shard_of`).
+    """
+    few = _few(borders)
     is_many = sum(map(_is_unmerged, parts)) > few and len(_small_parts(table)) > few
     if not is_many and not _begun(table):
         return False
@@ -79,13 +76,13 @@ def _compact(table: Table, parts: list[str], few: int, borders: Sequence[str]) -
 
 
 @contextlib.contextmanager
-def merging(join: Join, tables: Sequence[Table]) -> Iterator[None]:
+def merging(tables: Sequence[Table], borders: Sequence[str]) -> Iterator[None]:
     """Merge the tables' small parts time and again, beside the block: engines write some thousands a day each.
 
     Whoever begins a run of days anew would otherwise merge for an hour before the first row. To be used by who holds
     the tables' leases.
     """
-    few, borders, ended = _few(join), join.borders, threading.Event()
+    few, ended = _few(borders), threading.Event()
 
     def run() -> None:
         while not ended.wait(EVERY_SECONDS):
@@ -117,8 +114,8 @@ def _merge_if_many(table: Table, few: int, ended: threading.Event, borders: Sequ
         log.warning(f"{table.stage}: small parts are not merged: {error}")
 
 
-def _few(join: Join) -> int:
-    return max(FEW_PARTS, _PER_SHARD * (len(join.borders) + 1))
+def _few(borders: Sequence[str]) -> int:
+    return max(FEW_PARTS, _PER_SHARD * (len(borders) + 1))
 
 
 def merge_parts(table: Table, parts: dict[str, int], borders: Sequence[str] = ()) -> None:

@@ -22,6 +22,9 @@ from cgd_ray.errors import CgdError
 from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store
 
+PART_ROWS = 8_192
+"""Rows of a part file, about: what is planned, curated and retried as one piece."""
+
 _PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
 MERGED = "merged"
 """In the name of a part that others were merged into."""
@@ -191,6 +194,11 @@ class IdRange:
 
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
+
+
+def next_attempt(parts: Sequence[str]) -> int:
+    """Number of the attempt after those that wrote these parts (part-ATTEMPT-WRITER-SEQUENCE-FIRST-LAST.parquet)."""
+    return 1 + max((int(name.split("-")[1]) for name in parts), default=0)
 
 
 def shard_of(borders: Sequence[str], prompt_id: str) -> int:

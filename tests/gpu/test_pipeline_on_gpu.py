@@ -42,11 +42,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def require_whole(made: dict[str, Any]) -> None:
-    assert made["generation"]["stages"]["refine"]["ok"] > 0
+    assert made["generation"]["result"]["stages"]["refine"]["ok"] > 0
     assert made["config"]["student"]["engine"]["dtype"] == "bfloat16"
     assert made["config"]["training"]["precision"] == "bf16"
-    assert made["training"]["steps"] >= 1
-    assert made["evaluation"]["trained"]["questions"] == 8
+    assert made["training"]["result"]["student"]["steps"] >= 1
+    assert made["evaluation"]["result"]["trained"]["questions"] == 8
 
 
 def test_engines_take_turns_on_the_gpu(root: Path) -> None:
@@ -59,5 +59,5 @@ def test_two_engines_share_the_gpu(tmp_path: Path) -> None:
 
 def test_the_student_is_served_on_the_gpu(root: Path) -> None:
     made = run(root, 1, "generation.execution=staged", "serving.trial=true")
-    assert made["generation"]["reused"]
+    assert made["generation"]["cost"]["reused"]
     assert "trained student (served)" in made["log"]

@@ -6,16 +6,17 @@ import pytest
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
-from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.definitions import Stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage import compaction
-from cgd_ray.storage.compaction import FEW_PARTS, _begun, compact
+from cgd_ray.storage.compaction import FEW_PARTS, _begun
 from cgd_ray.storage.filesystem import NotDeletedError, Store, require_writable
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.encode import Counts, EncodedExamples
 from cgd_ray.training.launch.ray_train import _require_replaceable
-from cgd_ray.training.launch.training_run import TrainingPlan
+from cgd_ray.training.launch.training_run import TrainingRun
 from tests.faulty_s3 import FaultyProxy, faulty_proxy
 from tests.servers import S3Server
 from tests.unit.generation.test_planning import recipe
@@ -42,7 +43,7 @@ def store(s3: S3Server, proxy: FaultyProxy, request: pytest.FixtureRequest) -> S
 
 @pytest.fixture
 def stages(store: Store) -> Stages:
-    return build_stages(recipe(store.root), store)  # type: ignore[arg-type]
+    return open_run(recipe(store.root), store).stages  # type: ignore[arg-type]
 
 
 def test_merges_do_not_multiply_rows(
@@ -54,7 +55,7 @@ def test_merges_do_not_multiply_rows(
     size = max(table.sizes().values())
     monkeypatch.setattr(compaction, "_GROUP_BYTES", 4 * size)
     for _ in range(3):
-        compact(joined(stages))
+        joined(stages).compacted()
     said = capsys.readouterr().out
     assert "small parts are not merged" in said
     assert "s3:DeleteObject" in said
@@ -62,7 +63,7 @@ def test_merges_do_not_multiply_rows(
     assert len(before) < rows < 1.1 * len(before)  # of one group of parts, once
     assert table.read().equals(before)
     proxy.keeps_all = False
-    compact(joined(stages))
+    joined(stages).compacted()
     assert sum(len(part) for part in table.batches()) == len(before)
     assert len(table.parts()) < PARTS / 3
     assert _begun(table) == []
@@ -85,7 +86,7 @@ def test_a_root_that_keeps_all_is_said_before_a_run(store: Store, capsys: pytest
 
 def test_a_student_that_cannot_be_replaced_is_said_before_it_is_trained(store: Store, proxy: FaultyProxy) -> None:
     encoded = EncodedExamples(Table(store, "encoded", "0", ENCODED), Counts())
-    plan = TrainingPlan(recipe(store.root), store, encoded, "student")  # type: ignore[arg-type]
+    plan = TrainingRun(open_run(recipe(store.root), store), encoded)  # type: ignore[arg-type]
     _require_replaceable(plan)
     store.write(f"{plan.student}/manifest.json", b"{}")
     with pytest.raises(CgdError, match=r"runs/r/student: is a student of other settings.*Fix: .*s3:DeleteObject"):

@@ -29,7 +29,7 @@ from cgd_ray.generation.run import GenerationResult
 from cgd_ray.inference.base import Completion, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.runtime.capacity import Demand
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.stage import Row
 from cgd_ray.storage import compaction, transfers
 from cgd_ray.storage.filesystem import Store
@@ -135,7 +135,7 @@ def test_an_engine_that_cannot_go_on_costs_the_others_nothing(
     with pytest.raises(CgdError, match=said):
         generate(made)
     store = Store(made.run.root)
-    for stage in build_stages(made, store).all if begins else [build_stages(made, store).draft]:
+    for stage in open_run(made, store).stages.all if begins else [open_run(made, store).stages.draft]:
         answered = len((tmp_path / f"answered-{stage.name}").read_text())
         committed = sum(len(rows) for rows in stage.results.batches())
         assert committed == answered > 0, stage.name

@@ -16,7 +16,6 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.execution.actor_pool import Chain, stream_rows
 from cgd_ray.execution.driver import run_chains
@@ -24,7 +23,7 @@ from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.pipeline.run import run_pipeline
 from cgd_ray.report.status import print_status
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
 
@@ -53,7 +52,7 @@ def recipe(root: Path, **changes: Any) -> Recipe:
 
 def generate(made: Recipe) -> GenerationResult:
     store = Store(made.run.root)
-    return run_generation(made, store, prepare_prompts(made, store).table)
+    return run_generation(open_run(made, store))
 
 
 def columns(result: GenerationResult) -> list[pa.Table]:
@@ -80,7 +79,7 @@ def test_staged_and_streaming_make_the_same_tables_and_a_second_run_makes_nothin
 def test_status_tells_what_is_there_and_what_would_be_made(tmp_path: Path) -> None:
     def status(made: Recipe) -> str:
         text = io.StringIO()
-        print_status(made, Store(made.run.root), Console(file=text, width=200))
+        print_status(open_run(made, Store(made.run.root)), Console(file=text, width=200))
         return text.getvalue()
 
     generate(recipe(tmp_path, generation={"execution": "staged"}))
@@ -146,11 +145,11 @@ def test_a_command_lists_a_table_once_for_each_time_that_it_changes(
         return entries(self, folder)
 
     monkeypatch.setattr(Store, "_entries", counted)
-    run_pipeline(made, Store(made.run.root))
-    tables = [stage.results for stage in build_stages(made, Store(made.run.root)).all]
+    run_pipeline(open_run(made, Store(made.run.root)))
+    tables = [stage.results for stage in open_run(made, Store(made.run.root)).stages.all]
     assert [listings[table.folder] for table in tables] == [3, 3, 3]  # at the start, under the lease, and when made
     listings.clear()
-    run_pipeline(made, Store(made.run.root))
+    run_pipeline(open_run(made, Store(made.run.root)))
     assert [listings[table.folder] for table in tables] == [1, 1, 1]
     assert max(listings.values()) <= 2
 

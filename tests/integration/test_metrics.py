@@ -62,4 +62,4 @@ def test_training_can_be_watched_from_outside(endpoint: str, tmp_path: Path) -> 
         result = place.train("watched", epochs=3, batch_size=2)
     assert set(scraper.seen) >= SCRAPED
     assert 0 < min(scraper.seen["loss"]) < 10
-    assert result.steps == 300
+    assert result.result.steps == 300

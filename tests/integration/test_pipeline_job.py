@@ -13,10 +13,10 @@ import pytest
 import s3fs
 from transformers import AutoTokenizer
 
+from cgd_ray.prompts.chat_encoder import ChatEncoder
 from cgd_ray.prompts.conversation import Turn, with_history
 from cgd_ray.stages.stage import prompt_digest
 from cgd_ray.storage.fingerprint import parent_digest, text_digest
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from cgd_ray.training.dataset.encoded_rows import EncodedRows
 from cgd_ray.training.dataset.packing import batches, join, padding, plan_passes
 from tests.servers import RayHead, S3Server, engines_left
@@ -67,15 +67,15 @@ def bucket(s3: S3Server) -> s3fs.S3FileSystem:
 
 
 def test_every_phase_ran(manifest: dict[str, Any]) -> None:
-    assert manifest["generation"]["execution"] == "streaming"
-    stages = manifest["generation"]["stages"]
+    assert manifest["generation"]["cost"]["execution"] == "streaming"
+    stages = manifest["generation"]["result"]["stages"]
     assert {
         name: count["ok"] + count["truncated"] + count["over_long"] + count["blocked"] for name, count in stages.items()
     } == dict.fromkeys(["draft", "answer", "critique", "refine"], ROWS)
     assert stages["refine"]["ok"] > 0
-    assert manifest["training"]["steps"] >= 1
-    assert manifest["evaluation"]["trained"]["questions"] == HELDOUT
-    assert manifest["generation"]["spent"]["refine"]["cached_tokens"] > 0
+    assert manifest["training"]["result"]["student"]["steps"] >= 1
+    assert manifest["evaluation"]["result"]["trained"]["questions"] == HELDOUT
+    assert manifest["generation"]["cost"]["spent"]["refine"]["cached_tokens"] > 0
 
 
 def test_progress_and_results_are_in_the_jobs_log(
@@ -127,7 +127,7 @@ def test_supervised_tokens_of_the_jobs_batches_are_the_targets_and_their_end(
     encoded = EncodedRows(table)
     refinements = {row["prompt_id"]: row["refinement"] for row in rows(bucket, "examples")}
     targets = [refinements[key] + "<|im_end|>" for key in table["prompt_id"].to_pylist()]
-    assert len(targets) == manifest["training"]["rows"] > 1
+    assert len(targets) == manifest["training"]["result"]["student"]["rows"] > 1
     for batch in batches(len(encoded), 4, epochs=1, seed=0):
         for members in chain.from_iterable(plan_passes(encoded.lengths[batch].tolist(), 2, capacity=512)):
             numbers = [batch[index] for index in members]

@@ -24,6 +24,7 @@ from cgd_ray.generation.run import GenerationResult
 from cgd_ray.inference.base import Completion, EngineDiedError, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.report.status import print_status
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import generate, scripted_recipe
 
@@ -141,7 +142,7 @@ def test_a_run_goes_on_with_fewer_engines_down_to_the_minimum(
     trouble = f"an engine of the teacher on node {node_of('A100')} could not start"
     assert trouble in "".join(capfd.readouterr())
     text = io.StringIO()
-    print_status(made, Store(made.run.root), Console(file=text))
+    print_status(open_run(made, Store(made.run.root)), Console(file=text))
     assert text.getvalue().count(trouble) == 1
 
 

@@ -13,15 +13,15 @@ from rich.console import Console
 from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.curation.run import run_curation
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.estimation.generation import Estimate, probe
 from cgd_ray.estimation.report import print_estimate, print_training
 from cgd_ray.estimation.training import forecast_training
-from cgd_ray.generation.run import join_of, run_generation
+from cgd_ray.generation.run import run_generation
+from cgd_ray.prompts.chat_encoder import student_encoder
 from cgd_ray.prompts.templates import load_prompts
+from cgd_ray.stages.resolved import ResolvedRun, open_run
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import IdRange
-from cgd_ray.training.dataset.chat_encoder import student_encoder
 from cgd_ray.training.dataset.encode import Encoding, encode_examples
 from tests.unit.training.tiny import write_tiny_model
 
@@ -51,20 +51,22 @@ def recipe(root: Path) -> Recipe:
     return parse_recipe(tree, "test")
 
 
+def opened(made: Recipe) -> ResolvedRun:
+    return open_run(made, Store(made.run.root))
+
+
 def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "student")
     made = recipe(tmp_path)
     student = made.student.model_copy(update={"model": str(tmp_path / "student")})
     training = TrainingSection(method="cgd", epochs=2, batch_size=16, max_length=2000, workers=2)
     made = made.model_copy(update={"student": student, "training": training})
-    store = Store(made.run.root)
-    prompts = prepare_prompts(made, store)
-    assert forecast_training(made, store, prompts) is None
-    probe(made, prompts.table, PROBED, None)
-    told = forecast_training(made, store, prompts)
+    assert forecast_training(opened(made)) is None
+    probe(opened(made), PROBED, None)
+    told = forecast_training(opened(made))
     assert told
-    result = run_generation(made, store, prompts.table)
-    curated = run_curation(made, store, join_of(made, prompts.table, result.stages))
+    run_generation(opened(made))
+    curated = run_curation(made, opened(made).join())
     encoding = Encoding(training, 0, load_prompts("default"), student_encoder(made))
     counts = encode_examples(curated.examples, encoding).counts
     assert 0 < counts.rows < ROWS  # a quarter of the drafts is truncated
@@ -72,7 +74,7 @@ def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
     assert told.steps == pytest.approx(2 * counts.rows / 16, rel=0.15)
     assert told.total_tokens == pytest.approx(2 * counts.total_tokens, rel=0.15)
     assert told.supervised_tokens == pytest.approx(2 * counts.supervised_tokens, rel=0.15)
-    exact = forecast_training(made, store, prompts)
+    exact = forecast_training(opened(made))
     assert exact
     assert (exact.rows, exact.total_tokens) == (counts.rows, pytest.approx(2 * counts.total_tokens))
     console = Console(record=True, width=160)
@@ -88,12 +90,10 @@ def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
 
 def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
     made = recipe(tmp_path)
-    store = Store(made.run.root)
-    prompts = prepare_prompts(made, store).table
-    estimate = probe(made, prompts, PROBED, gpu_hour_price=2.0)
+    estimate = probe(opened(made), PROBED, gpu_hour_price=2.0)
     assert isinstance(estimate, Estimate)
     assert (estimate.probed, estimate.overlap, estimate.starved) == (PROBED, False, False)
-    result = run_generation(made, store, prompts)
+    result = run_generation(opened(made))
     assert result.tallies["draft"]["rows"] == ROWS - PROBED  # the probe's are kept
     for stage, said in estimate.stages.items():
         took = result.tallies[stage]
@@ -106,7 +106,7 @@ def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
     teacher = took - result.tallies["critique"]["started"]
     said = estimate.stages["critique"].hours.plus(estimate.stages["refine"].hours).value * 3600
     assert said == pytest.approx(teacher, rel=0.5)  # noisy machines
-    assert probe(made, prompts, PROBED, None) is None
+    assert probe(opened(made), PROBED, None) is None
 
 
 @pytest.mark.long
@@ -116,13 +116,11 @@ def test_a_probe_of_scattered_rows_reads_no_more_than_where_they_are(
     """Rows that are left over all ids are few; a sample that spans all ids would be joined with all that was made."""
     monkeypatch.setattr("cgd_ray.data.prepare.PART_ROWS", 50)
     made = recipe(tmp_path)
-    store = Store(made.run.root)
-    prompts = prepare_prompts(made, store).table
-    assert probe(made, prompts, 10 * ROWS, None)
+    assert probe(opened(made), 10 * ROWS, None)
     for part in sorted(tmp_path.glob("tables/refine/*/part-*"))[::5]:
         part.unlink()
     before = set(tmp_path.glob("tables/prompts/*/part-*"))
-    assert probe(made, prompts, 40, None)
+    assert probe(opened(made), 40, None)
     sample = sorted(set(tmp_path.glob("tables/prompts/*/part-*")) - before)
     ranges = [IdRange.of_part(part.name) for part in sample]
     assert len(ranges) > 1
@@ -131,8 +129,7 @@ def test_a_probe_of_scattered_rows_reads_no_more_than_where_they_are(
 
 def test_what_a_person_reads(tmp_path: Path) -> None:
     made = recipe(tmp_path)
-    store = Store(made.run.root)
-    estimate = probe(made, prepare_prompts(made, store).table, 10, None)
+    estimate = probe(opened(made), 10, None)
     assert estimate is not None
     console = Console(record=True, width=160)
     print_estimate(estimate, console)

@@ -37,10 +37,10 @@ def test_every_phase_runs_while_it_holds_gpus(tmp_path: Path) -> None:
     done = run(tmp_path, "pipeline", f"student.model={tmp_path / 'tiny'}", *SCRIPTED, **{PRETEND_GPUS: "1"})
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     manifest: dict[str, Any] = json.loads((tmp_path / "runs/demo/manifest.json").read_text())
-    assert manifest["generation"]["execution"] == "streaming"
-    assert manifest["generation"]["stages"]["refine"]["ok"] == 8
-    assert manifest["training"]["steps"] == 2
-    assert manifest["evaluation"]["trained"]["questions"] == 4
+    assert manifest["generation"]["cost"]["execution"] == "streaming"
+    assert manifest["generation"]["result"]["stages"]["refine"]["ok"] == 8
+    assert manifest["training"]["result"]["student"]["steps"] == 2
+    assert manifest["evaluation"]["result"]["trained"]["questions"] == 4
 
 
 def test_cpu_packages_take_none_of_the_gpus_that_ray_counts(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 import ray
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import StoppedError
 from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from tests.limited_endpoint import LimitedEndpoint, limited_endpoint
 
@@ -60,7 +60,7 @@ def recipe(root: Path, endpoint: LimitedEndpoint, **teacher: Any) -> Recipe:
 
 def generate(made: Recipe) -> GenerationResult:
     store = Store(made.run.root)
-    return run_generation(made, store, prepare_prompts(made, store).table)
+    return run_generation(open_run(made, store))
 
 
 @pytest.mark.usefixtures("_cluster")

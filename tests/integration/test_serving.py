@@ -25,10 +25,10 @@ from hypothesis import strategies as st
 from ray import serve
 from transformers import AutoTokenizer
 
+from cgd_ray.prompts.chat_encoder import ChatEncoder
 from cgd_ray.prompts.conversation import with_history
 from cgd_ray.serving.app import build
 from cgd_ray.serving.keys import digest_of, new_key
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from tests.servers import free_port, is_engine, wait_for_port
 
 MAX_MODEL_LEN = 1024

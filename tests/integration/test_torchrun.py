@@ -80,7 +80,7 @@ def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> 
     finish(start(command))
     assert sorted(figures(place, "by-torchrun")["train/loss"]) == list(range(1, 13))
     result = place.train("by-torchrun", launcher="torchrun")
-    assert (result.steps, result.resumed_from_step) == (12, int(step[-2:]))
+    assert (result.result.steps, result.resumed_from_step) == (12, int(step[-2:]))
     assert distance(place.weights(result), place.weights(expected)) == 0
     assert place.train("by-torchrun", launcher="torchrun").reused
 

@@ -15,14 +15,15 @@ from transformers import AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
-from cgd_ray.methods import Contexts, Conversation, view
+from cgd_ray.methods import Contexts, view
+from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.conversation import Conversation
 from cgd_ray.prompts.templates import load_prompts
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.training.dataset.packing import join, plan_passes
 from cgd_ray.training.job import RankJob
 from cgd_ray.training.launch import ray_train
 from cgd_ray.training.launch.ray_worker import train_on_ray
-from cgd_ray.training.launch.training_run import TrainingResult
+from cgd_ray.training.launch.training_run import TrainedStudent
 from tests.full_gpu import train_on_ray_full
 from tests.place import Place, distance
 from tests.servers import S3Server, below
@@ -56,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_dir: Path) -> Place:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(place: Place) -> TrainingResult:
+def uninterrupted(place: Place) -> TrainedStudent:
     return place.train("uninterrupted")
 
 
@@ -102,11 +103,11 @@ def test_refsft_trains_on_the_very_ids_that_a_chat_endpoint_sends(which: str, re
         assert official[: len(encoded.input_ids)] == encoded.input_ids
 
 
-def test_training_learns_and_exports_a_loadable_student(place: Place, uninterrupted: TrainingResult) -> None:
-    assert (uninterrupted.steps, uninterrupted.rows, uninterrupted.dropped) == (12, 22, {})
-    assert uninterrupted.final_loss < 3.5  # ln(400) = 6.0 at the start
+def test_training_learns_and_exports_a_loadable_student(place: Place, uninterrupted: TrainedStudent) -> None:
+    assert (uninterrupted.result.steps, uninterrupted.result.rows, uninterrupted.result.dropped) == (12, 22, {})
+    assert uninterrupted.result.final_loss < 3.5  # ln(400) = 6.0 at the start
     assert uninterrupted.resumed_from_step is None
-    folder = Path(place.store.path(uninterrupted.student_name))
+    folder = Path(place.store.path(uninterrupted.result.student_name))
     assert "base_model" in (folder / "README.md").read_text()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(place.model).chat_template
@@ -114,16 +115,19 @@ def test_training_learns_and_exports_a_loadable_student(place: Place, uninterrup
     assert place.weights(uninterrupted)
 
 
-def test_the_same_command_again_trains_nothing(place: Place, uninterrupted: TrainingResult) -> None:
+def test_the_same_command_again_trains_nothing(place: Place, uninterrupted: TrainedStudent) -> None:
     again = place.train("uninterrupted")
     assert again.reused
     assert again.resumed_from_step is None
-    assert (again.steps, again.final_loss) == (uninterrupted.steps, uninterrupted.final_loss)
+    assert (again.result.steps, again.result.final_loss) == (
+        uninterrupted.result.steps,
+        uninterrupted.result.final_loss,
+    )
 
 
 @pytest.mark.parametrize("where", [pytest.param("local", marks=pytest.mark.long), "s3"])
 def test_killed_and_resumed_equals_uninterrupted(
-    where: str, place: Place, uninterrupted: TrainingResult, s3: S3Server
+    where: str, place: Place, uninterrupted: TrainedStudent, s3: S3Server
 ) -> None:
     expected = place.weights(uninterrupted)
     if where == "s3":
@@ -135,8 +139,8 @@ def test_killed_and_resumed_equals_uninterrupted(
     killer.join()
     resumed = place.train("killed")
     assert resumed.resumed_from_step in {3, 6, 9}
-    assert (resumed.steps, resumed.supervised_tokens) == (12, uninterrupted.supervised_tokens)
-    assert resumed.final_loss == pytest.approx(uninterrupted.final_loss, abs=1e-6)
+    assert (resumed.result.steps, resumed.result.supervised_tokens) == (12, uninterrupted.result.supervised_tokens)
+    assert resumed.result.final_loss == pytest.approx(uninterrupted.result.final_loss, abs=1e-6)
     assert distance(place.weights(resumed), expected) == 0
     assert place.train("killed").reused
 
@@ -153,7 +157,7 @@ def kill_a_worker_after_a_checkpoint(place: Place, name: str) -> None:
 
 
 @pytest.mark.long  # on ranks without Ray, `test_layouts.py` compares all stages
-def test_zero_3_gives_the_same_student(place: Place, uninterrupted: TrainingResult) -> None:
+def test_zero_3_gives_the_same_student(place: Place, uninterrupted: TrainedStudent) -> None:
     result = place.train("zero3", zero_stage=3, checkpoint_every=8)
     assert distance(place.weights(result), place.weights(uninterrupted)) < 1e-3
     assert [step[-2:] for step in place.checkpoints("zero3")] == ["08", "12"]

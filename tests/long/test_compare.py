@@ -31,9 +31,9 @@ def test_methods_share_their_rows_and_are_shown_side_by_side(tmp_path: Path, cap
     output = capfd.readouterr()
     assert result.exit_code == 0, output.err[-3000:]
     outcomes = json.loads((tmp_path / "runs/demo-methods/comparison.json").read_text())
-    assert not outcomes["refsft"]["generation"]["reused"]
-    assert outcomes["distill"]["generation"]["reused"]
-    assert outcomes["distill"]["evaluation"]["base"]["spent"] == {}
+    assert not outcomes["refsft"]["generation"]["cost"]["reused"]
+    assert outcomes["distill"]["generation"]["cost"]["reused"]
+    assert "base" not in outcomes["distill"]["evaluation"]["cost"]["spent"]
     students = [(tmp_path / f"runs/demo-methods-{name}/student/model.safetensors").read_bytes() for name in outcomes]
     assert students[0] != students[1]
     table = (tmp_path / "runs/demo-methods/comparison.md").read_text()
@@ -60,11 +60,11 @@ def test_all_nine_methods_go_on_after_a_kill(tmp_path: Path) -> None:
         assert subprocess.run(command, cwd=REPOSITORY, stdout=log, stderr=log, check=False).returncode == 0
     outcomes = json.loads((runs / "compare-arms/comparison.json").read_text())
     assert len(outcomes) == 9
-    assert all(outcome["generation"]["reused"] for outcome in outcomes.values())
-    reused = [name for name, outcome in outcomes.items() if outcome["training"]["reused"]]
+    assert all(outcome["generation"]["cost"]["reused"] for outcome in outcomes.values())
+    reused = [name for name, outcome in outcomes.items() if outcome["training"]["cost"]["reused"]]
     assert reused == list(outcomes)[: len(before)]
-    assert len({outcome["training"]["rows"] for outcome in outcomes.values()}) == 1
-    assert len({outcome["training"]["steps"] for outcome in outcomes.values()}) == 1
+    assert len({outcome["training"]["result"]["student"]["rows"] for outcome in outcomes.values()}) == 1
+    assert len({outcome["training"]["result"]["student"]["steps"] for outcome in outcomes.values()}) == 1
     after = students(runs)
     assert len(after) == 9
     assert {name: after[name] for name in before} == before

@@ -15,8 +15,8 @@ import yaml
 from transformers import AutoTokenizer
 
 from cgd_ray.data.demo.problems import demo_rows
+from cgd_ray.prompts.chat_encoder import ChatEncoder
 from cgd_ray.prompts.conversation import history_of, with_history
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from tests.servers import REPOSITORY, engines_left
 
 pytestmark = pytest.mark.timeout(1800)

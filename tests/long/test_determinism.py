@@ -7,8 +7,8 @@ import pyarrow as pa
 from ray.cluster_utils import Cluster
 
 from cgd_ray.config.recipe import parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.run import run_generation
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 
 ROWS = 120
@@ -31,7 +31,7 @@ def tables(root: Path, execution: str, **engine: Any) -> dict[str, pa.Table]:
     }
     made = parse_recipe(tree, "test")
     store = Store(made.run.root)
-    stages = run_generation(made, store, prepare_prompts(made, store).table).stages
+    stages = run_generation(open_run(made, store)).stages
     return {stage.name: stage.results.read().drop_columns("attempt") for stage in stages.all}
 
 

@@ -110,11 +110,11 @@ def output(teacher: Endpoint, root: Path, logs: Path) -> str:
 
 def test_the_endpoints_texts_train_a_student(output: str, root: Path) -> None:
     manifest: dict[str, Any] = json.loads((root / "runs" / "openai-teacher" / "manifest.json").read_text())
-    assert manifest["generation"]["execution"] == "staged"
-    counts = manifest["generation"]["stages"]["critique"]
+    assert manifest["generation"]["cost"]["execution"] == "staged"
+    counts = manifest["generation"]["result"]["stages"]["critique"]
     assert counts["ok"] + counts["truncated"] + counts["blocked"] == ROWS
     assert counts["ok"] > 0
-    assert manifest["training"]["steps"] >= 1
+    assert manifest["training"]["result"]["student"]["steps"] >= 1
     parts = (root / "tables" / "critique").glob("*/*.parquet")
     rows = [row for part in parts for row in pq.read_table(part).to_pylist()]
     assert len(rows) == counts["ok"] + counts["truncated"]

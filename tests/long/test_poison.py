@@ -7,9 +7,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from cgd_ray.config.recipe import load_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.run import run_generation
 from cgd_ray.runtime.session import ray_session
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from tests.poison import TOKENS_VARIABLE
 
@@ -41,7 +41,7 @@ def test_one_of_a_thousand_is_quarantined(tmp_path: Path, student_dir: Path, mon
     )
     store = Store(recipe.run.root)
     with ray_session():
-        result = run_generation(recipe, store, prepare_prompts(recipe, store).table)
+        result = run_generation(open_run(recipe, store))
     drafts = result.stages.draft.results.read().to_pylist()
     [set_apart] = [row for row in drafts if row["status"] == "quarantined"]
     assert "with this row on it, the last time alone" in set_apart["error"]

@@ -5,9 +5,9 @@ import pytest
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import METHODS, Contexts, Conversation, Example, MethodName, SkippedRow
+from cgd_ray.methods import METHODS, Contexts, Example, MethodName
 from cgd_ray.pipeline.preflight import _require_contexts
-from cgd_ray.prompts.conversation import Turn, with_history
+from cgd_ray.prompts.conversation import Conversation, SkippedRow, Turn, with_history
 from cgd_ray.prompts.templates import load_prompts
 from tests.unit.training.tiny import example
 

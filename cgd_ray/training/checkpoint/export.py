@@ -14,8 +14,8 @@ from transformers import GenerationConfig
 
 from cgd_ray.config.training import LoraSection
 from cgd_ray.prompts.chat import load_tokenizer, with_defaults
+from cgd_ray.prompts.chat_encoder import ChatEncoder
 from cgd_ray.training.checkpoint.adapter_merge import Mergeable, NotPlainError
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from cgd_ray.training.job import STUDENT_MARKS, About, RankJob
 from cgd_ray.training.lora import adapter_model, merge_in_memory, write_adapter
 from cgd_ray.training.scratch import student_folder

@@ -35,7 +35,7 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
         "gradient clipping": training.gradient_clipping,
         "compute precision": f"{training.precision}, fp32 master weights; saved in bfloat16",
         "longest row": f"{training.max_length} tokens",
-        "seed": training_seed(recipe),
+        "seed": recipe.training_seed,
     }
     targets = targets_of(training.own_methods)
     learnt = " and ".join(_LEARNT[text].format(teacher=recipe.teacher.engine.model) for text in sorted(targets))
@@ -79,8 +79,3 @@ def _adapter(lora: LoraSection | None) -> str:
     if lora is None:
         return "none, all weights"
     return f"rank {lora.rank}, alpha {lora.alpha}" + (f", beside {lora.quantization}" if lora.quantization else "")
-
-
-def training_seed(recipe: Recipe) -> int:
-    """`training.seed`, or the run's."""
-    return recipe.run.seed if recipe.training.seed is None else recipe.training.seed

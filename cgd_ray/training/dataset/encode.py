@@ -11,14 +11,15 @@ from typing import Any
 import structlog
 
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.methods import METHODS, Contexts, Example, MethodName, SkippedRow, longest_text
+from cgd_ray.methods import METHODS, Contexts, Example, MethodName, longest_text
+from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.conversation import SkippedRow
 from cgd_ray.prompts.templates import PromptSet
 from cgd_ray.runtime.parallel import spread
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.training.dataset.mix import method_of_row
 from cgd_ray.training.dataset.shuffled_critiques import with_others
 

@@ -10,44 +10,30 @@ from ray.train.torch import TorchTrainer
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError, StoppedError
-from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.runtime.capacity import held_room, require_returned
 from cgd_ray.runtime.interrupts import interruptibly
-from cgd_ray.storage.filesystem import Store
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.checkpoint.model_card import training_seed
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder
 from cgd_ray.training.dataset.encode import Encoding, encode_examples
 from cgd_ray.training.job import STUDENT_MARKS, GpuMemoryError, RankOutcome
 from cgd_ray.training.launch.ray_group import FinalFailures, NodeTorchConfig
 from cgd_ray.training.launch.ray_worker import Refused, train_on_ray
 from cgd_ray.training.launch.resources import check_room, pyarrow_filesystem, worker_resources
 from cgd_ray.training.launch.step_monitor import shown_steps
-from cgd_ray.training.launch.training_run import TrainingPlan, TrainingResult
+from cgd_ray.training.launch.training_run import TrainedStudent, TrainingRun
 
 log = structlog.get_logger(__name__)
 
 
-def run_training(
-    recipe: Recipe,
-    store: Store,
-    examples: Table,
-    encoder: ChatEncoder,
-    student_identity: str,
-    *,
-    may_train: bool = True,
-) -> TrainingResult:
+def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -> TrainedStudent:
     """Train the student on the examples and export it to `runs/NAME/student`.
 
     The same command continues from the last checkpoint, and does nothing where the student is there. A setting that
     changes the result starts afresh, with checkpoints of its own; its student takes the place of the run's earlier one.
 
     Args:
-        recipe: the whole recipe; `student`, `training`, `run.seed` and `storage` matter here.
-        store: the root.
+        run: of the recipe.
         examples: curated rows.
-        encoder: of the student, see `student_encoder`.
-        student_identity: who the student is, as `cgd_ray.models.resolve` says.
         may_train: else the student of these very settings must be there.
 
     Raises:
@@ -55,13 +41,14 @@ def run_training(
         CgdError: no student is there and none may be trained, one cannot be replaced, no rows are left,
             training diverged, a GPU is full, or its workers died more than `training.max_failures` times.
     """
-    prompts = load_prompts(recipe.generation.prompts)
-    encoded = encode_examples(examples, Encoding(recipe.training, training_seed(recipe), prompts, encoder))
+    recipe = run.recipe
+    encoding = Encoding(recipe.training, recipe.training_seed, run.templates, run.encoder)
+    encoded = encode_examples(examples, encoding)
     if not encoded.counts.rows:
         raise CgdError(
             f"training: no rows to train on; left out: {encoded.counts.dropped or 'the examples table is empty'}"
         )
-    plan = TrainingPlan(recipe, store, encoded, student_identity)
+    plan = TrainingRun(run, encoded)
     finished = plan.finished()
     if finished is not None:
         log.info("student is there already, nothing to train", student=plan.student)
@@ -80,7 +67,7 @@ def run_training(
     return result
 
 
-def _require_replaceable(plan: TrainingPlan) -> None:
+def _require_replaceable(plan: TrainingRun) -> None:
     """Refuse before hours of training what would be refused at the export."""
     if not any(plan.store.exists(f"{plan.student}/{name}") for name in STUDENT_MARKS):
         return
@@ -93,12 +80,12 @@ def _require_replaceable(plan: TrainingPlan) -> None:
     log.warning("the run's student is of other settings and will be replaced", student=student)
 
 
-def _finish(plan: TrainingPlan, outcome: RankOutcome) -> TrainingResult:
+def _finish(plan: TrainingRun, outcome: RankOutcome) -> TrainedStudent:
     log.info("student exported", student=plan.store.url(plan.student), steps=outcome.progress.step)
     return plan.finish(outcome)
 
 
-def _fit(plan: TrainingPlan) -> RankOutcome:
+def _fit(plan: TrainingRun) -> RankOutcome:
     try:
         with shown_steps() as board:
             fit = _trainer(plan, board).fit
@@ -122,7 +109,7 @@ def _stop(board: ActorHandle, recipe: Recipe) -> None:
     board.stop.remote()
 
 
-def _trainer(plan: TrainingPlan, board: ActorHandle) -> TorchTrainer:
+def _trainer(plan: TrainingRun, board: ActorHandle) -> TorchTrainer:
     training = plan.recipe.training
     resources = worker_resources(training)
     check_room(training, resources, is_next=True)

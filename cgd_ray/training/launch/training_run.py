@@ -2,14 +2,15 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.prompts.chat import template_text
+from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import Document
-from cgd_ray.training.checkpoint.model_card import model_card, training_seed
-from cgd_ray.training.dataset.chat_encoder import chat_template
+from cgd_ray.training.checkpoint.model_card import model_card
 from cgd_ray.training.dataset.encode import EncodedExamples
 from cgd_ray.training.job import OUTCOME, About, RankJob, RankOutcome
 
@@ -40,19 +41,39 @@ class TrainingResult:
     """The optimiser step whose weights the student has."""
     dropped: dict[str, int]
     """Rows left out, by reason."""
+
+    @staticmethod
+    def from_json(content: Document) -> "TrainingResult":
+        """What `asdict` made of it; other keys are left out."""
+        return TrainingResult(**{one.name: content[one.name] for one in fields(TrainingResult)})
+
+
+@dataclass(frozen=True)
+class TrainedStudent:
+    """What one invocation came to."""
+
+    result: TrainingResult
     reused: bool
     """Whether the student was there already and nothing was trained."""
     resumed_from_step: int | None
 
 
 @dataclass(frozen=True)
-class TrainingPlan:
+class TrainingRun:
     """One training: its identity and its folders."""
 
-    recipe: Recipe
-    store: Store
+    run: ResolvedRun
     encoded: EncodedExamples
-    student_identity: str
+
+    @property
+    def recipe(self) -> Recipe:
+        """The run's."""
+        return self.run.recipe
+
+    @property
+    def store(self) -> Store:
+        """The run's."""
+        return self.run.store
 
     @property
     def student(self) -> str:
@@ -74,8 +95,8 @@ class TrainingPlan:
         """What makes this training this training."""
         return {
             "encoded": self.encoded.table.fingerprint,
-            "student": self.student_identity,
-            "seed": training_seed(self.recipe),
+            "student": self.run.student_identity,
+            "seed": self.recipe.training_seed,
             **self.recipe.training.model_dump(mode="json", include=_RESULT_SETTINGS),
             # The exported chat template has it.
             **({"system_prompt": system} if (system := self.recipe.data.system_prompt) else {}),
@@ -88,7 +109,7 @@ class TrainingPlan:
         """Fingerprint of `content`."""
         return fingerprint(self.content)
 
-    def finished(self) -> TrainingResult | None:
+    def finished(self) -> TrainedStudent | None:
         """The result of an earlier invocation, if this very training was exported."""
         name = f"{self.student}/manifest.json"
         if not self.store.exists(name):
@@ -96,9 +117,9 @@ class TrainingPlan:
         manifest = json.loads(self.store.read(name))
         if manifest["identity"] != self.identity:
             return None
-        return replace(TrainingResult(**manifest["result"]), reused=True, resumed_from_step=None)
+        return TrainedStudent(TrainingResult.from_json(manifest["result"]), reused=True, resumed_from_step=None)
 
-    def finish(self, outcome: RankOutcome) -> TrainingResult:
+    def finish(self, outcome: RankOutcome) -> TrainedStudent:
         """Write the manifest, last of all: from here on the student counts as complete."""
         progress = outcome.progress
         result = TrainingResult(
@@ -112,12 +133,10 @@ class TrainingPlan:
             validation_loss=progress.best_loss if self.recipe.training.export == "best" else progress.validation_loss,
             exported_step=outcome.exported_step,
             dropped=self.encoded.counts.dropped,
-            reused=False,
-            resumed_from_step=outcome.resumed_from_step,
         )
         manifest = {"identity": self.identity, "training": self.content, "result": asdict(result)}
         self.store.write(f"{self.student}/manifest.json", json.dumps(manifest, indent=1).encode())
-        return result
+        return TrainedStudent(result, reused=False, resumed_from_step=outcome.resumed_from_step)
 
     def job(self, device: str, threads: int) -> RankJob:
         """What the ranks are told."""
@@ -127,7 +146,7 @@ class TrainingPlan:
             revision=self.recipe.student.revision,
             storage=self.recipe.storage,
             training=self.recipe.training,
-            seed=training_seed(self.recipe),
+            seed=self.recipe.training_seed,
             identity=self.identity,
             checkpoints=self.folder,
             name=self.recipe.run.name,
@@ -135,7 +154,7 @@ class TrainingPlan:
             student=self.student,
             about=About(
                 model_card(self.recipe, self.encoded, self.identity),
-                chat_template(self.recipe),
+                template_text(self.recipe.student.engine.chat_template, "student.engine.chat_template"),
                 self.recipe.generation.draft.chat_template_kwargs,
                 self.recipe.data.system_prompt,
             ),

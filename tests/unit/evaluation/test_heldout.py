@@ -12,11 +12,12 @@ from cgd_ray.config.training import EvaluationSection
 from cgd_ray.data.prepare import PreparedPrompts
 from cgd_ray.data.prompt_id import holdout_position
 from cgd_ray.errors import CgdError
-from cgd_ray.estimation.training import forecast_evaluation
+from cgd_ray.estimation.evaluation import forecast_evaluation
 from cgd_ray.evaluation import run as evaluation
-from cgd_ray.evaluation.run import heldout_rows, run_evaluation
+from cgd_ray.evaluation.run import Student, heldout_rows, run_evaluation
 from cgd_ray.evaluation.scores import grade_results
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.inference.options import ModelRef
+from cgd_ray.stages.resolved import ResolvedRun, open_run
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS, RESULTS
 from cgd_ray.storage.tables import Table
@@ -87,7 +88,7 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
     asked_for = list[list[str]]()
 
     def generate(
-        _recipe: Recipe, stage: Any, _model: str, asked: tuple[pa.Table, pa.Table], _lease: object
+        _run: ResolvedRun, stage: Any, _model: ModelRef, asked: tuple[pa.Table, pa.Table], _lease: object
     ) -> dict[str, Any]:
         questions, left = asked
         assert questions["prompt_id"].to_pylist() == ids[: len(questions)]
@@ -99,8 +100,8 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
         return {"rows": len(todo)}
 
     monkeypatch.setattr(evaluation, "_generate", generate)
-    run_evaluation(made, store, rows.slice(0, 3), "base", "m", "identity")
-    results, spent = run_evaluation(made, store, rows, "base", "m", "identity")
+    run_evaluation(open_run(made, store), rows.slice(0, 3), "base", Student(ModelRef("m"), "identity"))
+    results, spent = run_evaluation(open_run(made, store), rows, "base", Student(ModelRef("m"), "identity"))
     assert spent == {"rows": 3}
     assert asked_for == [ids[:3], ids[3:]]
     graded = grade_results(results, rows)
@@ -134,22 +135,22 @@ def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
 
     monkeypatch.setattr(evaluation, "run_chains", run_chains)
     with pytest.raises(CgdError, match=error) if error else contextlib.nullcontext():
-        results, _ = run_evaluation(made, store, rows, "base", "m", "identity")
+        results, _ = run_evaluation(open_run(made, store), rows, "base", Student(ModelRef("m"), "identity"))
         assert results["status"].to_pylist().count("failed") == 1
 
 
 def test_a_plan_counts_the_answers_of_both_students(tmp_path: Path) -> None:
     made, store = limited(tmp_path, 9), Store(str(tmp_path))
-    stages = build_stages(made, store)
-    join = joined(stages, prompts(5))
-    ready = PreparedPrompts(join.prompts, train=5, heldout=0, duplicates=0, reused=True)
+    run = open_run(made, store)
+    join = joined(run.stages, prompts(5))
+    vars(run)["prompts"] = PreparedPrompts(join.prompts, train=5, heldout=0, duplicates=0, reused=True)
     questions = heldout_rows(made, heldout_table(tmp_path))
-    assert forecast_evaluation(made, store, ready, questions, None) is None
-    walk(stages, lacking(join), engine(), only=["draft"])
-    told = forecast_evaluation(made, store, ready, questions, None)
+    assert forecast_evaluation(run, questions, None) is None
+    walk(run.stages, lacking(join), engine(), only=["draft"])
+    told = forecast_evaluation(run, questions, None)
     assert told
     assert (told.questions, told.answers) == (9, 18)
-    drafts = stages.draft.results.read()
+    drafts = run.stages.draft.results.read()
     mean = sum(drafts["completion_tokens"].to_pylist()) / 5
     assert told.completion_tokens.value == pytest.approx(18 * mean)
     assert told.hours is None

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from cgd_ray.evaluation import quality
-from cgd_ray.evaluation.quality import _counted, generated_quality
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.evaluation.quality import Flips, GradedShare, _counted, generated_quality
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.rows import JoinedRow
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import engine, joined, lacking, prompts, recipe, walk
@@ -35,28 +35,28 @@ def test_accuracy_flips_and_verdicts() -> None:
         row("It is 5.", "cut off", None, None),  # never refined, no verdict
         row(None, None, None),  # truncated draft
     ]
-    told = _counted(rows).tell()
-    assert told["draft"] == {"rows": 4, "accuracy": 0.5}
-    assert told["refine"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
-    assert told["flips"] == {"rows": 3, "fixed": 1, "broken": 1}
-    assert told["verdict"] == {"rows": 3, "accuracy": pytest.approx(2 / 3)}
-    assert "answer" not in told  # the recipe has no such stage
+    told = _counted(rows).summary()
+    assert told.accuracy["draft"] == GradedShare(4, 0.5)
+    assert told.accuracy["refine"] == GradedShare(3, pytest.approx(2 / 3))
+    assert told.flips == Flips(rows=3, fixed=1, broken=1)
+    assert told.verdicts == GradedShare(3, pytest.approx(2 / 3))
+    assert "answer" not in told.accuracy  # the recipe has no such stage
 
 
 def test_rows_without_a_reference_are_not_counted() -> None:
     bare = row("It is 4.", "good", "It is 4.", "right")
     bare.texts["reference"] = None
-    told = _counted([bare, row("It is 5.", None, None)]).tell()
-    assert told["draft"] == {"rows": 1, "accuracy": 0.0}
-    assert told["verdict"] == {"rows": 0, "accuracy": None}
+    told = _counted([bare, row("It is 5.", None, None)]).summary()
+    assert told.accuracy["draft"] == GradedShare(1, 0.0)
+    assert told.verdicts == GradedShare(0, None)
 
 
 def test_rows_that_were_graded_are_not_graded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     join = joined(stages, prompts(3))
     walk(stages, lacking(join), engine())
     first = generated_quality(join)
-    assert first["refine"]["rows"] == 3
+    assert first.accuracy["refine"].rows == 3
     monkeypatch.setattr(quality, "grade", None)
     assert generated_quality(join) == first
     walk(stages, lacking(joined(stages, prompts(4))), engine())
@@ -70,5 +70,5 @@ def test_copy_rate_is_against_the_same_row() -> None:
         row("It is 4.", words, words),
         row("It is 4.", "something else entirely, not at all the same", words),
     )
-    assert _counted([copied]).tell()["copy_rate"] == {"critique to refinement": 1.0}
-    assert _counted([copied, other]).tell()["copy_rate"] == {"critique to refinement": 0.5}
+    assert _counted([copied]).summary().copy_rate == {"critique to refinement": 1.0}
+    assert _counted([copied, other]).summary().copy_rate == {"critique to refinement": 0.5}

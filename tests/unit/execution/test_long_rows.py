@@ -14,7 +14,7 @@ from cgd_ray.execution.actor_pool import Chain, block_rows
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.inference.base import Completion, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.stage import TEXTS, Row
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import Table
@@ -61,7 +61,7 @@ def chain_of(tmp_path: Path, in_flight: int) -> Chain:
         },
         "test",
     )
-    stages = build_stages(recipe, Store(str(tmp_path)))
+    stages = open_run(recipe, Store(str(tmp_path))).stages
     return Chain("student", Uneven, [stages.draft], replicas=1, max_in_flight=in_flight, cpus=1, gpus=0)
 
 

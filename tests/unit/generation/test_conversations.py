@@ -10,7 +10,7 @@ from cgd_ray.data.prompt_id import prompt_id
 from cgd_ray.generation.planning import plan
 from cgd_ray.methods import Example
 from cgd_ray.prompts.conversation import Turn, with_history
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import PROMPTS
 from tests.unit.generation.test_planning import engine, joined, lacking, recipe, walk
@@ -34,7 +34,7 @@ def prompts(history: tuple[Turn, ...]) -> pa.Table:
 
 def test_drafts_and_answers_are_asked_in_turns_and_critiques_of_the_whole_conversation(tmp_path: Path) -> None:
     made = recipe(tmp_path, generation={"answer": {"enabled": True}})
-    stages, asked = build_stages(made, Store(str(tmp_path))), engine()
+    stages, asked = open_run(made, Store(str(tmp_path))).stages, engine()
     walk(stages, lacking(joined(stages, prompts(HISTORY))), asked)
     seen = {request.key.partition("-")[0]: request.turns for request in asked.asked}
     assert seen["draft"] == seen["answer"] == with_history(QUESTION, HISTORY)
@@ -46,7 +46,7 @@ def test_drafts_and_answers_are_asked_in_turns_and_critiques_of_the_whole_conver
 
 
 def test_results_of_one_question_in_two_conversations_are_kept_apart(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(HISTORY))), engine())
     assert plan(joined(stages, prompts(HISTORY))).is_done
     others = [HISTORY[1:], (), (*HISTORY[:2], Turn("assistant", "5")), (Turn("user", "Be short."), *HISTORY[1:])]
@@ -67,8 +67,8 @@ def test_ids_follow_the_conversation_and_not_its_typing() -> None:
 def test_examples_have_what_stood_before(tmp_path: Path, history: tuple[Turn, ...]) -> None:
     made = recipe(tmp_path, curation={"require_correct": False, "require_verdict": False, "drop_mentions": False})
     store = Store(str(tmp_path))
-    stages = build_stages(made, store)
+    stages = open_run(made, store).stages
     join = joined(stages, prompts(history))
     walk(stages, lacking(join), engine())
-    [row] = run_curation(made, store, join).examples.read().to_pylist()
+    [row] = run_curation(made, join).examples.read().to_pylist()
     assert Example.from_row(row).history == history

@@ -15,7 +15,7 @@ from cgd_ray.generation.guard import Guard
 from cgd_ray.generation.planning import Plan, StageCount
 from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongError, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.stage import TEXTS, Row
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import recipe
@@ -46,7 +46,7 @@ def row(number: int) -> Row:
 
 def looked_at(root: Path, engine: ScriptedEngine, seconds: float) -> Tallies:
     """What had been done after so many seconds."""
-    draft = build_stages(recipe(root), Store(str(root))).draft
+    draft = open_run(recipe(root), Store(str(root))).stages.draft
 
     async def scenario() -> Tallies:
         runner = ChainRunner(engine, [draft], max_in_flight=IN_FLIGHT, flush_rows=ROWS, flush_seconds=30)

@@ -5,7 +5,7 @@ from typing import Any
 
 from cgd_ray.data.prepare import prompts_table
 from cgd_ray.generation.explain import explain
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from tests.unit.generation.test_planning import recipe
 
@@ -13,14 +13,14 @@ from tests.unit.generation.test_planning import recipe
 def explained(tmp_path: Path, **changes: Any) -> list[str]:
     store = Store(str(tmp_path))
     made = recipe(tmp_path, **changes)
-    return explain(store, made, build_stages(made, store).all)
+    return explain(store, made, open_run(made, store).stages.all)
 
 
 def describe(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     prompts, content = prompts_table(recipe(tmp_path), store)
     prompts.describe({"content": content, "counts": {}})
-    for stage in build_stages(recipe(tmp_path), store).all:
+    for stage in open_run(recipe(tmp_path), store).stages.all:
         stage.results.describe(stage.description)
 
 
@@ -35,7 +35,7 @@ def test_arguments_of_memory_and_batching_leave_tables_as_they_are(tmp_path: Pat
         engine = {"type": "vllm", "engine_args": arguments}
         student = {"model": str(tmp_path), "engine": engine}
         made = recipe(tmp_path, student=student)
-        return build_stages(made, Store(str(tmp_path))).draft.results.fingerprint
+        return open_run(made, Store(str(tmp_path))).stages.draft.results.fingerprint
 
     (tmp_path / "config.json").write_text("{}")
     assert drafts() == drafts(gpu_memory_utilization=0.85, max_num_batched_tokens=8192)
@@ -76,6 +76,6 @@ def test_other_prompts_are_said_to_be_others(tmp_path: Path) -> None:
     made = recipe(tmp_path)
     other = made.model_copy(update={"run": made.run.model_copy(update={"seed": 7})})
     store = Store(str(tmp_path))
-    prompts, *stages = explain(store, other, build_stages(other, store).all)
+    prompts, *stages = explain(store, other, open_run(other, store).stages.all)
     assert prompts.endswith(": data.seed is 7, was 0")
     assert all("is there" in line for line in stages)

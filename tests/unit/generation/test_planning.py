@@ -16,7 +16,8 @@ from cgd_ray.execution.results import parse_verdict
 from cgd_ray.generation.planning import plan, with_attempts, work
 from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongError, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
-from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.definitions import Stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.rows import CatchUp, Join
 from cgd_ray.stages.stage import WORK
 from cgd_ray.storage.filesystem import Store
@@ -97,7 +98,7 @@ def engine(**options: Any) -> Counting:
 
 
 def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     first = plan(joined(stages, prompts(5)))
     assert first.todo == {"draft": 5, "critique": 5, "refine": 5}
     walk(stages, lacking(joined(stages, prompts(5))), engine())
@@ -107,7 +108,7 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
 
 
 def test_growing_the_data_generates_only_the_new_rows(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(5))), engine())
     asked = engine()
     walk(stages, lacking(joined(stages, prompts(8))), asked)
@@ -115,7 +116,7 @@ def test_growing_the_data_generates_only_the_new_rows(tmp_path: Path) -> None:
 
 
 def test_rows_enter_at_the_stage_that_they_lack(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(4))), engine(), only=["draft"])
     current = plan(joined(stages, prompts(4)))
     assert current.todo == {"draft": 0, "critique": 4, "refine": 4}
@@ -127,7 +128,7 @@ def test_rows_enter_at_the_stage_that_they_lack(tmp_path: Path) -> None:
 def test_blocks_of_a_dead_engine_read_what_came_of_their_shard_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     rows = lacking(joined(stages, prompts(12)))
     walk(stages, rows.slice(0, 9), engine())
     read = list[str]()
@@ -147,9 +148,9 @@ def test_another_refine_prompt_reuses_drafts_and_critiques(tmp_path: Path) -> No
     for name in ("critique", "refine", "context"):
         default = Path(__file__).parents[3] / "cgd_ray" / "prompts" / "default" / f"{name}.jinja"
         (folder / f"{name}.jinja").write_text(default.read_text())
-    before = build_stages(recipe(tmp_path, generation={"prompts": str(folder)}), store)
+    before = open_run(recipe(tmp_path, generation={"prompts": str(folder)}), store).stages
     (folder / "refine.jinja").write_text("Answer again, better.")
-    after = build_stages(recipe(tmp_path, generation={"prompts": str(folder)}), store)
+    after = open_run(recipe(tmp_path, generation={"prompts": str(folder)}), store).stages
     same = [a.results.fingerprint == b.results.fingerprint for a, b in zip(before.all, after.all, strict=True)]
     assert same == [True, True, False]
 
@@ -171,7 +172,7 @@ def test_only_what_changes_results_changes_fingerprints(
     tmp_path: Path, changes: dict[str, Any], changed: list[str]
 ) -> None:
     store = Store(str(tmp_path))
-    before, after = build_stages(recipe(tmp_path), store), build_stages(recipe(tmp_path, **changes), store)
+    before, after = open_run(recipe(tmp_path), store).stages, open_run(recipe(tmp_path, **changes), store).stages
     differing = [
         a.name for a, b in zip(before.all, after.all, strict=True) if a.results.fingerprint != b.results.fingerprint
     ]
@@ -185,7 +186,7 @@ def test_a_failed_row_is_kept_with_its_reason_and_tried_again(tmp_path: Path) ->
                 raise CompletionError("HTTP 503\nfrom the endpoint")
             return await super().complete(request)
 
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(3))), Failing(ScriptedOptions(type="scripted")))
     after = plan(joined(stages, prompts(3)))
     assert (after.counts["critique"].failed, after.todo) == (3, {"draft": 0, "critique": 3, "refine": 3})
@@ -196,7 +197,7 @@ def test_a_failed_row_is_kept_with_its_reason_and_tried_again(tmp_path: Path) ->
 
 
 def test_work_is_the_same_each_time_that_it_is_read_though_rows_are_done_and_merged_meanwhile(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     join, names = joined(stages, prompts(12)), {stage.name for stage in stages.all}
     walk(stages, lacking(join), engine(fail_fraction=0.4))
     [shard] = join.shards()
@@ -215,7 +216,7 @@ def test_work_is_the_same_each_time_that_it_is_read_though_rows_are_done_and_mer
 
 
 def test_nothing_is_paid_for_after_a_truncated_draft(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     asked = engine(truncate_fraction=1.0)
     walk(stages, lacking(joined(stages, prompts(3))), asked)
     assert len(asked.asked) == 3
@@ -225,7 +226,7 @@ def test_nothing_is_paid_for_after_a_truncated_draft(tmp_path: Path) -> None:
 
 
 def test_a_critique_of_another_draft_is_not_used(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(1))), engine())
     rows = stages.draft.results.read().to_pylist()
     other = {"text": "another draft", "digest": text_digest("another draft")}
@@ -245,7 +246,7 @@ class Salted(Counting):
 
 def test_two_runs_that_do_not_know_of_each_other_agree_in_the_end(tmp_path: Path) -> None:
     """Without any lease, each going on from its own texts, whatever the other has stored meanwhile."""
-    stages, rows = build_stages(recipe(tmp_path), Store(str(tmp_path))), prompts(20)
+    stages, rows = open_run(recipe(tmp_path), Store(str(tmp_path))).stages, prompts(20)
     one, other = Salted(ScriptedOptions(type="scripted")), Salted(ScriptedOptions(type="scripted"))
     held = lacking(joined(stages, rows))
     mine, theirs = (
@@ -267,7 +268,7 @@ def test_two_runs_that_do_not_know_of_each_other_agree_in_the_end(tmp_path: Path
 
 def test_the_same_prompt_with_other_white_space_is_done_once_and_then_stays_done(tmp_path: Path) -> None:
     # Its id is the same, the text that the model sees is not.
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(1))), engine())
     spaced = prompts(1).set_column(2, PROMPTS.field("prompt"), pa.array(["What is  0 + 0?"]))
     current = plan(joined(stages, spaced))
@@ -279,7 +280,7 @@ def test_the_same_prompt_with_other_white_space_is_done_once_and_then_stays_done
 
 def test_samples_have_their_own_seeds_and_results(tmp_path: Path) -> None:
     changed = recipe(tmp_path, generation={"draft": {"samples": 3, "temperature": 1.0}})
-    stages = build_stages(changed, Store(str(tmp_path)))
+    stages = open_run(changed, Store(str(tmp_path))).stages
     asked = engine()
     walk(stages, lacking(joined(stages, prompts(2), 3)), asked)
     seeds = [request.decoding.seed for request in asked.asked if request.key.startswith("draft")]
@@ -288,7 +289,7 @@ def test_samples_have_their_own_seeds_and_results(tmp_path: Path) -> None:
 
 
 def test_the_refine_conversation_continues_the_critique(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     asked = engine()
     walk(stages, lacking(joined(stages, prompts(1))), asked)
     critique, refine = (next(r for r in asked.asked if r.key.startswith(name)) for name in ("critique", "refine"))
@@ -301,7 +302,7 @@ def test_the_reference_is_shown_to_the_teacher_only_where_asked_for(tmp_path: Pa
     for reference, shown in (("none", False), ("dataset", True)):
         root = tmp_path / reference
         changed = recipe(root, generation={"critique": {"reference": reference}})
-        stages, asked = build_stages(changed, Store(str(root))), engine()
+        stages, asked = open_run(changed, Store(str(root))).stages, engine()
         walk(stages, lacking(joined(stages, table)), asked)
         assert any("SECRET-GOLD" in turn.content for request in asked.asked for turn in request.turns) is shown
 
@@ -330,7 +331,7 @@ class Strict(Counting):
 
 
 def test_a_prompt_without_room_is_done_with_and_never_tried_again(tmp_path: Path) -> None:
-    stages = build_stages(recipe(tmp_path), Store(str(tmp_path)))
+    stages = open_run(recipe(tmp_path), Store(str(tmp_path))).stages
     walk(stages, lacking(joined(stages, prompts(3))), Strict(ScriptedOptions(type="scripted")))
     after = plan(joined(stages, prompts(3)))
     assert after.is_done
@@ -340,11 +341,11 @@ def test_a_prompt_without_room_is_done_with_and_never_tried_again(tmp_path: Path
 
 def test_curation_is_the_same_whatever_another_run_adds_to_the_tables(tmp_path: Path) -> None:
     made, store = recipe(tmp_path, curation={"require_correct": False}), Store(str(tmp_path))
-    stages = build_stages(made, store)
+    stages = open_run(made, store).stages
     walk(stages, lacking(joined(stages, prompts(3))), engine())
-    first = run_curation(made, store, joined(stages, prompts(3)))
+    first = run_curation(made, joined(stages, prompts(3)))
     walk(stages, lacking(joined(stages, prompts(6))), engine())
-    again = run_curation(made, store, joined(stages, prompts(3)))
+    again = run_curation(made, joined(stages, prompts(3)))
     assert again.reused
     assert again.examples.fingerprint == first.examples.fingerprint
-    assert not run_curation(made, store, joined(stages, prompts(6))).reused
+    assert not run_curation(made, joined(stages, prompts(6))).reused

@@ -10,7 +10,7 @@ from cgd_ray.data.external_sort import SortedRows
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.generation.planning import plan, with_attempts, work
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.rows import Join
 from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.compaction import merge_parts
@@ -31,7 +31,7 @@ def join(tmp_path: Path) -> Join:
         ordered.add(prompts(ROWS).to_pylist())
         for number, part in enumerate(ordered.parts(SHARD_ROWS)):
             table.write_part(f"part-{number:06d}", part)
-    return Join(table, 1, build_stages(recipe(tmp_path), store).all)
+    return Join(table, 1, open_run(recipe(tmp_path), store).stages.all)
 
 
 def draft_all(join: Join) -> Stage:

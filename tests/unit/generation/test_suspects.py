@@ -8,7 +8,8 @@ from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.execution.supervisor import RevivedEngine, Strike
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
-from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.definitions import Stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.stage import TEXTS, Row, row_name
 from cgd_ray.storage.filesystem import Store
 
@@ -35,7 +36,7 @@ def stages_of(root: Path) -> Stages:
         },
         "test",
     )
-    return build_stages(recipe, Store(str(root)))
+    return open_run(recipe, Store(str(root))).stages
 
 
 def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cgd_ray.evaluation.run import _stage
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.inference.base import Completion, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
-from cgd_ray.stages.definitions import build_stages
+from cgd_ray.stages.definitions import evaluation_stage
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.stage import TEXTS
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import scripted_recipe
@@ -33,7 +33,7 @@ class Says(ScriptedEngine):
 def results(root: Path, engine: ScriptedEngine, stages: list[Any] | None = None) -> dict[str, dict[str, Any]]:
     """The only row's results, by stage."""
     recipe = scripted_recipe(root, 2, {}, {}, answer={"enabled": True}, critique={"reference": "teacher"})
-    built = build_stages(recipe, Store(str(root)))
+    built = open_run(recipe, Store(str(root))).stages
     chosen = stages or [stage for stage in built.all if stage.name != "draft"]
 
     async def scenario() -> None:
@@ -72,5 +72,5 @@ def test_thinking_in_a_text_fails_it_with_the_mend(tmp_path: Path) -> None:
 
 def test_an_empty_answer_in_evaluation_is_wrong_and_no_failure(tmp_path: Path) -> None:
     recipe = scripted_recipe(tmp_path, 2, {}, {})
-    stage = _stage(recipe, Store(str(tmp_path)), "scripted:s")
+    stage = evaluation_stage(recipe, Store(str(tmp_path)), "scripted:s")
     assert results(tmp_path, Says(evaluation=""), [stage])["evaluation"]["status"] == "ok"

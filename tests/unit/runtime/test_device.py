@@ -14,7 +14,7 @@ from cgd_ray.errors import ConfigError
 from cgd_ray.inference.vllm.options import VllmOptions
 from cgd_ray.runtime import device
 from cgd_ray.runtime.cluster import Cluster, Node
-from cgd_ray.stages.definitions import pin_models
+from cgd_ray.stages.resolved import pin_models
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
 from cgd_ray.training.launch.resources import worker_resources

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.stages.definitions import Stages, build_stages
+from cgd_ray.stages.definitions import Stages
+from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.rows import Join
 from cgd_ray.storage import compaction
-from cgd_ray.storage.compaction import FEW_PARTS, _begun, _end_merges, compact, merge_parts
+from cgd_ray.storage.compaction import FEW_PARTS, _begun, _end_merges, merge_parts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.schemas import PROMPTS, RESULTS
@@ -32,7 +33,7 @@ def stages(tmp_path: Path) -> Stages:
         },
         "test",
     )
-    return build_stages(recipe, Store(str(tmp_path)))
+    return open_run(recipe, Store(str(tmp_path))).stages
 
 
 def joined(stages: Stages) -> Join:
@@ -62,7 +63,7 @@ def test_small_parts_become_one_with_the_same_rows(stages: Stages) -> None:
     table = stages.draft.results
     fill(table)
     before = table.read()
-    compact(joined(stages))
+    joined(stages).compacted()
     [part] = table.parts()
     assert part.startswith("part-0003-")  # so that the next attempt is higher than all there were
     assert table.read().equals(before)
@@ -73,11 +74,11 @@ def test_few_parts_and_large_ones_are_left_alone(stages: Stages, monkeypatch: py
     table = stages.draft.results
     fill(table, FEW_PARTS)
     parts = table.parts()
-    compact(joined(stages))
+    joined(stages).compacted()
     assert table.parts() == parts
     fill(table)
     monkeypatch.setattr(compaction, "SMALL_BYTES", 100)
-    compact(joined(stages))
+    joined(stages).compacted()
     assert len(table.parts()) == PARTS
 
 
@@ -87,7 +88,7 @@ def test_a_group_ends_where_it_is_large_enough(stages: Stages, monkeypatch: pyte
     size = max(table.store.sizes(table.folder, ".parquet").values())
     monkeypatch.setattr(compaction, "_GROUP_BYTES", 4 * size)
     before = table.read()
-    compact(joined(stages))
+    joined(stages).compacted()
     assert PARTS / 6 < len(table.parts()) < PARTS / 3
     assert table.read().equals(before)
 
@@ -97,7 +98,7 @@ def test_merged_parts_are_no_wider_than_the_prompts_are(stages: Stages, monkeypa
     fill(table)
     before = table.read()
     monkeypatch.setattr(compaction, "PART_ROWS", 50)
-    compact(joined(stages))
+    joined(stages).compacted()
     ranges = sorted(IdRange.of_part(part) for part in table.parts())
     assert len(ranges) == math.ceil(3 * PARTS / 50)
     assert all(one.last <= other.first for one, other in itertools.pairwise(ranges))
@@ -109,7 +110,7 @@ def test_many_parts_are_few_where_there_are_many_prompts(stages: Stages) -> None
     fill(table)
     for number in range(PARTS):
         join.prompts.write_part(f"part-{number:06d}", PROMPTS.empty_table())
-    compact(join)
+    join.compacted()
     assert len(table.parts()) == PARTS
 
 
@@ -118,7 +119,7 @@ def test_another_command_s_table_is_left_alone(stages: Stages) -> None:
     fill(table)
     theirs = Lease(table.store, table.folder)
     theirs.take(wait=True)
-    compact(joined(stages))
+    joined(stages).compacted()
     theirs.give_back()
     assert len(table.parts()) == PARTS
 
@@ -139,12 +140,12 @@ def test_who_is_killed_while_merging_loses_and_doubles_nothing(
     with monkeypatch.context() as broken:
         broken.setattr(*where, killed)
         with pytest.raises(KilledError):
-            compact(joined(stages))
+            joined(stages).compacted()
     assert len(table.parts()) == PARTS + (where[0] is Store)
     assert table.read().equals(before)
     for claim in table.store.names(f"{table.folder}/.lease"):  # the killed command's
         table.store.remove(f"{table.folder}/.lease/{claim}")
-    compact(joined(stages))
+    joined(stages).compacted()
     assert len(table.parts()) == 1
     assert table.read().equals(before)
     assert sum(len(part) for part in table.batches()) == len(before)
@@ -167,7 +168,7 @@ def test_who_lost_the_lease_in_a_merge_and_ends_it_all_the_same_loses_nothing(
             _end_merges(table)
 
     monkeypatch.setattr(Table, "write_part", overtaken)
-    compact(joined(stages))
+    joined(stages).compacted()
     assert table.read().equals(before)
     assert _begun(table) == []
 
@@ -177,7 +178,7 @@ def test_parts_that_somebody_else_has_merged_are_no_error(stages: Stages) -> Non
     fill(table)
     listed = table.store.sizes(table.folder, ".parquet")
     before = table.read()
-    compact(joined(stages))
+    joined(stages).compacted()
     merge_parts(table, listed)
     assert len(table.parts()) == 1
     assert table.read().equals(before)
@@ -193,12 +194,12 @@ def test_a_store_that_silently_keeps_everything_doubles_one_group_once(
     with monkeypatch.context() as keeping:
         keeping.setattr(Store, "remove_files", lambda *_: None)
         for _ in range(3):
-            compact(joined(stages))
+            joined(stages).compacted()
         ended = threading.Event()
         compaction._merge_if_many(table, FEW_PARTS, ended)
     assert len(before) < sum(len(part) for part in table.batches()) < 1.1 * len(before)
     assert table.read().equals(before)
-    compact(joined(stages))
+    joined(stages).compacted()
     assert sum(len(part) for part in table.batches()) == len(before)
     assert PARTS / 6 < len(table.parts()) < PARTS / 3
     assert _begun(table) == []

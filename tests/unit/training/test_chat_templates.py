@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.recipe import Recipe, parse_recipe
-from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import Conversation
 from cgd_ray.pipeline.preflight import preflight, require_histories
 from cgd_ray.prompts.chat import load_tokenizer, pin_date
-from cgd_ray.prompts.conversation import with_history
-from cgd_ray.training.dataset.chat_encoder import Encoded, student_encoder
+from cgd_ray.prompts.chat_encoder import Encoded, student_encoder
+from cgd_ray.prompts.conversation import Conversation, with_history
+from cgd_ray.stages.resolved import open_run
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
 
 START = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -95,9 +94,9 @@ def test_system_turns_are_looked_at_where_there_are_any(tmp_path: Path, template
     for count, is_refused in ((1, False), (2, True)):
         made = recipe(tmp_path, template, data={"messages_column": "messages", "holdout": {"fraction": 0.01}})
         (tmp_path / "data.jsonl").write_text("".join(json.dumps({"messages": one}) + "\n" for one in spoken[:count]))
-        prompts = prepare_prompts(made, preflight(made))
+        run = open_run(made, preflight(made))
         with pytest.raises(ConfigError, match=said) if is_refused else contextlib.nullcontext():
-            require_histories(made, prompts)
+            require_histories(run)
 
 
 def test_earlier_turns_are_looked_at_as_far_as_they_go(tmp_path: Path) -> None:
@@ -107,9 +106,9 @@ def test_earlier_turns_are_looked_at_as_far_as_they_go(tmp_path: Path) -> None:
         made = recipe(tmp_path, last, data={"messages_column": "messages", "holdout": {"fraction": 0.01}})
         row = {"messages": [*turns[:earlier], {"role": "user", "content": "x"}]}
         (tmp_path / "data.jsonl").write_text(json.dumps(row) + "\n")
-        prompts = prepare_prompts(made, preflight(made))
+        run = open_run(made, preflight(made))
         with pytest.raises(ConfigError, match="0 times") if is_refused else contextlib.nullcontext():
-            require_histories(made, prompts)
+            require_histories(run)
 
 
 def test_what_the_arguments_change_is_looked_at_with_them(tmp_path: Path) -> None:

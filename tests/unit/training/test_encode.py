@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from cgd_ray.config.training import MethodOrMix, TrainingSection
-from cgd_ray.estimation.training_cost import encode_sample
-from cgd_ray.methods import Conversation, Example, SkippedRow
-from cgd_ray.prompts.conversation import with_history
+from cgd_ray.estimation.training import encode_sample
+from cgd_ray.methods import Example
+from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.conversation import Conversation, SkippedRow, with_history
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import EXAMPLES
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.training.dataset.encode import EncodedExamples, Encoding, encode_examples
 from tests.unit.training.tiny import example, tiny_tokenizer
 

@@ -9,12 +9,12 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import TrainingSection
-from cgd_ray.methods import Conversation, Example
-from cgd_ray.prompts.conversation import with_history
+from cgd_ray.methods import Example
+from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.conversation import Conversation, with_history
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.training.job import About, RankJob
 
 CHATML = (

@@ -7,10 +7,9 @@ from typing import Any
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import Conversation, SkippedRow
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import as_messages, encode_chat, load_tokenizer, require_turns, template_text
-from cgd_ray.prompts.conversation import History, Turn, with_history, with_system
+from cgd_ray.prompts.conversation import Conversation, History, SkippedRow, Turn, with_history, with_system
 from cgd_ray.prompts.thinking import opened_tag
 
 _SENTINEL = "targettargettarget"
@@ -158,21 +157,11 @@ def student_encoder(recipe: Recipe, histories: Sequence[History] = ()) -> ChatEn
     """
     student = recipe.student
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)
-    tokenizer = load_tokenizer(folder, chat_template(recipe), "student")
+    template = template_text(student.engine.chat_template, "student.engine.chat_template")
+    tokenizer = load_tokenizer(folder, template, "student")
     arguments = recipe.generation.draft.chat_template_kwargs
     require_turns(tokenizer, _SAMPLE.turns, "student", arguments)
     encoder = ChatEncoder(tokenizer, arguments)
     for history in (with_system((), recipe.data.system_prompt), *histories):
         encoder.require_teachable(history, multi_turn=recipe.training.context == "multi-turn")
     return encoder
-
-
-def chat_template(recipe: Recipe) -> str | None:
-    """The student's, where the recipe gives one.
-
-    Raises:
-        ConfigError: its file is not there.
-    """
-    engine = recipe.student.engine
-    given = engine.chat_template
-    return template_text(given, "student.engine.chat_template")

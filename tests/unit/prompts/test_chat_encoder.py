@@ -4,9 +4,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.methods import Conversation, SkippedRow
-from cgd_ray.prompts.conversation import Turn, with_history
-from cgd_ray.training.dataset.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
+from cgd_ray.prompts.conversation import Conversation, SkippedRow, Turn, with_history
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

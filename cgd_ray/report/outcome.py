@@ -1,0 +1,117 @@
+"""What a run did and measured: by phase, the result and what it cost."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Generic, TypeVar
+
+from cgd_ray.evaluation.quality import GeneratedQuality
+from cgd_ray.evaluation.scores import Scores
+from cgd_ray.evaluation.statistics import PairedDifference
+from cgd_ray.storage.fingerprint import fingerprint
+from cgd_ray.storage.runs import Document, Run
+from cgd_ray.training.launch.training_run import TrainingResult
+
+ResultT = TypeVar("ResultT")
+Figures = dict[str, float]
+"""Counts, tokens and seconds of one stage."""
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What a phase took."""
+
+    seconds: float
+    reused: bool
+    """Whether the phase found all its work done."""
+    spent: dict[str, Figures] = field(default_factory=dict)
+    """By stage (generation) or student (evaluation): what was generated."""
+    execution: str | None = None
+    """How the two engines shared the cluster."""
+
+
+@dataclass(frozen=True)
+class Phase(Generic[ResultT]):
+    """One phase that is done."""
+
+    result: ResultT
+    cost: PhaseCost
+
+    def recorded(self, run: Run, name: str, settings: Document) -> "Phase[ResultT]":
+        """Write the phase to `NAME.json` of the run; returns it as written.
+
+        Where this invocation found all of it done, or part of it, what that part had cost under the same settings stays
+        on record.
+        """
+        digest, cost = fingerprint(settings), self.cost
+        earlier = run.read_json(f"{name}.json")
+        if earlier and earlier.get("settings") == digest and "cost" in earlier:
+            before = PhaseCost(**earlier["cost"])
+            cost = before if cost.reused else replace(cost, spent=before.spent | cost.spent)
+        kept = replace(self, cost=cost)
+        run.write_json(f"{name}.json", asdict(kept) | {"settings": digest})
+        return kept
+
+
+@dataclass(frozen=True)
+class PromptCounts:
+    """Rows of the source."""
+
+    train: int
+    heldout: int
+    duplicates: int
+    skipped: int
+
+
+@dataclass(frozen=True)
+class GenerationSummary:
+    """How the generated tables stand."""
+
+    stages: dict[str, dict[str, int]]
+    """Rows by stage and state."""
+    critique_reference: str
+    """What the critic was shown beside the draft (`generation.critique.reference`)."""
+
+
+@dataclass(frozen=True)
+class CurationSummary:
+    """What curation kept."""
+
+    kept: int
+    dropped: dict[str, int]
+    """Rows by the stage at fault and the reason."""
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """The trained student."""
+
+    method: str
+    student: TrainingResult
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """Base and trained student on the held-out prompts, and the quality of the generated rows."""
+
+    base: Scores
+    trained: Scores | None
+    difference: PairedDifference | None
+    generated: GeneratedQuality
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A run, as far as it came."""
+
+    run: str
+    """The run's folder."""
+    prompts: Phase[PromptCounts]
+    generation: Phase[GenerationSummary]
+    curation: Phase[CurationSummary]
+    training: Phase[TrainingSummary] | None = None
+    evaluation: Phase[EvaluationSummary] | None = None
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By phase."""
+        names = ("prompts", "generation", "curation", "training", "evaluation")
+        return {name: phase.cost.seconds for name in names if (phase := getattr(self, name)) is not None}
