@@ -72,7 +72,7 @@ def generate(folder: Path, nodes: int, rows: int) -> float:
     )
     store = Store(recipe.run.root)
     result = run_generation(open_run(recipe, store))
-    return result.tallies["refine"]["rows"] / result.tallies["refine"]["seconds"]
+    return result.metrics["refine"]["rows"] / result.metrics["refine"]["seconds"]
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from tests.servers import S3Server, s3_server
 
 WORDS = "A shop sells apples by the crate. How many apples are in the crates, and why? "
 _LOOK_SECONDS = 2.0
-_PROCESSES = {"ray::_stream": "executor_peak_mib", "ray::_Ledger": "ledger_peak_mib"}
+_PROCESSES = {"ray::_stream": "executor_peak_mib", "ray::_Coordinator": "ledger_peak_mib"}
 
 T = TypeVar("T")
 

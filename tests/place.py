@@ -28,7 +28,7 @@ def make_recipe(name: str, root: str, model: Path, storage: StorageSection, **tr
         "learning_rate": 1e-2,
         "precision": "fp32",
         "workers": 2,
-        "checkpoint_every": 3,
+        "checkpoint_interval": 3,
         "max_failures": 0,
     }
     tree = {

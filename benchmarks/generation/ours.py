@@ -58,16 +58,19 @@ def main() -> None:
             row.texts["prompt_id"]: {stage: found["text"] for stage, found in row.results.items() if found}
             for row in Join(prompts, made.generation.draft.samples, result.stages.all)
         }
-        tallies = result.tallies.values()
+        metrics = result.metrics.values()
         cached, completed = (
-            sum(int(tally[f"{kind}_tokens"]) for tally in tallies) for kind in ("cached", "completion")
+            sum(int(counted[f"{kind}_tokens"]) for counted in metrics) for kind in ("cached", "completion")
         )
         Outcome(texts, busy(result), cached, completed).write(out)
 
 
 def busy(result: GenerationResult) -> float:
     """Seconds in which an engine worked: from the first start to the last end, of each engine where they take turns."""
-    spans = {stage: (tally["started"], tally["started"] + tally["seconds"]) for stage, tally in result.tallies.items()}
+    spans = {
+        stage: (counted["started"], counted["started"] + counted["seconds"])
+        for stage, counted in result.metrics.items()
+    }
     groups = [list(spans)] if result.execution == "streaming" else [["draft"], ["critique", "refine"]]
     return sum(max(spans[s][1] for s in group) - min(spans[s][0] for s in group) for group in groups)
 

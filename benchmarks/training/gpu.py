@@ -129,14 +129,14 @@ def make_training(options: argparse.Namespace, base: TrainingSection) -> Trainin
 def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
     """The rank's loop that Ray Train and torchrun start."""
     from cgd_ray.training.dataset.encoded_rows import EncodedRows
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
     from cgd_ray.training.memory import memory, model_sizes
 
     job = shared_job(model, options)
     rows = EncodedRows(job.encoded.read())
     # Before Liger takes the place of functions that the estimate calls with tensors without memory.
     sizes = model_sizes(model, job.training, rows.lengths, rows.supervised)
-    rank = _Rank(job)
+    rank = Trainer(job)
     estimated = memory(sizes, rank.job.training).device
     return [step.figures() | {"estimated_memory_gib": estimated / 2**30} for step in rank.steps()]
 
@@ -145,9 +145,9 @@ def plain(model: Path, options: argparse.Namespace) -> list[Figures]:
     """Transformers' own loss over all positions, DeepSpeed's own accumulation; the rest is as ours."""
     from cgd_ray.training.flops import peak_memory
     from cgd_ray.training.loop.deepspeed_engine import apply_step
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
-    rank = _Rank(shared_job(model, options))
+    rank = Trainer(shared_job(model, options))
     size, figures = rank.job.training.batch_size, []
     for start in range(0, len(rank.trained), size):
         batch = rank.trained[start : start + size]

@@ -54,7 +54,7 @@ def make_job(task: Task, root: str, *, write: bool = True) -> RankJob:
         epochs=EPOCHS,
         compile=bool(compiled),
         learning_rate=task.learning_rate,
-        schedule="constant",
+        lr_scheduler="constant",
         warmup_fraction=0.0,
         precision="bf16" if task.precision == "bf16" else "fp32",
         zero_stage=0 if stage == "0" else 2,

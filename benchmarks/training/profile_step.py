@@ -19,12 +19,12 @@ def main() -> None:
     parser.set_defaults(rows=48, batch_size=16)
     options = parser.parse_args()
     stand_alone()
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
     task = make_task(options)
     task.setting = options.setting
     with tempfile.TemporaryDirectory() as root:
-        steps = _Rank(make_job(task, root)).steps()
+        steps = Trainer(make_job(task, root)).steps()
         next(steps), next(steps)  # memory is got, layers are compiled
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             next(steps)

@@ -6,13 +6,13 @@ from pydantic import Field
 
 from cgd_ray.config.base import Section
 from cgd_ray.config.places import ModelPlace
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.options import ModelRef
 from cgd_ray.inference.scripted import ScriptedOptions
-from cgd_ray.inference.vllm.options import TeacherVllm, VllmOptions
+from cgd_ray.inference.vllm.options import VllmOptions, VllmTeacherOptions
 
 StudentEngine = Annotated[VllmOptions | ScriptedOptions, Field(discriminator="type")]
-TeacherEngine = Annotated[TeacherVllm | TeacherOpenAI | ScriptedOptions, Field(discriminator="type")]
+TeacherEngine = Annotated[VllmTeacherOptions | OpenAIOptions | ScriptedOptions, Field(discriminator="type")]
 
 
 class StudentSection(Section):

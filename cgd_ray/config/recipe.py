@@ -17,6 +17,14 @@ from cgd_ray.errors import ConfigError
 from cgd_ray.methods import targets_of
 from cgd_ray.redaction import name_secret_variable
 
+_RENAMED = {
+    "training.gradient_clipping": "renamed. Fix: write training.max_grad_norm",
+    "training.schedule": "renamed. Fix: write training.lr_scheduler",
+    "training.checkpoint_every": "renamed. Fix: write training.checkpoint_interval",
+    "training.offload_folder": "no longer there, nor is offload nvme. Fix: take training.offload: cpu, or more GPUs",
+}
+"""Keys of earlier versions."""
+
 _TAGS = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
 """pydantic puts the tag of a discriminated union into an error's location; the user's key has no such part."""
 
@@ -184,6 +192,8 @@ def _explain(error: ValidationError) -> str:
 def _unknown_key(location: tuple[int | str, ...]) -> str:
     """What to write instead: the nearest key of that section, where one is near."""
     *parents, key = location
+    if new := _RENAMED.get(".".join(map(str, location))):
+        return new
     section: Any = Recipe
     for parent in parents:
         section = _member(section, str(parent))

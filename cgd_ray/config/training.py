@@ -78,11 +78,11 @@ class TrainingSection(Section):
     """Tokens of one packed forward pass on one worker (a longer single row is its own pass)."""
     max_length: PositiveInt = 4096
     """Rows with more tokens are dropped and counted, never cut."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: Fraction = 0.03
     """Share of the steps in which the learning rate rises from 0."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    gradient_clipping: Annotated[float, Field(gt=0)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Compute type. `auto`: bf16 on GPUs and on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32. Master
     weights and optimiser states are fp32 in any case."""
@@ -111,18 +111,14 @@ class TrainingSection(Section):
     checkpoint with as many as there are, up to `workers`. Every ten minutes Ray looks whether there are more, and
     starts again with them, from the last checkpoint, too. None waits for all of them."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    offload: Literal["none", "cpu", "nvme"] = "none"
-    """Where ZeRO keeps fp32 weights and optimiser states (and, in stage 3, the parameters, which `nvme` keeps in the
-    host's memory, too)."""
-    offload_folder: Annotated[str, Field(pattern="^/")] | None = None
-    """Of `offload: nvme`: a folder on a fast disk of each machine, with room for 16 bytes of every parameter that its
-    workers share."""
+    offload: Literal["none", "cpu"] = "none"
+    """`cpu`: the host keeps fp32 weights and optimiser states (and, in stage 3, the parameters)."""
     launcher: Literal["ray", "torchrun"] = "ray"
     """`torchrun`: the run makes the rows ready, says which command trains, and goes on when that is done. For machines
     that a scheduler gives, without Ray."""
     seed: int | None = None
     """None takes `run.seed`."""
-    checkpoint_every: PositiveInt = 100
+    checkpoint_interval: PositiveInt = 100
     """Optimiser steps between checkpoints; the last step always writes one."""
     keep_checkpoints: PositiveInt = 2
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -157,10 +153,6 @@ class TrainingSection(Section):
             raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
         if self.offload == "cpu" and self.zero_stage == 0:
             raise ValueError("offload cpu needs zero_stage 1, 2 or 3: stage 0 shares nothing out that could be moved")
-        if self.offload == "nvme" and self.zero_stage != 3:
-            raise ValueError("offload nvme needs zero_stage 3: DeepSpeed moves nothing to disk in the others")
-        if (self.offload == "nvme") != (self.offload_folder is not None):
-            raise ValueError("offload nvme and offload_folder need each other")
         if self.export == "best" and not self.validation_fraction:
             raise ValueError("export best needs validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:

@@ -12,7 +12,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.filters import Filter, build_filters, targets
 from cgd_ray.errors import CgdError
 from cgd_ray.grading.grade import VERSION
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.stages.stage import Row
 from cgd_ray.storage.filesystem import Store
@@ -110,7 +110,7 @@ def _tables(store: Store, content: dict[str, Any]) -> tuple[Table, Table]:
 def _curate(recipe: Recipe, joined: Join, examples: Table, dropped: Table) -> tuple[int, dict[str, int]]:
     shards = list(enumerate(joined.shards()))
     kept, counts = 0, Counter[str]()
-    for more, reasons in spread(partial(_curate_shard, recipe, joined, examples, dropped), shards):
+    for more, reasons in parallel_map(partial(_curate_shard, recipe, joined, examples, dropped), shards):
         kept += more
         counts.update(reasons)
     return kept, dict(counts)

@@ -14,11 +14,11 @@ from cgd_ray.data.demo.problems import DEMO_VERSION
 from cgd_ray.data.external_sort import SortedRows
 from cgd_ray.data.skipped import SkippedRows, require_few
 from cgd_ray.data.sources import describe_source, source_identity
-from cgd_ray.data.splits import Merger, Prompt, SplitName, split_demo, split_source
+from cgd_ray.data.splits import Prompt, PromptDeduplicator, SplitName, split_demo, split_source
 from cgd_ray.errors import ConfigError
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import PART_ROWS, Table
 
@@ -72,7 +72,7 @@ class _Counts:
 
     references: int = 0
 
-    def counted(self, row: Document) -> Document:
+    def counted(self, row: JsonDict) -> JsonDict:
         """The row (PROMPTS schema), once it is counted."""
         roles = Counter(turn["role"] for turn in row["history"] or ())
         self.train += row["split"] == "train"
@@ -106,7 +106,7 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     return prepared
 
 
-def _written(recipe: Recipe, store: Store) -> tuple[Table, Document, bool]:
+def _written(recipe: Recipe, store: Store) -> tuple[Table, JsonDict, bool]:
     """The table, what is known of it, and whether it was there before."""
     table, content = prompts_table(recipe, store)
     if (description := table.description()) is not None:
@@ -117,13 +117,13 @@ def _written(recipe: Recipe, store: Store) -> tuple[Table, Document, bool]:
     return table, description, False
 
 
-def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, Document]:
+def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, JsonDict]:
     """The recipe's prompts table, which may not be there yet, and what its fingerprint is made of."""
     content = _content(recipe)
     return Table(store, "prompts", fingerprint(content), PROMPTS), content
 
 
-def _content(recipe: Recipe) -> Document:
+def _content(recipe: Recipe) -> JsonDict:
     # What changes no row is left out, and what older tables know nothing of where it says nothing.
     data = recipe.data.model_dump(mode="json", exclude={"max_skipped_fraction"})
     if data.get("messages_column") is None:
@@ -151,7 +151,7 @@ def skipped_rows(recipe: Recipe, store: Store) -> list[dict[str, str]]:
 
 
 def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
-    merger, counts = Merger(recipe.data.prompt_template), _Counts()
+    merger, counts = PromptDeduplicator(recipe.data.prompt_template), _Counts()
     prompts = _split(recipe, merger)
     with SortedRows(PROMPTS) as ordered:
         while rows := [counts.counted(_row(prompt, split)) for prompt, split in islice(prompts, READ_ROWS)]:
@@ -178,13 +178,13 @@ def _answered(rows: pa.Table, answers: dict[str, str]) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("reference"), "reference", pa.array(filled, pa.string()))
 
 
-def _split(recipe: Recipe, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
+def _split(recipe: Recipe, merger: PromptDeduplicator) -> Iterator[tuple[Prompt, SplitName]]:
     if isinstance(recipe.data, DemoData):
         return split_demo(recipe.data, _demo_seed(recipe, recipe.data), merger)
     return split_source(recipe.data, recipe.storage, merger)
 
 
-def _row(prompt: Prompt, split: SplitName) -> Document:
+def _row(prompt: Prompt, split: SplitName) -> JsonDict:
     return {
         "prompt_id": prompt.identity,
         "split": split,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 
 _SHOWN = 200
 """Skipped rows that are kept for people to look at."""
@@ -65,7 +65,7 @@ class SkippedRows:
         """Refuse a source of which too large a share cannot be used; see `require_few`."""
         require_few(self.document(), self.count, read, most)
 
-    def document(self) -> Document:
+    def document(self) -> JsonDict:
         """What is kept of them."""
         return {
             "reasons": dict(self._reasons.most_common()),
@@ -73,7 +73,7 @@ class SkippedRows:
         }
 
 
-def require_few(skipped: Document, count: int, read: int, most: float) -> None:
+def require_few(skipped: JsonDict, count: int, read: int, most: float) -> None:
     """Refuse a source of which too large a share cannot be used.
 
     Args:

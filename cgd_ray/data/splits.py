@@ -48,7 +48,7 @@ class Prompt:
         return holdout_position(self.identity)
 
 
-class Merger:
+class PromptDeduplicator:
     """Passes each distinct prompt on once, the first of its kind, and counts the others.
 
     A reference that the first one lacks is taken from a later one; of several that differ, the first given one counts.
@@ -135,7 +135,9 @@ def rendered(row: SourceRow, template: str) -> Prompt:
     return Prompt(prompt_id(text, row.history), text, row)
 
 
-def split_source(data: ColumnData, storage: StorageSection, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
+def split_source(
+    data: ColumnData, storage: StorageSection, merger: PromptDeduplicator
+) -> Iterator[tuple[Prompt, SplitName]]:
     """Distinct prompts of a source with columns, in source order, each with its part.
 
     A fraction holds out what falls below it, and reading stops at the last prompt that may be trained on. A
@@ -178,7 +180,7 @@ def _rendered_all(rows: Iterator[SourceRow], data: ColumnData, on_skip: OnSkip) 
             on_skip(error)
 
 
-def split_demo(data: DemoData, seed: int, merger: Merger) -> Iterator[tuple[Prompt, SplitName]]:
+def split_demo(data: DemoData, seed: int, merger: PromptDeduplicator) -> Iterator[tuple[Prompt, SplitName]]:
     """Problems for training and for the held-out part, a third of which is of novel kinds.
 
     Problems of seen kinds belong to the held-out part by position, half of them, whether they are asked for
@@ -213,7 +215,7 @@ def _demo_heldout(data: DemoData) -> int:
     return round(data.limit * data.holdout.fraction / (1 - data.holdout.fraction))
 
 
-def _endless(rows: Iterator[SourceRow], merger: Merger) -> Iterator[Prompt]:
+def _endless(rows: Iterator[SourceRow], merger: PromptDeduplicator) -> Iterator[Prompt]:
     while True:
         prompt = next(merger.distinct(itertools.islice(rows, _MOST_REPEATS)), None)
         if prompt is None:

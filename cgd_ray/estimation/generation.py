@@ -88,7 +88,7 @@ class _Probe:
 
     def __init__(self, recipe: Recipe, result: GenerationResult, join: Join, gpu_hour_price: float | None) -> None:
         self._recipe = recipe
-        self._tallies = {stage: tally for stage, tally in result.tallies.items() if tally["rows"]}
+        self._metrics = {stage: counted for stage, counted in result.metrics.items() if counted["rows"]}
         self._price = gpu_hour_price
         made = list(join)
         self.rows = len(made)
@@ -101,12 +101,12 @@ class _Probe:
     @property
     def stages(self) -> set[str]:
         """Those of which there is something to go by."""
-        return {stage for stage in self._tallies if self._counted[stage]}
+        return {stage for stage in self._metrics if self._counted[stage]}
 
     @property
     def is_starved(self) -> bool:
         """Whether an engine could have taken more rows at a time than half of those that there were."""
-        return any(self.rows < 2 * self._width(role_of(stage)) for stage in self._tallies)
+        return any(self.rows < 2 * self._width(role_of(stage)) for stage in self._metrics)
 
     def estimate(self, stage: str, lacking: int) -> StageEstimate:
         """What so many more rows will take."""
@@ -122,12 +122,12 @@ class _Probe:
 
     def _seconds_per_row(self, stage: str) -> float:
         """Of the stage's pool, which shares its time among its stages as their rows took it."""
-        pool = [tally for name, tally in self._tallies.items() if role_of(name) == role_of(stage)]
+        pool = [counted for name, counted in self._metrics.items() if role_of(name) == role_of(stage)]
         seconds = max(t["started"] + t["seconds"] for t in pool) - min(t["started"] for t in pool)
-        share = self._tallies[stage]["busy_seconds"] / max(1e-9, sum(t["busy_seconds"] for t in pool))
-        tally = self._tallies[stage]
+        share = self._metrics[stage]["busy_seconds"] / max(1e-9, sum(t["busy_seconds"] for t in pool))
+        counted = self._metrics[stage]
         # Refused rows took no time, and are not among those that are told.
-        answered = tally["rows"] - tally["failed"] - tally["over_long"] - tally["quarantined"]
+        answered = counted["rows"] - counted["failed"] - counted["over_long"] - counted["quarantined"]
         return seconds * share / max(1, answered)
 
     def _gpus(self, role: str) -> float:

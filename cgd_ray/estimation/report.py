@@ -64,11 +64,11 @@ def print_training(estimate: TrainingEstimate | None, training: TrainingSection,
     cells: Cells = [["training", ""], *([name, _number(value)] for name, value in figures.items())]
     console.print(f"training, told from {estimate.sampled} generated rows that it would take:")
     console.print(rich_table("Training", [*cells, _hours(estimate, training)]))
-    head = ["ZeRO stage", "offload", "GiB on a device", "with gradient checkpointing", "on its host", "on its disk", ""]
+    head = ["ZeRO stage", "offload", "GiB on a device", "with gradient checkpointing", "on its host", ""]
     layouts: Cells = [head]
     for (stage, offload), needed in estimate.memory.items():
         is_chosen = (stage, offload) == (training.zero_stage, training.offload)
-        places = (needed.device, needed.device - estimate.saved[stage, offload], needed.host, needed.disk)
+        places = (needed.device, needed.device - estimate.saved[stage, offload], needed.host)
         sizes = [f"{size / 2**30:.1f}" for size in places]
         layouts.append([str(stage), offload, *sizes, "this recipe" if is_chosen else ""])
     console.print(

@@ -25,7 +25,6 @@ Layout = tuple[int, str]
 _LAYOUTS: tuple[Layout, ...] = (
     *((stage, "none") for stage in range(4)),
     *((stage, "cpu") for stage in range(1, 4)),
-    (3, "nvme"),
 )
 
 

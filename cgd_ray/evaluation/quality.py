@@ -9,10 +9,10 @@ from functools import partial
 from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import VERSION, grade
 from cgd_ray.grading.overlap import copy_rate
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 
 _FORMAT = 2  # of the file that keeps the summary
 
@@ -117,14 +117,14 @@ def generated_quality(join: Join) -> GeneratedQuality:
     if store.exists(name):
         return _from_json(json.loads(store.read(name)))
     whole = _Quality()
-    for shard in spread(partial(_shard_quality, join), join.shards()):
+    for shard in parallel_map(partial(_shard_quality, join), join.shards()):
         whole.add(shard)
     summary = whole.summary()
     store.write(name, json.dumps(asdict(summary), indent=1).encode())
     return summary
 
 
-def _from_json(content: Document) -> GeneratedQuality:
+def _from_json(content: JsonDict) -> GeneratedQuality:
     return GeneratedQuality(
         {name: GradedShare(**share) for name, share in content["accuracy"].items()},
         GradedShare(**content["verdicts"]),

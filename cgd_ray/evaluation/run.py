@@ -20,11 +20,11 @@ from cgd_ray.execution.progress import Progress
 from cgd_ray.grading.answers import gold_of
 from cgd_ray.inference.options import ModelRef
 from cgd_ray.runtime.cluster import read_cluster
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.stages.definitions import evaluation_stage
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.stages.stage import TEXTS, WORK, Stage
-from cgd_ray.storage.lease import Lease, held
+from cgd_ray.storage.lease import Lease, hold_lease
 from cgd_ray.storage.schemas import PROMPTS
 from cgd_ray.storage.tables import Table, next_attempt
 
@@ -42,7 +42,7 @@ def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
     """
     limit = recipe.evaluation.limit
     chosen, heldout, gradable = PROMPTS.empty_table(), 0, 0
-    for found in spread(partial(_heldout, prompts, limit), prompts.parts()):
+    for found in parallel_map(partial(_heldout, prompts, limit), prompts.parts()):
         chosen = pa.concat_tables([chosen, found.rows])
         if limit is not None and len(chosen) > 2 * limit:
             chosen = _first(chosen, limit)
@@ -108,7 +108,7 @@ def run_evaluation(run: ResolvedRun, rows: pa.Table, name: str, student: Student
     parts, spent = stage.results.parts(), dict[str, float]()
     rows = _with_parents(stage, rows)
     if len(_lacking(stage, rows, parts)):
-        with held(run.store, stage.results.folder, wait=True) as lease:
+        with hold_lease(run.store, stage.results.folder, wait=True) as lease:
             parts = stage.results.parts()
             if len(lacking := _lacking(stage, rows, parts)):  # nobody else answered them while this command waited
                 log.info(f"evaluating the {name} student", prompts=len(lacking))
@@ -188,7 +188,7 @@ def _generate(
 
         def watch(snapshot: Snapshot) -> None:
             lease.require()
-            progress.update(snapshot.tallies)
+            progress.update(snapshot.metrics)
 
         while len(left):
             fitting = sized(chain, len(left))
@@ -204,5 +204,5 @@ def _generate(
     return progress.summary()["evaluation"]
 
 
-def _blocks(work: pa.Table, rows: int, _ledger: ActorHandle) -> ray.data.Dataset:
+def _blocks(work: pa.Table, rows: int, _coordinator: ActorHandle) -> ray.data.Dataset:
     return work_of(work, rows)

@@ -15,9 +15,9 @@ from ray.actor import ActorHandle
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.execution.coordinator import CLOSE_SECONDS, Admission, as_ours
-from cgd_ray.execution.supervisor import RevivedEngine
+from cgd_ray.execution.supervisor import RestartingEngine
 from cgd_ray.runtime import processes
-from cgd_ray.stages.rows import CatchUp
+from cgd_ray.stages.rows import FinishedRows
 from cgd_ray.stages.stage import Row, row_name
 from cgd_ray.storage import transfers
 
@@ -35,23 +35,23 @@ _REPORT_SECONDS = 1.0
 class ChainActor:
     """One engine of the pool. Rows are coroutines on the engine's loop; Ray's own loop only waits for them."""
 
-    def __init__(self, chain: "Chain", ledger: ActorHandle, schema: pa.Schema) -> None:
+    def __init__(self, chain: "Chain", coordinator: ActorHandle, schema: pa.Schema) -> None:
         gc.set_threshold(*_COLLECT)
         processes.end_orphans()  # a killed predecessor's engine core would hold this one's cores and memory
         self._chain = chain
-        self._ledger = ledger
+        self._coordinator = coordinator
         self._schema = schema
         self._name = ray.get_runtime_context().get_actor_id()
         self._look = threading.Lock()
-        self._catch_up = CatchUp(chain.stages)
+        self._catch_up = FinishedRows(chain.stages)
         self._listed = 0  # deaths that there had been in the run when the parts were listed
         self._node = ray.get_runtime_context().get_node_id()
         place = ray.util.get_current_placement_group()
         self._place = place.id.hex() if place else None
-        hopeless = ray.get(ledger.arrive.remote(self._name, chain.role, self._place, self._node))
+        hopeless = ray.get(coordinator.arrive.remote(self._name, chain.role, self._place, self._node))
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="engine", daemon=True).start()
-        self._engine = RevivedEngine(chain.make_engine, self._report_suspects)
+        self._engine = RestartingEngine(chain.make_engine, self._report_suspects)
         self._runner = ChainRunner(
             self._engine,
             chain.stages,
@@ -78,7 +78,7 @@ class ChainActor:
         """Load. Where that fails, another engine is started elsewhere, unless this one had been up before."""
         failure = CgdError(hopeless) if hopeless else self._soon(self._load()).exception()
         if failure is None:
-            ray.get(self._ledger.up.remote(self._name))
+            ray.get(self._coordinator.up.remote(self._name))
             return
         self._is_lost = ray.get(self._give_up(failure))
         if not self._is_lost:
@@ -107,11 +107,11 @@ class ChainActor:
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
             if (now := transfers.so_far()) != told:
-                await self._ledger.fetching.remote(self._name, now)
+                await self._coordinator.fetching.remote(self._name, now)
                 told = now
 
     def _give_up(self, error: BaseException) -> "ray.ObjectRef[bool]":
-        return self._ledger.give_up.remote(self._name, self._chain.role, self._place, self._node, as_ours(error))
+        return self._coordinator.give_up.remote(self._name, self._chain.role, self._place, self._node, as_ours(error))
 
     def _soon(self, work: "Coroutine[object, object, T]") -> "Future[T]":
         return asyncio.run_coroutine_threadsafe(work, self._loop)
@@ -126,7 +126,7 @@ class ChainActor:
             done = rows if self._is_lost else await self._go_on(rows)
         except Exception as error:  # noqa: BLE001  Ray would bury it in advice
             if not self._engine.is_broken:
-                await self._ledger.fail.remote(as_ours(error))
+                await self._coordinator.fail.remote(as_ours(error))
                 return rows
             done = rows
             await self._lose(error)
@@ -136,20 +136,20 @@ class ChainActor:
 
     async def _go_on(self, rows: list[Row]) -> list[Row]:
         names = [row_name(row) for row in rows]
-        admission: Admission = await self._ledger.begin.remote(self._name, self._chain.role, names)
-        for name, strike in admission.strikes.items():
-            self._engine.strikes.hold(name, strike)
+        admission: Admission = await self._coordinator.begin.remote(self._name, self._chain.role, names)
+        for name, strike in admission.suspicions.items():
+            self._engine.suspicions.hold(name, strike)
         if admission.look_again:
-            rows = await asyncio.to_thread(self._caught_up, rows, admission.look_again)
-        suspects = {name for name, strike in admission.strikes.items() if strike.most is not None}
+            rows = await asyncio.to_thread(self._skip_finished, rows, admission.look_again)
+        suspects = {name for name, strike in admission.suspicions.items() if strike.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
         if not self._is_lost:
             await self._end(names)
         return rows
 
     async def _end(self, names: list[str]) -> None:
-        await self._ledger.end.remote(
-            self._name, self._chain.role, names, self._runner.take_tallies(), self._runner.ceiling
+        await self._coordinator.end.remote(
+            self._name, self._chain.role, names, self._runner.take_metrics(), self._runner.ceiling
         )
 
     async def _lose(self, error: Exception) -> None:
@@ -166,7 +166,7 @@ class ChainActor:
         has returned its own.
         """
         while True:  # in no thread: the runner writes in them, and blocks are many
-            if await self._ledger.may_release.remote():
+            if await self._coordinator.may_release.remote():
                 break
             await asyncio.sleep(_REPORT_SECONDS)
         await self._end([row_name(row) for row in rows])
@@ -174,14 +174,14 @@ class ChainActor:
     async def _report(self) -> None:
         """Say what was done, and hear whether to stop."""
         while True:
-            stop = await self._ledger.report.remote(self._name, self._runner.take_tallies(), self._runner.ceiling)
+            stop = await self._coordinator.report.remote(self._name, self._runner.take_metrics(), self._runner.ceiling)
             if stop:
                 break
             await asyncio.sleep(_REPORT_SECONDS)
         await self._runner.stop()
-        await self._ledger.stopped.remote(self._name)
+        await self._coordinator.stopped.remote(self._name)
 
-    def _caught_up(self, rows: list[Row], deaths: int) -> list[Row]:
+    def _skip_finished(self, rows: list[Row], deaths: int) -> list[Row]:
         """What is dead writes no more, so a listing since the last death has all that it wrote."""
         with self._look:
             if self._listed < deaths:
@@ -190,4 +190,4 @@ class ChainActor:
             return self._catch_up.rows(rows)
 
     async def _report_suspects(self, suspects: set[str] | None) -> None:
-        await self._ledger.on_engine.remote(self._name, None if suspects is None else sorted(suspects))
+        await self._coordinator.on_engine.remote(self._name, None if suspects is None else sorted(suspects))

@@ -123,7 +123,7 @@ def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
     return ray.data.from_blocks([table.slice(start, rows) for start in range(0, len(table), rows)])
 
 
-def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHandle) -> ray.data.Dataset:
+def through_pools(chains: list[Chain], work: ray.data.Dataset, coordinator: ActorHandle) -> ray.data.Dataset:
     """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
     # Ray 2.60 has no other way to let a pool's actors start again, or each in a place of its own, and says so at every
     # call.
@@ -133,7 +133,7 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
         tasks = min(_MOST_BLOCKS, math.ceil(chain.admitted_rows / rows))
         work = work.map_batches(
             ChainActor,
-            fn_constructor_args=[chain, ledger, DONE if chain is chains[-1] else WORK],
+            fn_constructor_args=[chain, coordinator, DONE if chain is chains[-1] else WORK],
             batch_format="pyarrow",
             # Blocks have so many rows already; Ray Data takes no batch of whole blocks for an operator with GPUs.
             batch_size=rows,
@@ -145,7 +145,7 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
             # Nodes may go away every night; who keeps dying for a reason of its own is found by the ward.
             max_restarts=-1,
             max_task_retries=-1,
-            ray_remote_args_fn=_places(chain, ledger),
+            ray_remote_args_fn=_places(chain, coordinator),
             num_cpus=chain.cpus,
             num_gpus=chain.gpus,
             accelerator_type=chain.accelerator_type,
@@ -153,13 +153,13 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, ledger: ActorHand
     return work
 
 
-def _places(chain: Chain, ledger: ActorHandle) -> Callable[[], Mapping[str, SchedulingStrategyT]]:
+def _places(chain: Chain, coordinator: ActorHandle) -> Callable[[], Mapping[str, SchedulingStrategyT]]:
     """Options of an actor of the pool, called for each that is started; what asks for nothing runs on this node."""
     if chain.demand.is_nothing:
         return on_this_node
 
     def options() -> dict[str, PlacementGroupSchedulingStrategy]:
-        group = ray.get(ledger.take_place.remote(chain.role))
+        group = ray.get(coordinator.take_place.remote(chain.role))
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)}
 
     return options

@@ -1,7 +1,7 @@
 """How far reading runs ahead of the engines."""
 
 
-class Pace:
+class ReadAheadLimit:
     """A shard may be read while fewer rows than there is room for are in the stream: read, and not through all engines.
 
     Ray Data bounds what waits between operators by the bytes that the object stores of the whole cluster could take.

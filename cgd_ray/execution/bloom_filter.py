@@ -4,7 +4,7 @@ import hashlib
 import struct
 
 
-class Seen:
+class BloomFilter:
     """Whether something was seen before, in the memory of 64 MiB for any number of things.
 
     A Bloom filter: of five million things less than one in ten thousand new ones is taken for an old one.

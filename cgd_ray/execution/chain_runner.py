@@ -8,8 +8,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.execution.metrics import StageTally, Tallies
-from cgd_ray.execution.results import result_row, tally_of
+from cgd_ray.execution.metrics import Metrics, StageMetrics
+from cgd_ray.execution.results import metrics_of, result_row
 from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Engine, Request
 from cgd_ray.prompts.thinking import thinking_in
 from cgd_ray.stages.stage import TEXTS, Row, Stage, row_name
@@ -55,7 +55,7 @@ class ChainRunner:
         self._host = socket.gethostname()
         self._slots = asyncio.Semaphore(max_in_flight)
         self._walks: set[asyncio.Task[None]] = set()
-        self._tallies: Tallies = {}
+        self._metrics: Metrics = {}
         self._stopping = False
         self.ceiling: str | None = None
         """Why the engine will not go on."""
@@ -100,9 +100,9 @@ class ChainRunner:
         await asyncio.gather(*self._walks, return_exceptions=True)
         await self._write_all()
 
-    def take_tallies(self) -> Tallies:
+    def take_metrics(self) -> Metrics:
         """What was done since this was last called."""
-        taken, self._tallies = self._tallies, {}
+        taken, self._metrics = self._metrics, {}
         return taken
 
     async def close(self) -> None:
@@ -157,7 +157,7 @@ class ChainRunner:
                 committer.flush()
 
     async def _one(self, stage: Stage, row: Row) -> "asyncio.Future[None]":
-        self._tallies.setdefault(stage.name, StageTally()).admitted += 1
+        self._metrics.setdefault(stage.name, StageMetrics()).admitted += 1
         started, clock = dt.datetime.now(dt.UTC), time.monotonic()
         made: Completion | CompletionError
         try:
@@ -180,7 +180,9 @@ class ChainRunner:
                 "host": self._host,
             }
         )
-        self._tallies.setdefault(stage.name, StageTally()).add(tally_of(result, cached, started.timestamp(), seconds))
+        self._metrics.setdefault(stage.name, StageMetrics()).add(
+            metrics_of(result, cached, started.timestamp(), seconds)
+        )
         return self._results[stage.name].add(result)
 
 

@@ -17,11 +17,12 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.errors import CgdError
-from cgd_ray.execution.backpressure import Pace
-from cgd_ray.execution.bloom_filter import Seen
-from cgd_ray.execution.metrics import Tallies, add_tallies
+from cgd_ray.execution.backpressure import ReadAheadLimit
+from cgd_ray.execution.bloom_filter import BloomFilter
+from cgd_ray.execution.metrics import Metrics, add_metrics
+from cgd_ray.execution.quarantine import SuspectTracker, Suspicion
 from cgd_ray.execution.replicas import Pool, Replicas
-from cgd_ray.execution.supervisor import MOST_DEATHS, Strike, Strikes
+from cgd_ray.execution.supervisor import MOST_DEATHS
 from cgd_ray.runtime.cluster import Cluster
 from cgd_ray.runtime.logs import describe_own_log, show_traceback
 from cgd_ray.storage.filesystem import store_errors
@@ -38,7 +39,7 @@ _START_DEATHS = 2  # of a process that was loading; the next one is tried on ano
 class Admission:
     """What an engine must know before it begins a block."""
 
-    strikes: dict[str, Strike]
+    suspicions: dict[str, Suspicion]
     """What is held against its rows."""
     look_again: int
     """0: the block is as it says. Else it was begun before, so its rows may be on storage, and a listing that was made
@@ -49,7 +50,7 @@ class Admission:
 class Snapshot:
     """How a run stands."""
 
-    tallies: Tallies
+    metrics: Metrics
     engines: int
     """Engines that have loaded."""
     idle_seconds: float
@@ -85,26 +86,26 @@ class _Engine:
     fetched: Transfer | None = None
 
 
-class _Ledger:
+class _Coordinator:
     def __init__(self, last_role: str, room: int, pools: Sequence[Pool] = ()) -> None:
         self._engines: dict[str, _Engine] = {}
         self._last_role = last_role
-        self._pace = Pace(room)
+        self._pace = ReadAheadLimit(room)
         self._replicas = Replicas(pools)
         self._troubles: list[str] = []
-        self._strikes = Strikes()
-        self._tallies: Tallies = {}
+        self._suspicions = SuspectTracker()
+        self._metrics: Metrics = {}
         self._ceiling: str | None = None
         self._broken: CgdError | None = None
         self._stopping = False
         # Blocks that were ever begun. That a block's rows are on storage is no reason to forget it: Ray may lose what
         # the engine returned, and begin again.
-        self._begun = Seen()
+        self._begun = BloomFilter()
         self._deaths = 1  # of engines' processes; 0 would say that nothing is to be looked up
         self._progress = time.monotonic()
 
     def may_read(self, shard: int, rows: int) -> bool:
-        """See `Pace.may_read`."""
+        """See `ReadAheadLimit.may_read`."""
         return self._pace.may_read(shard, rows)
 
     def request_places(self, cluster: Cluster) -> None:
@@ -141,7 +142,7 @@ class _Ledger:
         died_alone = gone.node is None or gone.node in _living_nodes()  # a node that went away says nothing of a model
         now.start_deaths = 0 if gone.is_up else gone.start_deaths + died_alone
         self._deaths += 1
-        self._strikes.death(gone.rows if gone.suspects is None else gone.suspects)
+        self._suspicions.death(gone.rows if gone.suspects is None else gone.suspects)
         if now.deaths > MOST_DEATHS:
             self.fail(
                 CgdError(
@@ -189,31 +190,31 @@ class _Ledger:
     def begin(self, engine: str, role: str, rows: list[str]) -> Admission:
         """An engine is about to work on a block of these rows."""
         self._engines[engine].rows.update(rows)
-        held = {row: self._strikes.of(row) for row in rows}
-        strikes = {row: strike for row, strike in held.items() if strike.deaths}
+        held = {row: self._suspicions.of(row) for row in rows}
+        suspicions = {row: strike for row, strike in held.items() if strike.deaths}
         if self._begun.add((role, *rows)):
-            return Admission(strikes, 0)
+            return Admission(suspicions, 0)
         # A lost node's engine may come again long after another one has begun its blocks.
-        return Admission(strikes, self._deaths + sum(not node["Alive"] for node in ray.nodes()))
+        return Admission(suspicions, self._deaths + sum(not node["Alive"] for node in ray.nodes()))
 
     def on_engine(self, engine: str, suspects: list[str] | None) -> None:
         """Only these rows are on the engine, until it says that there are no suspects left (None)."""
         self._engines[engine].suspects = None if suspects is None else set(suspects)
 
-    def end(self, engine: str, role: str, rows: list[str], tallies: Tallies, ceiling: str | None) -> None:
+    def end(self, engine: str, role: str, rows: list[str], metrics: Metrics, ceiling: str | None) -> None:
         """An engine is done with these rows: what was made of them is on storage."""
         if role == self._last_role:
             self._pace.leave(len(rows))
         self._engines[engine].rows.difference_update(rows)
         for row in rows:
-            self._strikes.clear(row)
-        self.report(engine, tallies, ceiling)
+            self._suspicions.clear(row)
+        self.report(engine, metrics, ceiling)
 
-    def report(self, engine: str, tallies: Tallies, ceiling: str | None) -> bool:
+    def report(self, engine: str, metrics: Metrics, ceiling: str | None) -> bool:
         """What an engine did since it last said so; returns whether it should stop."""
-        add_tallies(self._tallies, tallies)
+        add_metrics(self._metrics, metrics)
         self._ceiling = ceiling or self._ceiling
-        if any(tally.rows for tally in tallies.values()):  # an engine that only begins rows may die of each
+        if any(counted.rows for counted in metrics.values()):  # an engine that only begins rows may die of each
             self._progress = time.monotonic()
             self._engines[engine].deaths = 0
         return self._stopping
@@ -240,7 +241,7 @@ class _Ledger:
         idle = time.monotonic() - self._progress
         broken = self._broken or self._replicas.broken()
         return Snapshot(
-            self._tallies,
+            self._metrics,
             engines,
             idle,
             self._deaths - 1,
@@ -272,7 +273,7 @@ def _living_nodes() -> set[str]:
 
 
 @contextlib.contextmanager
-def open_ledger(last_role: str, room: int, pools: Sequence[Pool], cluster: Cluster) -> Iterator[ActorHandle]:
+def open_coordinator(last_role: str, room: int, pools: Sequence[Pool], cluster: Cluster) -> Iterator[ActorHandle]:
     """A ledger on the driver's own node: it is gone only where the driver is gone, too.
 
     Args:
@@ -281,28 +282,28 @@ def open_ledger(last_role: str, room: int, pools: Sequence[Pool], cluster: Clust
         pools: a place for each of their engines is held until the end.
         cluster: where.
     """
-    ledger = ray.remote(num_cpus=0, **on_this_node())(_Ledger).remote(last_role, room, pools)
+    coordinator = ray.remote(num_cpus=0, **on_this_node())(_Coordinator).remote(last_role, room, pools)
     try:
-        ray.get(ledger.request_places.remote(cluster))
-        yield ledger
+        ray.get(coordinator.request_places.remote(cluster))
+        yield coordinator
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(ledger.remove_places.remote(), timeout=CLOSE_SECONDS)
-        ray.kill(ledger)
+            ray.get(coordinator.remove_places.remote(), timeout=CLOSE_SECONDS)
+        ray.kill(coordinator)
 
 
-def wait_for_room(ledger: ActorHandle, shard: int, rows: int) -> None:
+def wait_for_room(coordinator: ActorHandle, shard: int, rows: int) -> None:
     """Wait until a shard's rows, so many of them, may come into the stream."""
-    while not ray.get(ledger.may_read.remote(shard, rows)):
+    while not ray.get(coordinator.may_read.remote(shard, rows)):
         time.sleep(_ROOM_SECONDS)
 
 
-def give_up(ledger: ActorHandle, error: Exception) -> None:
+def report_fatal(coordinator: ActorHandle, error: Exception) -> None:
     """Say that the run cannot go on, and why, and wait for its end: engines write what they have before it.
 
     Raised at once, it would end them all together with what they had not written yet.
     """
-    ray.get(ledger.fail.remote(as_ours(error)))
+    ray.get(coordinator.fail.remote(as_ours(error)))
     time.sleep(CLOSE_SECONDS)
 
 

@@ -14,8 +14,8 @@ from ray.actor import ActorHandle
 
 from cgd_ray.errors import CgdError, ConfigError, StoppedError
 from cgd_ray.execution.actor_pool import Chain, pools_of, require_chains_fit, set_context, stream_rows, through_pools
-from cgd_ray.execution.coordinator import CLOSE_SECONDS, Snapshot, on_this_node, open_ledger
-from cgd_ray.runtime.capacity import held_room, require_returned
+from cgd_ray.execution.coordinator import CLOSE_SECONDS, Snapshot, on_this_node, open_coordinator
+from cgd_ray.runtime.capacity import resources_in_use, wait_for_release
 from cgd_ray.runtime.cluster import read_cluster
 
 log = structlog.get_logger(__name__)
@@ -51,36 +51,36 @@ def run_chains(
             its log.
     """
     require_chains_fit(chains)
-    before = held_room()
+    before = resources_in_use()
     wanted = sum(chain.replicas for chain in chains)
     cluster = read_cluster()
     look = partial(_look, watch=_Watch(watch), wanted=wanted, stall_seconds=stall_seconds)
-    with open_ledger(chains[-1].role, stream_rows(chains), pools_of(chains, cluster), cluster) as ledger:
-        stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, ledger)
+    with open_coordinator(chains[-1].role, stream_rows(chains), pools_of(chains, cluster), cluster) as coordinator:
+        stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, coordinator)
         try:
             stranded = 0
             while not stranded and not _ended_within(stream, _LOOK_SECONDS):
-                stranded = look(ledger).stranded
+                stranded = look(coordinator).stranded
             if stranded:
                 log.warning("engines are gone with their nodes, and others have nothing left to do", engines=stranded)
-                _stop(ledger, stream)
+                _stop(coordinator, stream)
             else:
                 ray.get(stream)
-            lost = look(ledger).lost + stranded
-            _wait_for_engines(ledger)
+            lost = look(coordinator).lost + stranded
+            _wait_for_engines(coordinator)
         except ray.exceptions.RayError as error:
             ray.cancel(stream, force=True)
             raise _explained(error) from error
         except BaseException:
-            _stop(ledger, stream)
+            _stop(coordinator, stream)
             raise
-    require_returned(before)
+    wait_for_release(before)
     return lost
 
 
-def _stream(chains: list[Chain], work: Callable[[ActorHandle], ray.data.Dataset], ledger: ActorHandle) -> None:
+def _stream(chains: list[Chain], work: Callable[[ActorHandle], ray.data.Dataset], coordinator: ActorHandle) -> None:
     set_context(chains)
-    for _ in through_pools(chains, work(ledger), ledger).iter_batches(
+    for _ in through_pools(chains, work(coordinator), coordinator).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     ):
         pass  # results are on storage, and the ledger counts them
@@ -110,15 +110,17 @@ class _Watch:
         self._watch(snapshot)
 
 
-def _wait_for_engines(ledger: ActorHandle) -> None:
+def _wait_for_engines(coordinator: ActorHandle) -> None:
     """Engines end by themselves after their last row; what is still there when its place is removed is killed."""
     deadline = time.monotonic() + CLOSE_SECONDS
-    while not ray.get(ledger.is_vacated.remote()) and time.monotonic() < deadline:
+    while not ray.get(coordinator.is_vacated.remote()) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
 
 
-def _look(ledger: ActorHandle, *, watch: Callable[[Snapshot], object], wanted: int, stall_seconds: float) -> Snapshot:
-    snapshot: Snapshot = ray.get(ledger.snapshot.remote())
+def _look(
+    coordinator: ActorHandle, *, watch: Callable[[Snapshot], object], wanted: int, stall_seconds: float
+) -> Snapshot:
+    snapshot: Snapshot = ray.get(coordinator.snapshot.remote())
     watch(snapshot)
     if snapshot.ceiling:
         raise StoppedError(f"{snapshot.ceiling}; the same command continues where this one stopped")
@@ -137,13 +139,13 @@ def _last(troubles: list[str]) -> str:
     return f"; last, {' '.join(troubles[-1].split())}" if troubles else ""
 
 
-def _stop(ledger: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
+def _stop(coordinator: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
     """Let the engines write what is finished, then end them. A second signal does not wait."""
     deadline = time.monotonic() + _STOP_SECONDS
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(ledger.stop.remote(), timeout=_STOP_SECONDS)
+        ray.get(coordinator.stop.remote(), timeout=_STOP_SECONDS)
         while time.monotonic() < deadline and not _ended_within(stream, _LOOK_SECONDS):
-            if ray.get(ledger.all_stopped.remote(), timeout=_STOP_SECONDS):
+            if ray.get(coordinator.all_stopped.remote(), timeout=_STOP_SECONDS):
                 break
     ray.cancel(stream, force=True)
 

@@ -10,7 +10,7 @@ _SURE = 3.7  # standard deviations: one chance in 10,000, since a run is looked 
 
 
 @dataclass
-class StageTally:
+class StageMetrics:
     """What one stage did in one invocation, or since it was last asked."""
 
     admitted: int = 0
@@ -57,7 +57,7 @@ class StageTally:
         low = (found + square / 2 - math.sqrt(square * (found * (1 - found) + square / 4))) / (1 + square)
         return low > share
 
-    def add(self, other: "StageTally") -> None:
+    def add(self, other: "StageMetrics") -> None:
         """Take another tally of the same stage in."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -79,11 +79,11 @@ _COUNTS = (
     "busy_seconds",
 )
 
-Tallies = dict[str, StageTally]
+Metrics = dict[str, StageMetrics]
 """By stage."""
 
 
-def add_tallies(whole: Tallies, more: Tallies) -> None:
+def add_metrics(whole: Metrics, more: Metrics) -> None:
     """Take tallies into those of the same stages."""
-    for stage, tally in more.items():
-        whole.setdefault(stage, StageTally()).add(tally)
+    for stage, counted in more.items():
+        whole.setdefault(stage, StageMetrics()).add(counted)

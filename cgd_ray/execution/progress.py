@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 
-from cgd_ray.execution.metrics import StageTally, Tallies, add_tallies
+from cgd_ray.execution.metrics import Metrics, StageMetrics, add_metrics
 
 log = structlog.get_logger(__name__)
 _LINE_SECONDS = 15.0
@@ -21,8 +21,8 @@ class Progress:
 
     def __init__(self, todo: dict[str, int]) -> None:
         self._todo = {stage: rows for stage, rows in todo.items() if rows}
-        self._earlier: Tallies = {}
-        self._tallies: Tallies = {stage: StageTally() for stage in self._todo}
+        self._earlier: Metrics = {}
+        self._metrics: Metrics = {stage: StageMetrics() for stage in self._todo}
         columns = (
             TextColumn("{task.description:>10}"),
             BarColumn(),
@@ -39,38 +39,38 @@ class Progress:
     @property
     def total_tokens(self) -> int:
         """Prompt and completion tokens of all stages."""
-        return sum(tally.prompt_tokens + tally.completion_tokens for tally in self._tallies.values())
+        return sum(counted.prompt_tokens + counted.completion_tokens for counted in self._metrics.values())
 
-    def update(self, tallies: Tallies) -> Tallies:
+    def update(self, metrics: Metrics) -> Metrics:
         """Take and show what the engines that run now have done so far; returns the tallies of all."""
-        self._tallies = {stage: StageTally() for stage in self._todo}
-        add_tallies(self._tallies, self._earlier)
-        add_tallies(self._tallies, tallies)
+        self._metrics = {stage: StageMetrics() for stage in self._todo}
+        add_metrics(self._metrics, self._earlier)
+        add_metrics(self._metrics, metrics)
         self._show()
-        return self._tallies
+        return self._metrics
 
     def next_engines(self) -> None:
         """What comes now is counted from nothing again, on top of what was done."""
-        self._earlier = self._tallies
+        self._earlier = self._metrics
 
     def summary(self) -> dict[str, dict[str, float]]:
         """Per stage: the counts, the seconds between its first start and its last end, completion tokens per second."""
         return {
             stage: {
-                "rows": tally.rows,
-                "failed": tally.failed,
-                "truncated": tally.truncated,
-                "over_long": tally.over_long,
-                "quarantined": tally.quarantined,
-                "prompt_tokens": tally.prompt_tokens,
-                "completion_tokens": tally.completion_tokens,
-                "cached_tokens": tally.cached_tokens,
-                "started": tally.started if tally.rows else 0.0,
-                "seconds": round(tally.seconds, 2),
-                "busy_seconds": round(tally.busy_seconds, 2),
-                "completion_tokens_per_second": round(_speed(tally), 1),
+                "rows": counted.rows,
+                "failed": counted.failed,
+                "truncated": counted.truncated,
+                "over_long": counted.over_long,
+                "quarantined": counted.quarantined,
+                "prompt_tokens": counted.prompt_tokens,
+                "completion_tokens": counted.completion_tokens,
+                "cached_tokens": counted.cached_tokens,
+                "started": counted.started if counted.rows else 0.0,
+                "seconds": round(counted.seconds, 2),
+                "busy_seconds": round(counted.busy_seconds, 2),
+                "completion_tokens_per_second": round(_speed(counted), 1),
             }
-            for stage, tally in self._tallies.items()
+            for stage, counted in self._metrics.items()
         }
 
     def __enter__(self) -> Self:
@@ -89,13 +89,13 @@ class Progress:
 
     def _show(self) -> None:
         if self._bars:
-            for stage, tally in self._tallies.items():
-                self._bars.update(self._tasks[stage], completed=tally.rows, speed=f"{_speed(tally):.0f} tok/s")
+            for stage, counted in self._metrics.items():
+                self._bars.update(self._tasks[stage], completed=counted.rows, speed=f"{_speed(counted):.0f} tok/s")
         elif time.monotonic() - self._line > _LINE_SECONDS:
             self._line = time.monotonic()
-            done = {name: f"{entry.rows}/{self._todo[name]}" for name, entry in self._tallies.items()}
+            done = {name: f"{entry.rows}/{self._todo[name]}" for name, entry in self._metrics.items()}
             log.info("generating", **done, seconds=round(self._line - self._started))
 
 
-def _speed(tally: StageTally) -> float:
-    return tally.completion_tokens / max(tally.seconds, 1e-9)
+def _speed(counted: StageMetrics) -> float:
+    return counted.completion_tokens / max(counted.seconds, 1e-9)

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from cgd_ray.execution.metrics import StageTally
+from cgd_ray.execution.metrics import StageMetrics
 from cgd_ray.inference.base import Completion, CompletionError, PoisonError, PromptTooLongError
 from cgd_ray.stages.stage import Row, Stage
 from cgd_ray.storage.fingerprint import text_digest
@@ -55,10 +55,10 @@ def _status(made: Completion | CompletionError) -> str:
             return "failed"
 
 
-def tally_of(result: Row, cached: int | None, started: float, seconds: float) -> StageTally:
+def metrics_of(result: Row, cached: int | None, started: float, seconds: float) -> StageMetrics:
     """What one completion counts for; it began at `started` (seconds since the epoch) and took `seconds`."""
     status = result["status"]
-    return StageTally(
+    return StageMetrics(
         rows=1,
         failed=int(status == "failed"),
         truncated=int(status == "truncated"),

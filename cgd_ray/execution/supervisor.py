@@ -2,111 +2,22 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 
 import structlog
 
 from cgd_ray.errors import CgdError
+from cgd_ray.execution.quarantine import SuspectAdmission, SuspectTracker
 from cgd_ray.inference.base import Completion, Engine, EngineDiedError, PoisonError, Request
 
 log = structlog.get_logger(__name__)
 
-_FREE_DEATHS = 1  # a row may see so many without suspicion: nodes are taken away, drivers fail
 MOST_DEATHS = 16
 """Of an engine in a row, with nothing finished in between; halving 4,096 suspects takes 12."""
 _CLOSE_SECONDS = 30.0
 
 
-@dataclass(frozen=True)
-class Strike:
-    """What is held against a row."""
-
-    deaths: int
-    """Deaths of an engine that it was on."""
-    most: int | None
-    """Suspects that may be on an engine together with it, itself included; 0: it is convicted; None: no suspicion."""
-
-
-class Strikes:
-    """Rows that were on an engine when it died.
-
-    From the second death on they are suspects, and run in groups of half the size: n suspects with one bad row among
-    them cost about log2(n) more deaths. Who is on an engine alone when it dies is convicted.
-    """
-
-    def __init__(self) -> None:
-        self._strikes: dict[str, Strike] = {}
-
-    def death(self, rows: Iterable[str]) -> None:
-        """These rows were on an engine when it died."""
-        seen = list(rows)
-        for row in seen:
-            deaths = self.of(row).deaths + 1
-            self._strikes[row] = Strike(deaths, len(seen) // 2 if deaths > _FREE_DEATHS else None)
-
-    def of(self, row: str) -> Strike:
-        """What is held against this row."""
-        return self._strikes.get(row, Strike(0, None))
-
-    def hold(self, row: str, strike: Strike) -> None:
-        """Hold against the row what was found out elsewhere."""
-        if strike.deaths > self.of(row).deaths:
-            self._strikes[row] = strike
-
-    def clear(self, row: str) -> None:
-        """Nothing is held against it any more."""
-        self._strikes.pop(row, None)
-
-    @property
-    def any_suspect(self) -> bool:
-        """Whether any row is a suspect."""
-        return any(strike.most is not None for strike in self._strikes.values())
-
-
-class Ward:
-    """Lets rows onto one engine: all of them as long as nobody is a suspect, then suspects only, in small groups."""
-
-    def __init__(self) -> None:
-        self.strikes = Strikes()
-        self.inside: set[str] = set()
-        self._waiting = 0
-        self._changed = asyncio.Condition()
-
-    @contextlib.asynccontextmanager
-    async def admitted(self, row: str) -> AsyncIterator[None]:
-        """Wait until the row may be on the engine; let the next ones in after it."""
-        if self.strikes.any_suspect:
-            await self._wait_for(row)
-        self.inside.add(row)
-        try:
-            yield
-        finally:
-            self.inside.discard(row)
-            await self.look_again()
-
-    async def look_again(self) -> None:
-        """Somebody left or was cleared: the next ones may be let in."""
-        if self._waiting:
-            async with self._changed:
-                self._changed.notify_all()
-
-    async def _wait_for(self, row: str) -> None:
-        self._waiting += 1
-        try:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self._may_enter(row))
-        finally:
-            self._waiting -= 1
-
-    def _may_enter(self, row: str) -> bool:
-        if not self.strikes.any_suspect:
-            return True
-        most = [self.strikes.of(other).most for other in (row, *self.inside)]
-        return all(limit is not None and len(self.inside) < limit for limit in most)
-
-
-class RevivedEngine:
+class RestartingEngine:
     """An engine that is made anew whenever it dies, and whose killers are found.
 
     `report` is told which rows are on the engine before a suspect runs there, and None when there is none left: this
@@ -121,12 +32,12 @@ class RevivedEngine:
         self._revival: asyncio.Task[None] | None = None
         self._deaths_in_a_row = 0
         self._broken: CgdError | None = None
-        self._ward = Ward()
+        self._admission = SuspectAdmission()
 
     @property
-    def strikes(self) -> Strikes:
+    def suspicions(self) -> SuspectTracker:
         """What is held against rows."""
-        return self._ward.strikes
+        return self._admission.suspicions
 
     @property
     def is_broken(self) -> bool:
@@ -159,12 +70,12 @@ class RevivedEngine:
         To be said of rows that never came, too: who waits for all suspects to be done would wait for them. Not to be
         said between two requests of a row: the second one may be what kills.
         """
-        if self.strikes.of(row).deaths:
-            suspected = self.strikes.any_suspect
-            self.strikes.clear(row)
-            if suspected and not self.strikes.any_suspect:
+        if self.suspicions.of(row).deaths:
+            suspected = self.suspicions.any_suspect
+            self.suspicions.clear(row)
+            if suspected and not self.suspicions.any_suspect:
                 await self._report(None)
-            await self._ward.look_again()
+            await self._admission.look_again()
 
     async def close(self) -> None:
         """See `Engine`."""
@@ -174,9 +85,9 @@ class RevivedEngine:
 
     async def _attempt(self, request: Request) -> Completion:
         engine = self._engine
-        async with self._ward.admitted(request.row):
-            if self.strikes.any_suspect:
-                await self._report(set(self._ward.inside))
+        async with self._admission.admitted(request.row):
+            if self.suspicions.any_suspect:
+                await self._report(set(self._admission.inside))
             try:
                 made = await engine.complete(request)
             except EngineDiedError as death:
@@ -190,8 +101,8 @@ class RevivedEngine:
             return  # another row has already said so
         self._alive.clear()
         self._deaths_in_a_row += 1
-        self.strikes.death(self._ward.inside)
-        log.warning("the engine died and is started again", rows=len(self._ward.inside), error=str(death))
+        self.suspicions.death(self._admission.inside)
+        log.warning("the engine died and is started again", rows=len(self._admission.inside), error=str(death))
         self._revival = asyncio.create_task(self._revive(engine, death))
 
     async def _revive(self, dead: Engine, death: EngineDiedError) -> None:
@@ -212,6 +123,6 @@ class RevivedEngine:
         await self._engine.start()
 
     def _require_innocent(self, row: str) -> None:
-        strike = self.strikes.of(row)
+        strike = self.suspicions.of(row)
         if strike.most == 0:
             raise PoisonError(f"the engine died {strike.deaths} times with this row on it, the last time alone")

@@ -9,15 +9,15 @@ from cgd_ray.storage.runs import Run
 _FILE = "engines.json"
 
 
-def forget(run: Run) -> None:
+def clear_failures(run: Run) -> None:
     """Begin anew: what was wrong with an earlier command's nodes says nothing of this one's."""
-    if recorded(run):
+    if recorded_failures(run):
         run.write_json(_FILE, {"troubles": []})
 
 
-def noting(run: Run, check: Callable[[Snapshot], object]) -> Callable[[Snapshot], None]:
+def recording_failures(run: Run, check: Callable[[Snapshot], object]) -> Callable[[Snapshot], None]:
     """The check, before which each engine that is gone is written down, beside those of the command's earlier parts."""
-    earlier = recorded(run)
+    earlier = recorded_failures(run)
     said = 0
 
     def look(snapshot: Snapshot) -> None:
@@ -32,7 +32,7 @@ def noting(run: Run, check: Callable[[Snapshot], object]) -> Callable[[Snapshot]
     return look
 
 
-def recorded(run: Run) -> list[str]:
+def recorded_failures(run: Run) -> list[str]:
     """One line each, with its time, of the last command that generated."""
     document = run.read_json(_FILE)
     return list(document["troubles"]) if document else []

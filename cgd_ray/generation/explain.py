@@ -7,7 +7,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prepare import prompts_table
 from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.storage.tables import Table
 
 _LONGEST = 60
@@ -26,7 +26,7 @@ def explain(store: Store, recipe: Recipe, stages: list[Stage]) -> list[str]:
     return lines + [f"{stage.name}: {_explain(stage.results, stage.description, there)}" for stage in stages]
 
 
-def set_apart(table: Table, description: Document) -> str | None:
+def set_apart(table: Table, description: JsonDict) -> str | None:
     """What sets a table that is not there apart from the nearest one of the root; None where there is none."""
     others = _described(table) if table.description() is None else {}
     if not others:
@@ -36,20 +36,20 @@ def set_apart(table: Table, description: Document) -> str | None:
     return f"a new table; what differs from {nearest}: " + "; ".join(differences[nearest])
 
 
-def _explain(table: Table, description: Document, there: str) -> str:
+def _explain(table: Table, description: JsonDict, there: str) -> str:
     if table.description() is not None:
         return f"table {table.fingerprint} {there}"
     return set_apart(table, description) or "the first table of its kind under this root"
 
 
-def _described(table: Table) -> dict[str, Document]:
+def _described(table: Table) -> dict[str, JsonDict]:
     folder = f"tables/{table.stage}"
     found = {name: replace(table, fingerprint=name).description() for name in table.store.folders(folder)}
     # That of prompts has counts beside what it was made of.
     return {name: description.get("content", description) for name, description in found.items() if description}
 
 
-def _differences(stage: str, before: Document, now: Document) -> list[str]:
+def _differences(stage: str, before: JsonDict, now: JsonDict) -> list[str]:
     flat_before, flat_now = _flat(before), _flat(now)
     keys = [key for key in sorted(flat_before | flat_now) if flat_before.get(key) != flat_now.get(key)]
     return [_difference(stage, key, flat_before.get(key), flat_now.get(key)) for key in keys]
@@ -89,8 +89,8 @@ def _setting(stage: str, key: str) -> str:
     return key
 
 
-def _flat(tree: Document, prefix: str = "") -> Document:
-    flat: Document = {}
+def _flat(tree: JsonDict, prefix: str = "") -> JsonDict:
+    flat: JsonDict = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
             flat |= _flat(value, f"{prefix}{key}.")

@@ -8,11 +8,11 @@ import structlog
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError, StoppedError
 from cgd_ray.execution.coordinator import Snapshot
-from cgd_ray.execution.metrics import ENOUGH_ROWS, StageTally, Tallies
+from cgd_ray.execution.metrics import ENOUGH_ROWS, Metrics, StageMetrics
 from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.planning import Plan
 from cgd_ray.inference.options import EngineOptions
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
@@ -61,16 +61,16 @@ class Guard:
         """
         for lease in self._leases:
             lease.require()
-        tallies = self.progress.update(snapshot.tallies)
-        self._say_what_died(snapshot.deaths, tallies)
-        for stage, tally in tallies.items():
-            self._check_failures(stage, tally)
-            self._say_over_long(stage, tally)
+        metrics = self.progress.update(snapshot.metrics)
+        self._say_what_died(snapshot.deaths, metrics)
+        for stage, counted in metrics.items():
+            self._check_failures(stage, counted)
+            self._say_over_long(stage, counted)
         if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
             raise StoppedError(
                 f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
             )
-        self._check_spending(tallies)
+        self._check_spending(metrics)
 
     def require_some(self, done: Plan) -> None:
         """Stop where a stage has no result at all, few rows as there were: what comes next would only hide why."""
@@ -81,42 +81,42 @@ class Guard:
             if not (count.ok or count.truncated) and (lost or count.over_long >= ENOUGH_ROWS):
                 raise StoppedError(f"{stage}: all {lost + count.over_long} rows failed; the last error: {error}")
 
-    def _say_what_died(self, deaths: int, tallies: Tallies) -> None:
+    def _say_what_died(self, deaths: int, metrics: Metrics) -> None:
         if deaths > self._deaths:
             log.warning("an engine's process died and is started again", deaths=deaths)
         self._deaths = deaths
-        for stage, tally in tallies.items():
-            if tally.quarantined > self._quarantined.get(stage, 0):
-                log.warning(f"{stage}: set apart, since their engine dies of them", rows=tally.quarantined)
-            self._quarantined[stage] = tally.quarantined
+        for stage, counted in metrics.items():
+            if counted.quarantined > self._quarantined.get(stage, 0):
+                log.warning(f"{stage}: set apart, since their engine dies of them", rows=counted.quarantined)
+            self._quarantined[stage] = counted.quarantined
 
-    def _check_failures(self, stage: str, tally: StageTally) -> None:
-        if tally.error is not None:
-            self._errors[stage] = tally.error
-        many = tally.lost > max(self._MANY_ROWS, self._max_failed * self._rows)
-        news = max(0, tally.lost - self._again[stage])
-        if many or tally.surely_above(news, self._max_failed):
+    def _check_failures(self, stage: str, counted: StageMetrics) -> None:
+        if counted.error is not None:
+            self._errors[stage] = counted.error
+        many = counted.lost > max(self._MANY_ROWS, self._max_failed * self._rows)
+        news = max(0, counted.lost - self._again[stage])
+        if many or counted.surely_above(news, self._max_failed):
             raise StoppedError(
-                f"{stage}: {tally.lost} of {max(tally.admitted, tally.rows)} rows failed, more than "
-                f"generation.max_failed_fraction {self._max_failed}; the last error: {tally.error}"
+                f"{stage}: {counted.lost} of {max(counted.admitted, counted.rows)} rows failed, more than "
+                f"generation.max_failed_fraction {self._max_failed}; the last error: {counted.error}"
             )
 
-    def _say_over_long(self, stage: str, tally: StageTally) -> None:
-        if stage not in self._said_over_long and tally.surely_above(tally.over_long, self._max_failed):
+    def _say_over_long(self, stage: str, counted: StageMetrics) -> None:
+        if stage not in self._said_over_long and counted.surely_above(counted.over_long, self._max_failed):
             self._said_over_long.add(stage)
             log.warning(
                 f"{stage}: many prompts leave no room for a completion, and are passed by: raise the engine's "
                 "max_model_len, or lower max_tokens",
-                rows=tally.over_long,
-                last=tally.error,
+                rows=counted.over_long,
+                last=counted.error,
             )
 
-    def _check_spending(self, tallies: Tallies) -> None:
+    def _check_spending(self, metrics: Metrics) -> None:
         """The engine keeps its ceiling to the request; one that had to start again knows nothing of what it spent."""
         ceiling = self._teacher.money_ceiling()
         if ceiling is None:
             return
-        made = [tally for stage, tally in tallies.items() if stage != "draft"]
+        made = [counted for stage, counted in metrics.items() if stage != "draft"]
         spent = self.paid_before + sum(self._teacher.price(t.prompt_tokens, t.completion_tokens) for t in made)
         if spent > ceiling:
             raise StoppedError(
@@ -135,7 +135,7 @@ def paid(recipe: Recipe, stages: list[Stage]) -> float:
         return 0.0
     for _ in range(_LOOKS):
         parts = [(stage.results, part) for stage in stages for part in stage.results.parts()]
-        costs = list(spread(partial(_cost, teacher), parts))
+        costs = list(parallel_map(partial(_cost, teacher), parts))
         if None not in costs:
             return sum(cost for cost in costs if cost is not None)
     raise CgdError("the parts of the teacher's tables come and go; is another command at work on them?")

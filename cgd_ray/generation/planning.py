@@ -7,7 +7,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.stages.rows import Join, JoinedRow, Shard, rows_digest
 from cgd_ray.stages.stage import TEXTS, WORK, Row, Stage
 from cgd_ray.storage.tables import next_attempt
@@ -57,7 +57,7 @@ def plan(join: Join) -> Plan:
     A stage whose upstream is still to be made counts as pending; failed rows are to be done again.
     """
     whole, digests = _empty(join.stages), list[bytes]()
-    for part in spread(partial(_plan_shard, join), join.shards()):
+    for part in parallel_map(partial(_plan_shard, join), join.shards()):
         _add(whole, part)
         digests.append(part.digest.encode())
     return replace(whole, digest=rows_digest(digests))

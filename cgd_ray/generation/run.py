@@ -17,10 +17,10 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError
 from cgd_ray.execution.actor_pool import Chain, block_rows, require_chains_fit, sized
 from cgd_ray.execution.chains import build_chain
-from cgd_ray.execution.coordinator import give_up, wait_for_room
+from cgd_ray.execution.coordinator import report_fatal, wait_for_room
 from cgd_ray.execution.driver import run_chains
 from cgd_ray.execution.progress import Progress
-from cgd_ray.generation.engine_failures import forget, noting
+from cgd_ray.generation.engine_failures import clear_failures, recording_failures
 from cgd_ray.generation.explain import set_apart
 from cgd_ray.generation.guard import Guard, paid
 from cgd_ray.generation.planning import Plan, plan, with_attempts, work
@@ -34,7 +34,7 @@ from cgd_ray.stages.rows import Join, Shard
 from cgd_ray.stages.stage import Stage
 from cgd_ray.storage.compaction import merging
 from cgd_ray.storage.filesystem import Store, store_errors
-from cgd_ray.storage.lease import Lease, held
+from cgd_ray.storage.lease import Lease, hold_lease
 from cgd_ray.storage.runs import Run
 from cgd_ray.storage.tables import Table
 
@@ -56,13 +56,13 @@ class GenerationResult:
     join: Join
     """The run's rows with what is generated of them: listed, and read once."""
     counts: dict[str, dict[str, int]]
-    tallies: dict[str, dict[str, float]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     execution: str = "none"
 
     @property
     def reused(self) -> bool:
         """Whether nothing had to be generated."""
-        return not self.tallies
+        return not self.metrics
 
 
 def run_generation(run: ResolvedRun, prompts: Table | None = None, *, may_generate: bool = True) -> GenerationResult:
@@ -102,7 +102,7 @@ def _generate(run: ResolvedRun, join: Join, current: Plan, leases: list[Lease]) 
         if reason := set_apart(stage.results, stage.description):
             log.info(f"{stage.name}: {reason}")
         stage.results.describe(stage.description)
-    forget(run.folder)
+    clear_failures(run.folder)
     execution = _execution(recipe, current, stages)
     parts = _parts(execution, stages)
     spent = paid(recipe, stages.teacher)
@@ -138,7 +138,7 @@ def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[list[Le
     """Hold the tables that lack rows, in one order for all commands; another command may have made them meanwhile."""
     with contextlib.ExitStack() as stack:
         folders = sorted(table.folder for table in _lacking(stages, current))
-        yield [stack.enter_context(held(store, folder, wait=True)) for folder in folders]
+        yield [stack.enter_context(hold_lease(store, folder, wait=True)) for folder in folders]
 
 
 def _counts(current: Plan) -> dict[str, dict[str, int]]:
@@ -181,7 +181,7 @@ def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> 
 
 
 def _work(
-    join: Join, shards: list[Shard], needed: list[Stage], block_rows: int, ledger: ActorHandle
+    join: Join, shards: list[Shard], needed: list[Stage], block_rows: int, coordinator: ActorHandle
 ) -> ray.data.Dataset:
     """The rows that lack one of these stages, read where there is a core to spare while the engines already work.
 
@@ -190,7 +190,7 @@ def _work(
     """
     numbers = ray.data.from_blocks([pa.table({"number": [number]}) for number in range(len(shards))])
     blocks = numbers.map_batches(
-        _Blocks(join, shards, frozenset(stage.name for stage in needed), ledger),
+        _Blocks(join, shards, frozenset(stage.name for stage in needed), coordinator),
         batch_size=1,
         batch_format="numpy",
         concurrency=_READERS,
@@ -210,7 +210,7 @@ class _Blocks:
     join: Join
     shards: list[Shard]
     stages: frozenset[str]
-    ledger: ActorHandle
+    coordinator: ActorHandle
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[pa.Table]:
         ending: tuple[type[Exception], ...] = (CgdError, *store_errors())
@@ -218,9 +218,9 @@ class _Blocks:
             try:
                 blocks = list(work(self.join, self.shards[number], self.stages))
             except ending as error:
-                give_up(self.ledger, error)
+                report_fatal(self.coordinator, error)
                 raise
-            wait_for_room(self.ledger, int(number), sum(map(len, blocks)))
+            wait_for_room(self.coordinator, int(number), sum(map(len, blocks)))
             yield from blocks
 
 
@@ -236,7 +236,7 @@ def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[S
         log.info(f"loading the {chain.role}'s engine", stages=names, replicas=chain.replicas, cpus=chain.cpus)
     guard.progress.next_engines()
     rows = partial(_work, join.before(making), current.shards, needed, block_rows(chains))
-    watch = noting(Run(join.prompts.store, recipe.run.name), guard.check)
+    watch = recording_failures(Run(join.prompts.store, recipe.run.name), guard.check)
     return run_chains(chains, rows, watch, recipe.generation.stall_timeout_s)
 
 

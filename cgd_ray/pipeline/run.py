@@ -31,8 +31,8 @@ from cgd_ray.report.outcome import (
 )
 from cgd_ray.report.summary import write_report
 from cgd_ray.stages.resolved import ResolvedRun
-from cgd_ray.storage.lease import held
-from cgd_ray.storage.runs import Document, deciding_settings
+from cgd_ray.storage.lease import hold_lease
+from cgd_ray.storage.runs import JsonDict, deciding_settings
 from cgd_ray.training.launch.resources import check_room, worker_resources
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ def run_pipeline(run: ResolvedRun, phases: Set[PhaseName] = PHASES) -> Outcome:
     Raises:
         CgdError: a phase cannot go on; what is done stays done, and the same command continues.
     """
-    with held(run.store, f"runs/{run.recipe.run.name}", wait=False):
+    with hold_lease(run.store, f"runs/{run.recipe.run.name}", wait=False):
         return _run_phases(run, phases)
 
 
@@ -86,7 +86,7 @@ def _run_phases(run: ResolvedRun, phases: Set[PhaseName]) -> Outcome:
     return outcome
 
 
-def _finish(run: ResolvedRun, recorded: Outcome, settings: Document) -> None:
+def _finish(run: ResolvedRun, recorded: Outcome, settings: JsonDict) -> None:
     """Report and manifest, which comes last: all of the run is there, for the settings that it names."""
     write_report(run.folder, recorded)
     run.folder.write_json("manifest.json", asdict(recorded) | {"config": settings})
@@ -114,7 +114,7 @@ def _generate(run: ResolvedRun, *, may_generate: bool) -> tuple[GenerationResult
     """Drafts, answers, critiques, refinements; without `may_generate`, those that are there."""
     result, seconds = _timed(lambda: run_generation(run, may_generate=may_generate))
     summary = GenerationSummary(result.counts, run.recipe.generation.critique.reference)
-    return result, Phase(summary, PhaseCost(seconds, result.reused, result.tallies, result.execution))
+    return result, Phase(summary, PhaseCost(seconds, result.reused, result.metrics, result.execution))
 
 
 def _curate(run: ResolvedRun, generated: GenerationResult) -> tuple[CurationResult, Phase[CurationSummary]]:

@@ -7,7 +7,7 @@ from cgd_ray.evaluation.quality import GeneratedQuality
 from cgd_ray.evaluation.scores import Scores
 from cgd_ray.evaluation.statistics import PairedDifference
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.runs import Document, Run
+from cgd_ray.storage.runs import JsonDict, Run
 from cgd_ray.training.launch.training_run import TrainingResult
 
 ResultT = TypeVar("ResultT")
@@ -35,7 +35,7 @@ class Phase(Generic[ResultT]):
     result: ResultT
     cost: PhaseCost
 
-    def recorded(self, run: Run, name: str, settings: Document) -> "Phase[ResultT]":
+    def recorded(self, run: Run, name: str, settings: JsonDict) -> "Phase[ResultT]":
         """Write the phase to `NAME.json` of the run; returns it as written.
 
         Where this invocation found all of it done, or part of it, what that part had cost under the same settings stays

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import Key, dropped_reasons
 from cgd_ray.data.prepare import skipped_rows
-from cgd_ray.generation.engine_failures import recorded
+from cgd_ray.generation.engine_failures import recorded_failures
 from cgd_ray.generation.explain import explain
 from cgd_ray.generation.planning import plan
 from cgd_ray.prompts.conversation import history_of, transcript
@@ -44,7 +44,7 @@ def print_status(run: ResolvedRun, console: Console) -> None:
     for line in explain(run.store, run.recipe, joined.stages):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     folder = run.folder
-    for trouble in recorded(folder):
+    for trouble in recorded_failures(folder):
         console.print(trouble, markup=False, highlight=False, soft_wrap=True)
     manifest, settings = folder.read_json("manifest.json"), deciding_settings(run.recipe.model_dump(mode="json"))
     reported = manifest is not None and manifest["config"] == redact_tree(settings)

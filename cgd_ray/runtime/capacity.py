@@ -85,7 +85,7 @@ def _require_fewest(wanted: Sequence[Wanted], cluster: Cluster) -> None:
     fewest = [one.demand for one in wanted for _ in range(one.fewest)]
     if len(fewest) == 1:  # has a place
         return
-    held = held_room()  # before the autoscaler is asked: nodes may come of that
+    held = resources_in_use()  # before the autoscaler is asked: nodes may come of that
     if pack(fewest, cluster) is not None or (cluster.grows and could_launch(fewest)):
         if not cluster.grows:
             log.warning("the cluster's nodes do not hold all engines at once; it goes on with those that have room")
@@ -123,13 +123,13 @@ def _largest(demand: Demand, cluster: Cluster) -> str:
     return f"the largest node has {largest.cpus:g} CPUs and {largest.gpus:g} GPUs"
 
 
-def held_room() -> Demand:
+def resources_in_use() -> Demand:
     """What is held at the moment, by whomever."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return Demand(*(total.get(kind, 0.0) - free.get(kind, 0.0) for kind in ("CPU", "GPU")))
 
 
-def require_returned(before: Demand) -> None:
+def wait_for_release(before: Demand) -> None:
     """Wait until engines or workers that have ended gave back what they held: others could wait for it for ever.
 
     Actors and placement groups hold CPUs or GPUs, so that these tell of both.
@@ -139,7 +139,7 @@ def require_returned(before: Demand) -> None:
             it: a warning.
     """
     deadline = time.monotonic() + _RETURN_SECONDS
-    while (now := held_room()).cpus > before.cpus + _ROUNDING or now.gpus > before.gpus + _ROUNDING:
+    while (now := resources_in_use()).cpus > before.cpus + _ROUNDING or now.gpus > before.gpus + _ROUNDING:
         if time.monotonic() > deadline:
             text = (
                 f"engines or workers have ended, but {now.cpus:g} CPUs and {now.gpus:g} GPUs are held where "

@@ -31,7 +31,7 @@ _FEW = 8
 _TASK_BYTES = 2**30  # twice what one took at most
 
 
-def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """The results in the order of the items; as Ray tasks where Ray is connected and items are many.
 
     Tasks ask for no CPU, since what another command's engines hold may not be given back for hours. Ray would run all

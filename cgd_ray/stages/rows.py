@@ -10,7 +10,7 @@ from functools import lru_cache
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.stages.stage import TEXTS, Row, Stage, prompt_digest
 from cgd_ray.storage.compaction import compact
 from cgd_ray.storage.fingerprint import text_digest
@@ -129,7 +129,7 @@ class Join:
         """Of every row's key, texts and states: as whoever planned has read them, else told side by side."""
         if self.digest is not None:
             return self.digest
-        return rows_digest(digest.encode() for digest in spread(self.shard_digest, self.shards()))
+        return rows_digest(digest.encode() for digest in parallel_map(self.shard_digest, self.shards()))
 
     def shard_digest(self, shard: Shard) -> str:
         """Of the marks of a shard's rows."""
@@ -169,7 +169,7 @@ def rows_digest(marks: Iterable[bytes]) -> str:
     return whole.hexdigest()
 
 
-class CatchUp:
+class FinishedRows:
     """Work rows with what has come onto storage since they were planned, for the blocks of an engine that died.
 
     Blocks of a shard follow each other and need the same parts, so that a few reads are kept. For one thread at a time.

@@ -21,10 +21,10 @@ import pyarrow as pa
 import structlog
 
 from cgd_ray.errors import CgdError
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.storage.filesystem import NotDeletedError, store_errors
 from cgd_ray.storage.lease import Lease
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.storage.tables import MERGED, PART_ROWS, IdRange, Table, shard_of
 
 log = structlog.get_logger(__name__)
@@ -42,8 +42,8 @@ _PER_SHARD = 8
 _LAST_SECONDS = 5.0
 _GROUP_BYTES = 16 * SMALL_BYTES
 
-_Merge = Callable[[list[str]], Document | None]
-_Each = Callable[[_Merge, Sequence[list[str]]], Iterator[Document | None]]
+_Merge = Callable[[list[str]], JsonDict | None]
+_Each = Callable[[_Merge, Sequence[list[str]]], Iterator[JsonDict | None]]
 
 
 def compact(table: Table, parts: Sequence[str], borders: Sequence[str]) -> bool:
@@ -102,7 +102,7 @@ def _merge_if_many(table: Table, few: int, ended: threading.Event, borders: Sequ
     """One group after the other, here: nobody waits for it."""
     passing: tuple[type[Exception], ...] = (CgdError, *store_errors())
 
-    def here(merge: _Merge, groups: Sequence[list[str]]) -> Iterator[Document | None]:
+    def here(merge: _Merge, groups: Sequence[list[str]]) -> Iterator[JsonDict | None]:
         return map(merge, itertools.takewhile(lambda _: not ended.is_set(), groups))
 
     try:
@@ -120,7 +120,7 @@ def _few(borders: Sequence[str]) -> int:
 
 def merge_parts(table: Table, parts: dict[str, int], borders: Sequence[str] = ()) -> None:
     """Merge these parts (bytes by name), those of a shard together. To be called by who holds the table's lease."""
-    merged = _merge_groups(table, parts, borders, spread)
+    merged = _merge_groups(table, parts, borders, parallel_map)
     log.info(f"{table.stage}: merged small parts", parts=merged, table=table.folder)
 
 
@@ -168,7 +168,7 @@ def _split(rows: pa.Table, borders: Sequence[str]) -> Iterator[pa.Table]:
         start += length
 
 
-def _merge(table: Table, borders: Sequence[str], parts: list[str]) -> Document | None:
+def _merge(table: Table, borders: Sequence[str], parts: list[str]) -> JsonDict | None:
     """Write what these parts hold as one, or a few; to be ended."""
     try:
         rows = pa.concat_tables(table.batches(parts)).drop_columns("part")
@@ -197,7 +197,7 @@ def _end_merges(table: Table) -> None:
     _end(table, [json.loads(table.store.read(f"{_notes(table)}/{note}")) for note in _begun(table)])
 
 
-def _end(table: Table, merges: list[Document]) -> None:
+def _end(table: Table, merges: list[JsonDict]) -> None:
     """Delete the sources of merges whose parts are all there.
 
     Merged parts are never deleted, not even of a merge that seems to be given up: who began it may live, though its

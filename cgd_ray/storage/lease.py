@@ -217,7 +217,7 @@ class Lease:
 
 
 @contextlib.contextmanager
-def held(store: Store, folder: str, *, wait: bool) -> Iterator[Lease]:
+def hold_lease(store: Store, folder: str, *, wait: bool) -> Iterator[Lease]:
     """Hold a folder for the length of a block; see `Lease.take`."""
     lease = Lease(store, folder)
     lease.take(wait=wait)

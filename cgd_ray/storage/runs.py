@@ -7,7 +7,7 @@ from typing import Any
 from cgd_ray.redaction import redact_tree
 from cgd_ray.storage.filesystem import Store
 
-Document = dict[str, Any]
+JsonDict = dict[str, Any]
 """A JSON document: manifests, scores, reports."""
 
 
@@ -22,23 +22,23 @@ class Run:
         """A name in this run, relative to the root."""
         return f"runs/{self.name}/{name}"
 
-    def write_json(self, name: str, content: Document) -> None:
+    def write_json(self, name: str, content: JsonDict) -> None:
         """Put a JSON document into the run."""
         self.store.write(self.path(name), _as_json(content))
 
-    def read_json(self, name: str) -> Document | None:
+    def read_json(self, name: str) -> JsonDict | None:
         """A JSON document of the run, or None where it is not there yet."""
         try:
-            content: Document = json.loads(self.store.read(self.path(name)))
+            content: JsonDict = json.loads(self.store.read(self.path(name)))
         except FileNotFoundError:
             return None
         return content
 
 
-def _as_json(content: Document) -> bytes:
+def _as_json(content: JsonDict) -> bytes:
     return json.dumps(redact_tree(content), indent=1, ensure_ascii=False, default=str).encode()
 
 
-def deciding_settings(config: Document) -> Document:
+def deciding_settings(config: JsonDict) -> JsonDict:
     """The sections of a recipe that decide what a run's phases come to."""
     return {name: section for name, section in config.items() if name not in ("serving", "storage")}

@@ -57,25 +57,25 @@ def _own_address(master: str) -> str | None:
     return None
 
 
-def patient_group() -> dist.ProcessGroup:
+def host_group() -> dist.ProcessGroup:
     """A process group of all ranks on the host, in which waiting may take hours. All ranks call it together."""
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(hours=_HOURS))
     return group
 
 
-def agreed(value: Value, group: dist.ProcessGroup) -> Value:
-    """Rank 0's. All ranks call it together, with a group of `patient_group`."""
+def broadcast_from_rank0(value: Value, group: dist.ProcessGroup) -> Value:
+    """Rank 0's. All ranks call it together, with a group of `host_group`."""
     values = [value]
     dist.broadcast_object_list(values, group=group, src=0)
     return values[0]
 
 
-def refuse_together(refusal: str | None, group: dist.ProcessGroup) -> None:
+def raise_on_all_ranks(refusal: str | None, group: dist.ProcessGroup) -> None:
     """Stop all ranks where one of them has to: the others would wait for it. All ranks call it together.
 
     Args:
         refusal: why this rank cannot go on, None where it can.
-        group: of `patient_group`.
+        group: of `host_group`.
 
     Raises:
         RefusedError: what the first of them says.

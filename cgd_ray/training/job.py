@@ -8,7 +8,7 @@ from cgd_ray.config.run import StorageSection
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import CgdError
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.progress import Progress
@@ -154,7 +154,7 @@ class RankOutcome:
     exported_step: int
 
     @staticmethod
-    def from_json(content: Document) -> "RankOutcome":
+    def from_json(content: JsonDict) -> "RankOutcome":
         """What `asdict` made of it, and whatever else stands there."""
         fields = ("rows", "resumed_from_step", "exported_step")
         return RankOutcome(Progress.from_json(content["progress"]), **{name: content[name] for name in fields})

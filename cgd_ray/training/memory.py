@@ -24,9 +24,6 @@ _HALF, _SINGLE = 2, 4  # bytes
 _MOMENTS = 2
 _STATES = 3  # master weights and two moments: what a checkpoint holds
 _NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a scale of 8 bits for 64 of them, one of fp32 for 256 of those
-SWAPPED_AT_ONCE = 100_000_000
-"""Parameters of which a rank has states from NVMe in memory; its part of them at most."""
-_SWAP_BUFFERS = 4  # of so many parameters in fp32: DeepSpeed pins them for weights, moments and gradients
 SHARD_BYTES = 4_000_000_000
 """Of a file of a merged student, which is made in memory; one weight may be larger."""
 _LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
@@ -76,8 +73,6 @@ class Memory:
 
     device: float
     host: float
-    disk: float = 0.0
-    """On the machine itself, of `offload: nvme`."""
 
 
 def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervised: Ids) -> ModelSizes:
@@ -184,9 +179,6 @@ def _placed(sizes: ModelSizes, training: TrainingSection) -> Memory:
     gradients = _SINGLE * (share if stage > 1 else trained)
     optimiser = (_MOMENTS + (1 if stage else 0)) * _SINGLE * share
     copy = _STATES * _SINGLE * share  # a checkpoint's, while it is written
-    if training.offload == "nvme":  # from where checkpoints are written, too
-        buffers = _SWAP_BUFFERS * _SINGLE * min(SWAPPED_AT_ONCE, share)
-        return Memory(gathered, weights + buffers, optimiser + gradients)
     if training.offload == "cpu" and stage == 3:
         return Memory(gathered, weights + optimiser + gradients + copy)
     if training.offload == "cpu":

@@ -3,7 +3,7 @@
 import statistics
 from dataclasses import dataclass, replace
 
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 
 _RECENT = 32
 _FEWEST = 8
@@ -29,7 +29,7 @@ class Progress:
     """Losses of the last steps."""
 
     @staticmethod
-    def from_json(content: Document) -> "Progress":
+    def from_json(content: JsonDict) -> "Progress":
         """What `asdict` made of it."""
         return Progress(**content | {"recent": tuple(content.get("recent", ()))})
 

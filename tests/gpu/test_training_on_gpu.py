@@ -11,7 +11,7 @@ import torch
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.encoded_rows import EncodedRows
 from cgd_ray.training.job import StepReport
-from cgd_ray.training.loop.trainer import _Rank
+from cgd_ray.training.loop.trainer import Trainer
 from cgd_ray.training.memory import memory, model_sizes
 from tests.unit.training.loop import alone, make_job, plain_step
 from tests.unit.training.tiny import encoded_rows, write_tiny_model
@@ -35,7 +35,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def steps(encoded: Table, model: Path, **training: Any) -> list[StepReport]:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    return list(_Rank(replace(make_job(encoded, model, **training), device="cuda")).steps())
+    return list(Trainer(replace(make_job(encoded, model, **training), device="cuda")).steps())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

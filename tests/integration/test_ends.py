@@ -34,7 +34,7 @@ def test_an_interrupted_training_writes_a_checkpoint_and_ends_with_a_line(
     long = [
         f"student.model={tmp_path / 'tiny'}",
         "training.epochs=100000",
-        "training.checkpoint_every=100000",
+        "training.checkpoint_interval=100000",
         "evaluation.enabled=false",
         "student.engine={type: scripted}",
     ]

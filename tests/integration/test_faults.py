@@ -170,7 +170,7 @@ def test_a_row_that_kills_its_engine_is_quarantined_alone(tmp_path: Path, fault:
     assert "with this row on it, the last time alone" in row["error"]
     assert generate(made).reused  # a quarantined row is not tried again, unless that is asked for
     healed = generate(recipe(tmp_path, {}, {}, retry_quarantined=True))
-    assert healed.tallies["critique"]["rows"] == healed.tallies["refine"]["rows"] == 1
+    assert healed.metrics["critique"]["rows"] == healed.metrics["refine"]["rows"] == 1
     require_whole(healed)
 
 
@@ -262,7 +262,7 @@ def test_a_run_that_hangs_is_stopped_and_keeps_what_it_has(tmp_path: Path) -> No
     with pytest.raises(StoppedError, match=r"nothing went on for \d+ s .* 2 of 2 engines loaded"):
         generate(made)
     healed = generate(recipe(tmp_path, {}, {}))
-    assert healed.tallies["refine"]["rows"] <= 16
+    assert healed.metrics["refine"]["rows"] <= 16
     require_whole(healed)
 
 

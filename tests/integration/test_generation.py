@@ -183,7 +183,7 @@ def test_failed_rows_are_done_by_the_next_run(tmp_path: Path) -> None:
     failed = first.counts["critique"]["failed"]
     assert 0 < failed < 60
     healthy = generate(recipe(tmp_path))
-    assert healthy.tallies["critique"]["rows"] == failed
+    assert healthy.metrics["critique"]["rows"] == failed
     assert healthy.counts["refine"]["ok"] == 60
 
 
@@ -204,7 +204,7 @@ def test_rows_without_a_draft_load_no_teacher_and_stop_no_later_run(
     monkeypatch.setattr(run, "run_chains", recorded)
     again = generate(recipe(tmp_path, student=student, data=data, generation={"execution": "staged"}))
     assert loaded == ["student"]
-    assert again.tallies["draft"]["failed"] == failed
+    assert again.metrics["draft"]["failed"] == failed
 
 
 def test_what_another_command_made_meanwhile_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +220,7 @@ def test_what_another_command_made_meanwhile_is_not_made_again(tmp_path: Path, m
 
     monkeypatch.setattr(run, "_sole_maker", late)
     result = generate(made)
-    assert result.tallies.get("draft", {"rows": 0})["rows"] == 0
+    assert result.metrics.get("draft", {"rows": 0})["rows"] == 0
     assert result.counts["refine"]["ok"] == 60
     for stage in result.stages.all:
         assert sum(len(part) for part in stage.results.batches()) == 60
@@ -245,7 +245,7 @@ def test_a_token_ceiling_stops_and_the_same_command_continues(tmp_path: Path) ->
         generate(recipe(tmp_path, teacher=slow, generation={"max_total_tokens": 500}, data={"limit": 300}))
     after = generate(recipe(tmp_path, data={"limit": 300}))
     assert after.counts["refine"]["ok"] == 300
-    assert 0 < sum(tally["rows"] for tally in after.tallies.values()) < 3 * 300
+    assert 0 < sum(counted["rows"] for counted in after.metrics.values()) < 3 * 300
 
 
 def test_an_engine_that_cannot_start_ends_the_run_with_its_own_words(tmp_path: Path) -> None:

@@ -25,9 +25,9 @@ State = dict[str, torch.Tensor]
 def train(job: RankJob, stop_after: int) -> int | None:
     """On one rank: train up to a step whose checkpoint is whole; the step that it began with."""
     from cgd_ray.training.checkpoint.checkpoints import Checkpoints
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
-    rank = _Rank(job)
+    rank = Trainer(job)
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints)
     rank.progress = checkpoints.restore(rank.engine)
     resumed_from = rank.progress.step or None
@@ -65,7 +65,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RankJob:
     table = encoded_rows(model, tmp_path_factory.mktemp("root"), ROWS)
     settings = {
         "batch_size": BATCH, "epochs": 2, "precision": "fp32", "learning_rate": 1e-3, "weight_decay": 0.1,
-        "checkpoint_every": 1, "keep_checkpoints": 2, "micro_batch_tokens": 64,
+        "checkpoint_interval": 1, "keep_checkpoints": 2, "micro_batch_tokens": 64,
     }  # fmt: skip
     return rank_job(table, model, settings)
 
@@ -73,13 +73,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> RankJob:
 def refusal(job: RankJob) -> str:
     """On one rank, of which only the second has no compiler."""
     from cgd_ray.training.job import RefusedError
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
     with pytest.MonkeyPatch.context() as environment:
         if os.environ["RANK"] == "1":
             environment.setenv("CXX", "no-such-compiler")
         try:
-            _Rank(job)
+            Trainer(job)
         except RefusedError as error:
             return str(error)
     return ""
@@ -95,12 +95,12 @@ def test_what_one_machine_lacks_ends_all_ranks(worlds: dict[int, Ranks], job: Ra
 def recomputes(job: RankJob) -> bool:
     """On one rank, of which only the second has a small GPU."""
     from cgd_ray.training.loop import activation_checkpointing
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
     with pytest.MonkeyPatch.context() as machine:
         room = 2**20 if os.environ["RANK"] == "1" else 2**40
         machine.setattr(activation_checkpointing, "gpu_bytes", lambda _: room)
-        return bool(_Rank(job).engine.module.is_activation_checkpointing)
+        return bool(Trainer(job).engine.module.is_activation_checkpointing)
 
 
 @pytest.mark.timeout(300)

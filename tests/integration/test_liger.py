@@ -24,10 +24,10 @@ Trained = tuple[dict[str, torch.Tensor], list[float], bool]
 def trained(job: RankJob) -> Trained:
     """On one rank: the weights behind the last step, the losses, the last of them of rows set aside; if it is fused."""
     from cgd_ray.training.loop import kernels
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
     kernels.LAYERS = {name: name == "rope" for name in kernels.LAYERS}
-    rank = _Rank(job)
+    rank = Trainer(job)
     losses = [report.progress.loss for report in rank.steps()]
     rank.validate()
     assert rank.progress.validation_loss is not None

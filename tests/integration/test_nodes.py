@@ -12,8 +12,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.pipeline import node_check
 from cgd_ray.pipeline.node_check import check_nodes
-from cgd_ray.pipeline.run import node_check
 from cgd_ray.storage.filesystem import Store
 from tests.scripted import generate, scripted_recipe
 from tests.servers import REPOSITORY

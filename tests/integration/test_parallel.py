@@ -8,7 +8,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,6 @@ def where(_: int) -> str:
 
 
 def test_tasks_leave_the_head_alone(workers: set[str]) -> None:
-    found = Counter(spread(where, range(16)))
+    found = Counter(parallel_map(where, range(16)))
     assert found.keys() == workers
     assert min(found.values()) >= 4

@@ -83,7 +83,7 @@ def test_training_takes_what_was_told_from_a_probe(tmp_path: Path) -> None:
     assert re.search(rf"rows after curation +│ {counts.rows} ", shown)
     assert "with gradient checkpointing" in shown
     assert re.search(r"the export takes \d+\.\d GiB more on the host of the first worker", shown)
-    assert len(exact.memory) == 8
+    assert len(exact.memory) == 7
     for layout, needed in exact.memory.items():
         assert 0 < exact.saved[layout] < needed.device
 
@@ -94,16 +94,16 @@ def test_the_run_takes_what_the_probe_said(tmp_path: Path) -> None:
     assert isinstance(estimate, Estimate)
     assert (estimate.probed, estimate.overlap, estimate.starved) == (PROBED, False, False)
     result = run_generation(opened(made))
-    assert result.tallies["draft"]["rows"] == ROWS - PROBED  # the probe's are kept
+    assert result.metrics["draft"]["rows"] == ROWS - PROBED  # the probe's are kept
     for stage, said in estimate.stages.items():
-        took = result.tallies[stage]
+        took = result.metrics[stage]
         assert said.rows == pytest.approx(took["rows"], rel=0.15)
         for tokens in ("prompt_tokens", "completion_tokens"):
             assert getattr(said, tokens).value == pytest.approx(took[tokens], rel=0.15)
         assert said.prompt_tokens.low < said.prompt_tokens.value < said.prompt_tokens.high
         assert said.gpu_hours.value == 0
-    took = max(result.tallies[stage]["started"] + result.tallies[stage]["seconds"] for stage in result.tallies)
-    teacher = took - result.tallies["critique"]["started"]
+    took = max(result.metrics[stage]["started"] + result.metrics[stage]["seconds"] for stage in result.metrics)
+    teacher = took - result.metrics["critique"]["started"]
     said = estimate.stages["critique"].hours.plus(estimate.stages["refine"].hours).value * 3600
     assert said == pytest.approx(teacher, rel=0.5)  # noisy machines
     assert probe(opened(made), PROBED, None) is None

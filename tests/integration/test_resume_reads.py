@@ -17,9 +17,9 @@ STEPS = 2
 def train(job: RankJob) -> None:
     """On one rank: make the steps, and write a checkpoint."""
     from cgd_ray.training.checkpoint.checkpoints import Checkpoints
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
-    rank = _Rank(job)
+    rank = Trainer(job)
     list(rank.steps())
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, 1)
     checkpoints.save(rank.engine, rank.progress)
@@ -29,9 +29,9 @@ def train(job: RankJob) -> None:
 def bytes_read(job: RankJob) -> tuple[int, int]:
     """On one rank: bytes and requests that a checkpoint's data takes to be restored."""
     from cgd_ray.training.checkpoint.checkpoints import Checkpoints
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
-    rank = _Rank(job)
+    rank = Trainer(job)
     sizes: list[int] = []
     call = s3fs.S3FileSystem._call_s3
 

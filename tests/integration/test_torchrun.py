@@ -15,7 +15,7 @@ import ray
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import StoppedError
-from cgd_ray.storage.lease import held
+from cgd_ray.storage.lease import hold_lease
 from tests.events import scalars
 from tests.place import Place, distance
 from tests.servers import REPOSITORY, S3Server
@@ -64,7 +64,7 @@ def figures(place: Place, name: str) -> dict[str, dict[int, float]]:
 
 def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> None:
     expected = place.train("by-ray")
-    command = command_of(place, "by-torchrun", checkpoint_every=100)
+    command = command_of(place, "by-torchrun", checkpoint_interval=100)
     process = start(command)
     assert process.stdout
     for line in process.stdout:
@@ -88,14 +88,14 @@ def test_stopped_and_resumed_under_torchrun_is_what_ray_trains(place: Place) -> 
 @pytest.mark.long
 def test_stopped_under_torchrun_and_resumed_by_ray_is_the_same(place: Place) -> None:
     expected = place.train("by-ray")
-    process = start(command_of(place, "by-both", checkpoint_every=100))
+    process = start(command_of(place, "by-both", checkpoint_interval=100))
     assert process.stdout
     for line in process.stdout:
         if "step=4/12" in line:
             process.send_signal(signal.SIGINT)
             break
     process.communicate(timeout=600)
-    result = place.train("by-both", checkpoint_every=100)
+    result = place.train("by-both", checkpoint_interval=100)
     assert result.resumed_from_step in range(4, 12)
     assert distance(place.weights(result), place.weights(expected)) == 0
 
@@ -123,7 +123,7 @@ def test_a_full_gpu_of_one_rank_ends_all(place: Place, tmp_path: Path) -> None:
 
 def test_a_run_that_somebody_works_on_is_refused_at_once(place: Place) -> None:
     command = command_of(place, "held", epochs=1)
-    with held(place.store, "runs/held", wait=False):
+    with hold_lease(place.store, "runs/held", wait=False):
         process = start(command)
         output, _ = process.communicate(timeout=600)
     assert process.returncode != 0

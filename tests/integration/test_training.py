@@ -158,7 +158,7 @@ def kill_a_worker_after_a_checkpoint(place: Place, name: str) -> None:
 
 @pytest.mark.long  # on ranks without Ray, `test_layouts.py` compares all stages
 def test_zero_3_gives_the_same_student(place: Place, uninterrupted: TrainedStudent) -> None:
-    result = place.train("zero3", zero_stage=3, checkpoint_every=8)
+    result = place.train("zero3", zero_stage=3, checkpoint_interval=8)
     assert distance(place.weights(result), place.weights(uninterrupted)) < 1e-3
     assert [step[-2:] for step in place.checkpoints("zero3")] == ["08", "12"]
 

@@ -15,7 +15,7 @@ from ray._private.state import state
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.runtime.capacity import Wanted, held_room, require_room
+from cgd_ray.runtime.capacity import Wanted, require_room, resources_in_use
 from cgd_ray.runtime.cluster import could_launch, read_cluster
 from cgd_ray.runtime.demand import Demand
 from tests.conftest import end_processes
@@ -93,7 +93,7 @@ def test_what_all_nodes_together_never_hold_is_refused() -> None:
 
 
 def wait_until_idle() -> None:
-    while held_room() != Demand(0, 0):
+    while resources_in_use() != Demand(0, 0):
         time.sleep(0.2)
 
 

@@ -35,7 +35,7 @@ def test_a_lost_node_costs_the_steps_since_the_last_checkpoint(
     write_tiny_model(model)
     place = Place(str(tmp_path / "root"), model)
     settings = {
-        "checkpoint_every": 1,
+        "checkpoint_interval": 1,
         "epochs": 40,
         "resources": {"cpus_per_worker": 2},
         "max_failures": 3,
@@ -94,7 +94,7 @@ def test_a_node_that_will_be_taken_away_is_a_reason_for_a_checkpoint(
     striker = threading.Thread(target=strike, daemon=True)
     striker.start()
     result = place.train(
-        "warned", workers=2, min_workers=1, checkpoint_every=10_000, epochs=100, resources={"cpus_per_worker": 2},
+        "warned", workers=2, min_workers=1, checkpoint_interval=10_000, epochs=100, resources={"cpus_per_worker": 2},
         max_failures=3, learning_rate=1e-4,
     )  # fmt: skip
     striker.join(1)

@@ -20,7 +20,7 @@ import pytest
 
 from cgd_ray.errors import ConfigError
 from cgd_ray.inference.openai.engine import check_endpoint
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.vllm.options import VllmOptions
 from tests.servers import REPOSITORY, free_port
 
@@ -147,7 +147,7 @@ def test_a_wrong_model_or_key_is_said_before_anything_is_made(
     teacher: Endpoint, model: str, key: str | None, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CGD_TEST_TEACHER_KEY", key or teacher.key)
-    options = TeacherOpenAI(type="openai", model=model, base_url=teacher.url, api_key_env="CGD_TEST_TEACHER_KEY")
+    options = OpenAIOptions(type="openai", model=model, base_url=teacher.url, api_key_env="CGD_TEST_TEACHER_KEY")
     with pytest.raises(ConfigError, match=message):
         check_endpoint(options)
 

@@ -11,7 +11,7 @@ EPOCHS = 20
 SETTINGS = [
     "data.limit=4", "data.holdout.count=2", "generation.execution=staged", "curation.require_correct=false",
     "curation.require_verdict=false", "student.engine={type: scripted}", "teacher.engine={type: scripted, model: t}",
-    f"training.epochs={EPOCHS}", "training.checkpoint_every=1000", "evaluation.enabled=false",
+    f"training.epochs={EPOCHS}", "training.checkpoint_interval=1000", "evaluation.enabled=false",
 ]  # fmt: skip
 
 

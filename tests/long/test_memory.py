@@ -17,9 +17,9 @@ WORLD = 2
 
 def held(job: RankJob) -> int:
     """On one rank: bytes of all tensors behind the last step."""
-    from cgd_ray.training.loop.trainer import _Rank
+    from cgd_ray.training.loop.trainer import Trainer
 
-    rank = _Rank(job)
+    rank = Trainer(job)
     list(rank.steps())
     gc.collect()
     tensors = (found for found in gc.get_objects() if isinstance(found, torch.Tensor))

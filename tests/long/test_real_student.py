@@ -43,7 +43,7 @@ def first_step(job: RankJob) -> tuple[float, float]:
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_one_step_equals_plain_pytorch(process: Ranks, encoded: Table, student_dir: Path, stage: int) -> None:
-    job = make_job(encoded, student_dir, zero_stage=stage, weight_decay=0.1, learning_rate=RATE, checkpoint_every=1)
+    job = make_job(encoded, student_dir, zero_stage=stage, weight_decay=0.1, learning_rate=RATE, checkpoint_interval=1)
     job = replace(job, checkpoints=f"checkpoints-{stage}", student=f"student-{stage}")
     [(its_loss, its_norm)] = process.run(first_step, job)
     expected, loss, norm = plain_step(encoded, student_dir, job.training)
@@ -80,7 +80,7 @@ def interrupt(job: RankJob) -> int | None:
 
 
 def test_interrupted_equals_uninterrupted(process: Ranks, encoded: Table, student_dir: Path) -> None:
-    job = make_job(encoded, student_dir, batch_size=2, learning_rate=RATE, checkpoint_every=100)
+    job = make_job(encoded, student_dir, batch_size=2, learning_rate=RATE, checkpoint_interval=100)
     stopped, whole = (replace(job, checkpoints=name, student=f"{name}-student") for name in ("stopped", "whole"))
     assert process.run(interrupt, stopped) == [2]
     process.run(first_step, whole)

@@ -25,7 +25,7 @@ ray.init(address=sys.argv[1], log_to_driver=False)
 place = Place(sys.argv[2], Path(sys.argv[3]))
 elastic = {"workers": 2, "min_workers": 1} if sys.argv[4] != "quiet" else {"workers": 1}
 place.train(
-    sys.argv[4], checkpoint_every=1, epochs=20, learning_rate=1e-3, max_failures=3,
+    sys.argv[4], checkpoint_interval=1, epochs=20, learning_rate=1e-3, max_failures=3,
     resources={"cpus_per_worker": 2}, **elastic,
 )
 """

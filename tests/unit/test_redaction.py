@@ -15,8 +15,8 @@ from cgd_ray.errors import CgdError, ConfigError, StoppedError
 from cgd_ray.execution.coordinator import as_ours
 from cgd_ray.inference.base import CeilingError, CompletionError, EngineDiedError, PoisonError, PromptTooLongError
 from cgd_ray.inference.openai.engine import OpenAIEngine, api_key
-from cgd_ray.inference.openai.errors import trouble_of
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.errors import retryable_error
+from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.redaction import redact, redact_tree
 from cgd_ray.report.comparison import write_comparison
 from cgd_ray.report.summary import write_report
@@ -115,7 +115,7 @@ def test_no_error_of_ours_quotes_it(kind: type[Exception]) -> None:
 def test_no_error_of_others_quotes_it_as_ours(capsys: pytest.CaptureFixture[str]) -> None:
     assert "planted" not in str(as_ours(RuntimeError(SECRET)))
     with pytest.raises(CompletionError) as caught:
-        trouble_of(OSError(SECRET))  # type: ignore[arg-type]
+        retryable_error(OSError(SECRET))  # type: ignore[arg-type]
     assert "planted" not in str(caught.value)
     show_traceback(RuntimeError(SECRET))
     shown = capsys.readouterr().err
@@ -163,7 +163,7 @@ def teacher(**options: Any) -> dict[str, Any]:
 
 
 def test_a_key_from_a_file_is_sent_without_its_line_break() -> None:
-    assert api_key(TeacherOpenAI(type="openai", model="m")) == SECRET
+    assert api_key(OpenAIOptions(type="openai", model="m")) == SECRET
 
 
 @pytest.mark.parametrize("key", ["sk-planted\nmore", "sk planted", "sk-pläntéd", "\x00sk-planted", "Bearer sk-planted"])
@@ -174,7 +174,7 @@ def test_an_odd_key_is_refused_by_the_name_of_its_variable(monkeypatch: pytest.M
     with pytest.raises(
         ConfigError, match=r"^teacher\.engine\.api_key_env: the environment variable OPENAI_API_KEY "
     ) as e:
-        asyncio.run(OpenAIEngine(TeacherOpenAI(type="openai", model="m")).start())
+        asyncio.run(OpenAIEngine(OpenAIOptions(type="openai", model="m")).start())
     assert "pl" not in str(e.value).partition("OPENAI_API_KEY")[2].replace("line breaks or", "").replace("alone", "")
 
 

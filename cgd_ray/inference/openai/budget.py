@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import openai
 
 from cgd_ray.inference.base import CeilingError, Request
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.openai.replies import error_in, is_completion, token_counts
 
 _TEMPLATE_TOKENS = 16  # that a chat template puts around a turn, at most
@@ -20,10 +20,10 @@ _UNSENT = tuple(
 """Errors of the client's own transport before a request has left."""
 
 
-class Payment:
+class Reservation:
     """What one request may cost, and then does."""
 
-    def __init__(self, options: TeacherOpenAI, request: Request) -> None:
+    def __init__(self, options: OpenAIOptions, request: Request) -> None:
         self._options = options
         # A token of a byte-level vocabulary is a byte at least.
         prompt = sum(len(turn.content.encode()) + _TEMPLATE_TOKENS for turn in request.turns)
@@ -46,13 +46,13 @@ class Payment:
         self.due = 0.0 if was_refused or isinstance(error.__cause__, _UNSENT) else self.most
 
 
-class Purse:
+class SpendBudget:
     """Counts money on one event loop.
 
     What requests under way may cost at most is set aside, so that near the ceiling fewer go at a time.
     """
 
-    def __init__(self, options: TeacherOpenAI, spent: float) -> None:
+    def __init__(self, options: OpenAIOptions, spent: float) -> None:
         self._options = options
         self._spent = spent
         self._set_aside = 0.0
@@ -60,20 +60,20 @@ class Purse:
         self._changed = asyncio.Condition()
 
     @contextlib.asynccontextmanager
-    async def open(self, request: Request) -> AsyncIterator[Payment]:
+    async def open(self, request: Request) -> AsyncIterator[Reservation]:
         """Set aside what the request may cost, for the length of a block, and pay what it cost.
 
         Raises:
             CeilingError: it may exceed the ceiling.
         """
-        payment = Payment(self._options, request)
-        await self._set_apart(payment.most)
+        reservation = Reservation(self._options, request)
+        await self._set_apart(reservation.most)
         try:
-            yield payment
+            yield reservation
         finally:
             async with self._changed:
-                self._spent += payment.due
-                self._set_aside -= payment.most
+                self._spent += reservation.due
+                self._set_aside -= reservation.most
                 self._under_way -= 1
                 self._changed.notify_all()
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 _TICK = 0.001  # timers may come a clock's tick early, and there is no second one
 
 
-class Gate:
+class AimdConcurrencyLimiter:
     """Lets requests through, the oldest first, at most `most` at a time; on one event loop.
 
     After a refusal none goes for as long as the endpoint asks for, whoever was refused. Then one goes, and with each

@@ -10,10 +10,10 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCo
 
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request
-from cgd_ray.inference.openai.budget import Payment, Purse
-from cgd_ray.inference.openai.concurrency import Gate
-from cgd_ray.inference.openai.errors import Trouble, backoff, trouble_of, trouble_told
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.budget import Reservation, SpendBudget
+from cgd_ray.inference.openai.concurrency import AimdConcurrencyLimiter
+from cgd_ray.inference.openai.errors import RetryableError, backoff, retryable_error, retryable_reply
+from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.openai.replies import completion_of, error_in, is_completion
 from cgd_ray.prompts.conversation import Turn
 from cgd_ray.redaction import read_secret
@@ -24,14 +24,14 @@ _OWN_REFUSALS = 3  # for each allowed try: so often a row is refused at most, wh
 class OpenAIEngine:
     """Chat completions through the `openai` client.
 
-    An endpoint that refuses (429, or 503 with Retry-After) is left alone by all requests for as long as it says; see
-    `Gate`. A refusal counts against a row's tries only where nobody was served while it was under way.
+    After a refusal (429, or 503 with Retry-After) no request is sent for as long as the endpoint asks for; see
+    `AimdConcurrencyLimiter`. A refusal counts against a row's tries only if no other request was served meanwhile.
     """
 
-    def __init__(self, options: TeacherOpenAI, spent: float = 0.0) -> None:
+    def __init__(self, options: OpenAIOptions, spent: float = 0.0) -> None:
         self._options = options
-        self._gate = Gate(options.concurrency)
-        self._purse = Purse(options, spent)
+        self._concurrency = AimdConcurrencyLimiter(options.concurrency)
+        self._budget = SpendBudget(options, spent)
         self._ages = itertools.count()
         self._served = 0
         self._refusals = 0  # in a row
@@ -65,51 +65,53 @@ class OpenAIEngine:
         if self._client:
             await self._client.close()
 
-    async def _try(self, request: Request, age: int) -> ChatCompletion | Trouble:
-        async with self._purse.open(request) as payment:
+    async def _try(self, request: Request, age: int) -> ChatCompletion | RetryableError:
+        async with self._budget.open(request) as reservation:
             if self._limiter:
                 await self._limiter.acquire()
-            async with self._gate.passage(age) as sent:  # last, so that nothing is sent while the endpoint wants peace
-                self._purse.require_money()
+            async with self._concurrency.passage(
+                age
+            ) as sent:  # last, so that nothing is sent while the endpoint wants peace
+                self._budget.require_money()
                 served = self._served
-                answer = await self._ask(request, payment, sent)
-                if isinstance(answer, Trouble) and answer.is_refusal:
+                answer = await self._ask(request, reservation, sent)
+                if isinstance(answer, RetryableError) and answer.is_refusal:
                     return replace(answer, counts=served == self._served)
                 return answer
 
-    async def _ask(self, request: Request, payment: Payment, sent: float) -> ChatCompletion | Trouble:
+    async def _ask(self, request: Request, reservation: Reservation, sent: float) -> ChatCompletion | RetryableError:
         try:
             # The client's own limit begins anew with each byte, such as those that keep a connection alive.
             async with asyncio.timeout(self._options.timeout_s):
                 answer = await self._send(request)
         except (openai.OpenAIError, ValueError, TimeoutError) as error:  # the second: JSON that ends in the middle
-            payment.failed(error)
+            reservation.failed(error)
             return self._judge(self._trouble(error), sent)
-        payment.answered(answer)
+        reservation.answered(answer)
         if not is_completion(answer):
-            return Trouble(f"no completion but {str(answer)[:200]!r}", is_refusal=False, wait=None)
+            return RetryableError(f"no completion but {str(answer)[:200]!r}", is_refusal=False, wait=None)
         if told := error_in(answer):
-            return self._judge(trouble_told(told), sent)
+            return self._judge(retryable_reply(told), sent)
         self._refusals = 0
         self._served += 1
-        self._gate.served(sent)
+        self._concurrency.served(sent)
         return answer
 
-    def _trouble(self, error: Exception) -> Trouble:
+    def _trouble(self, error: Exception) -> RetryableError:
         if isinstance(error, TimeoutError):
             text = f"no answer within {self._options.timeout_s:g} s (teacher.engine.timeout_s)"
-            return Trouble(text, is_refusal=False, wait=None)
-        return trouble_of(error)
+            return RetryableError(text, is_refusal=False, wait=None)
+        return retryable_error(error)
 
-    def _judge(self, trouble: Trouble, sent: float) -> Trouble:
+    def _judge(self, trouble: RetryableError, sent: float) -> RetryableError:
         if trouble.wait is not None and trouble.wait > self._options.max_wait_s:
             raise CeilingError(
                 f"the teacher's endpoint wants to be left alone for {trouble.wait:.0f} s, longer than "
                 f"teacher.engine.max_wait_s {self._options.max_wait_s:g} ({trouble.text})"
             )
         if trouble.is_refusal:
-            self._refusals += self._gate.is_news(sent)
-            self._gate.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))
+            self._refusals += self._concurrency.is_news(sent)
+            self._concurrency.refused(sent, max(trouble.wait or 0.0, backoff(max(1, self._refusals))))
         return trouble
 
     async def _send(self, request: Request) -> ChatCompletion:
@@ -141,7 +143,7 @@ def chat_message(turn: Turn) -> ChatCompletionMessageParam:
             return {"role": "assistant", "content": turn.content}
 
 
-def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:
+def make_client(options: OpenAIOptions) -> openai.AsyncOpenAI:
     """The client with its key from the environment.
 
     Raises:
@@ -155,7 +157,7 @@ def make_client(options: TeacherOpenAI) -> openai.AsyncOpenAI:
     )
 
 
-def api_key(options: TeacherOpenAI) -> str:
+def api_key(options: OpenAIOptions) -> str:
     """The key; a placeholder where the endpoint wants none (the client refuses an empty one)."""
     if options.api_key_env is None:
         return "none"
@@ -171,7 +173,7 @@ def api_key(options: TeacherOpenAI) -> str:
     return key
 
 
-def check_endpoint(options: TeacherOpenAI) -> None:
+def check_endpoint(options: OpenAIOptions) -> None:
     """Ask the endpoint for its models, and one that is not among them for one token.
 
     Raises:

@@ -26,7 +26,7 @@ _QUOTA = re.compile(
 
 
 @dataclass(frozen=True)
-class Trouble:
+class RetryableError:
     """An error after which the request may be sent again."""
 
     text: str
@@ -38,7 +38,7 @@ class Trouble:
     """Whether it says something of the row, and is one of its tries."""
 
 
-def trouble_of(error: Exception) -> Trouble:
+def retryable_error(error: Exception) -> RetryableError:
     """What to make of what the client raised, or of a time that ran out.
 
     Raises:
@@ -56,7 +56,7 @@ def trouble_of(error: Exception) -> Trouble:
             raise judgement from error
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_WORDS]}"
     if isinstance(error, openai.APIConnectionError | ValueError | TimeoutError):  # of the client's among the first
-        return Trouble(text, is_refusal=False, wait=None)
+        return RetryableError(text, is_refusal=False, wait=None)
     raise CompletionError(text) from error
 
 
@@ -67,7 +67,7 @@ def _words(error: openai.APIStatusError) -> str:
     return words if not body or (told and str(told) in words) or body in words else f"{words}: {body}"
 
 
-def trouble_told(told: ReplyError) -> Trouble:
+def retryable_reply(told: ReplyError) -> RetryableError:
     """The same for an error that came in the body of a success.
 
     Raises:
@@ -82,16 +82,16 @@ def trouble_told(told: ReplyError) -> Trouble:
     return _judged(text, f"{told.code} {told.words}", status or _BAD_REQUEST, None)
 
 
-def _judged(text: str, words: str, status: int, wait: float | None) -> Trouble:
+def _judged(text: str, words: str, status: int, wait: float | None) -> RetryableError:
     """What a status and the words beside it mean."""
     if _QUOTA.search(words) and status in (_TOO_MANY, _UNPAID):
         raise CeilingError(f"the teacher's endpoint says that its quota is used up ({text})")
     if status == _TOO_LARGE or says_too_long(words):
         raise PromptTooLongError(text)
     if status == _TOO_MANY or (status == _UNAVAILABLE and wait is not None):
-        return Trouble(text, is_refusal=True, wait=wait)
+        return RetryableError(text, is_refusal=True, wait=wait)
     if status in _PASSING or status >= _SERVER_ERRORS:
-        return Trouble(text, is_refusal=False, wait=None)
+        return RetryableError(text, is_refusal=False, wait=None)
     raise CompletionError(text)
 
 

@@ -22,7 +22,7 @@ _NOT_EXTRA = {
 _SECRET_FIELD = re.compile(r"api[_-]?key|secret|password|authorization|(access|auth|bearer)[_-]?token", re.IGNORECASE)
 
 
-class TeacherOpenAI(EngineOptions):
+class OpenAIOptions(EngineOptions):
     """A teacher behind any OpenAI-compatible endpoint."""
 
     is_remote: ClassVar[bool] = True

@@ -209,7 +209,7 @@ class VllmOptions(VllmEngineOptions, Replicated):
         return self.model_copy(update={"dtype": found})
 
 
-class TeacherVllm(VllmOptions):
+class VllmTeacherOptions(VllmOptions):
     """The teacher on our own devices."""
 
     model: ModelPlace

@@ -28,10 +28,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.training.checkpoint.files import RangeReader, StoreWriter
-from cgd_ray.training.checkpoint.zero_state import STATES, Piece, begin_at, is_swapped, pieces_of, refresh_weights
-from cgd_ray.training.distributed import agreed, patient_group
+from cgd_ray.training.checkpoint.zero_state import STATES, StateShard, begin_at, refresh_weights, shards_of
+from cgd_ray.training.distributed import broadcast_from_rank0, host_group
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.progress import Progress
 
@@ -48,16 +48,13 @@ class Checkpoints:
         self._keep = keep
         self._keep_best = keep_best
         # Of its own, and on the host: it works while the training's group does.
-        self._group = patient_group()
-        self._writers = agreed(secrets.token_hex(8), self._group)
+        self._group = host_group()
+        self._writers = broadcast_from_rank0(secrets.token_hex(8), self._group)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
     def save(self, engine: DeepSpeedEngine, progress: Progress) -> None:
-        """Copy this rank's pieces to the host and write them while training goes on, after the save before.
-
-        States on NVMe are written from there, piece by piece, before training goes on: a copy of them is what the host
-        has no room for.
+        """Copy this rank's shards to the host and write them while training goes on, after the save before.
 
         Raises:
             RefusedError: the disk has no room for it.
@@ -66,12 +63,9 @@ class Checkpoints:
         self.wait()
         # In stage 0 every rank has everything, and each writes a share of it.
         copies = dist.get_world_size() if engine.zero_optimization_stage() == 0 else 1
-        with pieces_of(engine) as pieces:
-            self._require_room(sum(piece.length for piece in pieces.values()) * torch.float32.itemsize / copies)
-            if is_swapped(engine):
-                self._write({name: _Held(piece) for name, piece in pieces.items()}, progress)
-                return
-            held = {name: _Held.on_host(piece) for name, piece in pieces.items()}
+        shards = shards_of(engine)
+        self._require_room(sum(shard.length for shard in shards.values()) * torch.float32.itemsize / copies)
+        held = {name: _Held.on_host(shard) for name, shard in shards.items()}
         self._writing = self._writer.submit(self._write, held, progress)
 
     def wait(self) -> None:
@@ -86,7 +80,7 @@ class Checkpoints:
 
     def restore(self, engine: DeepSpeedEngine) -> Progress:
         """Put the engine back to the newest whole checkpoint; without one nothing changes, and step 0 is returned."""
-        found = agreed(self._newest() if dist.get_rank() == 0 else None, self._group)
+        found = broadcast_from_rank0(self._newest() if dist.get_rank() == 0 else None, self._group)
         if found is None:
             return Progress()
         begin_at(engine, found.step)
@@ -99,10 +93,10 @@ class Checkpoints:
 
     def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
         marks = self._marks(self._place(step)) if dist.get_rank() == 0 else {}
-        reader = RangeReader(self._store, f"{self._place(step)}/{agreed(marks, self._group)[_WRITERS]}")
-        with pieces_of(engine, change=True) as pieces:
-            held = {name: _Held(piece) for name, piece in pieces.items() if name.split("/", 1)[0] in states}
-            load(held, storage_reader=reader, planner=_Reading(), process_group=self._group)
+        reader = RangeReader(self._store, f"{self._place(step)}/{broadcast_from_rank0(marks, self._group)[_WRITERS]}")
+        shards = shards_of(engine)
+        held = {name: _Held(shard) for name, shard in shards.items() if name.split("/", 1)[0] in states}
+        load(held, storage_reader=reader, planner=_LoadPlanner(), process_group=self._group)
         refresh_weights(engine)
 
     def _require_room(self, share: float) -> None:
@@ -122,11 +116,11 @@ class Checkpoints:
                 "training.keep_checkpoints"
             )
 
-    def _write(self, pieces: "dict[str, _Held]", progress: Progress) -> None:
+    def _write(self, shards: "dict[str, _Held]", progress: Progress) -> None:
         place = self._place(progress.step)
         writer = StoreWriter(self._store, f"{place}/{self._writers}")
-        planner = _Writing(flatten_state_dict=False, flatten_sharded_tensors=False)
-        save(pieces, storage_writer=writer, planner=planner, process_group=self._group)
+        planner = _SavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+        save(shards, storage_writer=writer, planner=planner, process_group=self._group)
         if dist.get_rank() == 0:
             marks = {_WRITERS: self._writers, "progress": asdict(progress)}
             self._store.write(f"{place}/{_PROGRESS}", json.dumps(marks, indent=1).encode())
@@ -140,8 +134,8 @@ class Checkpoints:
         whole = self._whole()
         return Progress.from_json(self._marks(f"{self._folder}/{whole[-1]}")["progress"]) if whole else None
 
-    def _marks(self, place: str) -> Document:
-        marks: Document = json.loads(self._store.read(f"{place}/{_PROGRESS}"))
+    def _marks(self, place: str) -> JsonDict:
+        marks: JsonDict = json.loads(self._store.read(f"{place}/{_PROGRESS}"))
         return marks
 
     def _whole(self) -> list[str]:
@@ -166,34 +160,33 @@ class Checkpoints:
 
 @dataclass(frozen=True)
 class _Held:
-    """A piece, as torch's distributed checkpointing asks things that lie in pieces on many ranks."""
+    """A shard in the form of torch's distributed checkpointing."""
 
-    piece: Piece
+    shard: StateShard
 
     @staticmethod
-    def on_host(piece: Piece) -> "_Held":
-        copied = piece.fetch().detach().to("cpu", copy=True)
-        return _Held(replace(piece, fetch=lambda: copied))
+    def on_host(shard: StateShard) -> "_Held":
+        return _Held(replace(shard, tensor=shard.tensor.detach().to("cpu", copy=True)))
 
     @property
     def _chunk(self) -> ChunkStorageMetadata:
-        return ChunkStorageMetadata(torch.Size([self.piece.start]), torch.Size([self.piece.length]))
+        return ChunkStorageMetadata(torch.Size([self.shard.start]), torch.Size([self.shard.length]))
 
     def __create_write_items__(self, name: str, _: object) -> list[WriteItem]:
-        data = TensorWriteData(self._chunk, TensorProperties(dtype=torch.float32), torch.Size([self.piece.whole]))
+        data = TensorWriteData(self._chunk, TensorProperties(dtype=torch.float32), torch.Size([self.shard.whole]))
         return [WriteItem(MetadataIndex(name, self._chunk.offsets), WriteItemType.SHARD, tensor_data=data)]
 
     def __create_chunk_list__(self) -> Sequence[ChunkStorageMetadata]:
         return [self._chunk]
 
 
-class _Writing(DefaultSavePlanner):
+class _SavePlanner(DefaultSavePlanner):
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
         held: _Held = self.state_dict[index.fqn]
-        return held.piece.fetch()
+        return held.shard.tensor
 
 
-class _Reading(DefaultLoadPlanner):
+class _LoadPlanner(DefaultLoadPlanner):
     """Takes the state as it is; torch's own would put None in the place of what it does not know."""
 
     def set_up_planner(
@@ -204,4 +197,4 @@ class _Reading(DefaultLoadPlanner):
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
         held: _Held = self.state_dict[index.fqn]
-        return held.piece.fetch()
+        return held.shard.tensor

@@ -29,10 +29,10 @@ def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
     settings = {
         "epochs": training.epochs,
         "rows per optimiser step": training.batch_size,
-        "learning rate": f"{training.learning_rate:g}, {training.schedule}, warm-up {training.warmup_fraction:g}",
+        "learning rate": f"{training.learning_rate:g}, {training.lr_scheduler}, warm-up {training.warmup_fraction:g}",
         "weight decay": training.weight_decay,
         "LoRA": _adapter(training.lora),
-        "gradient clipping": training.gradient_clipping,
+        "gradient clipping": training.max_grad_norm,
         "compute precision": f"{training.precision}, fp32 master weights; saved in bfloat16",
         "longest row": f"{training.max_length} tokens",
         "seed": recipe.training_seed,

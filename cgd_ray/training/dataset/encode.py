@@ -15,9 +15,9 @@ from cgd_ray.methods import METHODS, Contexts, Example, MethodName, longest_text
 from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.prompts.conversation import SkippedRow
 from cgd_ray.prompts.templates import PromptSet
-from cgd_ray.runtime.parallel import spread
+from cgd_ray.runtime.parallel import parallel_map
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.storage.schemas import ENCODED
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.mix import method_of_row
@@ -73,7 +73,7 @@ class Encoding:
         """Where the encoded rows go."""
         return Table(examples.store, "encoded", fingerprint(self.describe(examples)), ENCODED)
 
-    def describe(self, examples: Table) -> Document:
+    def describe(self, examples: Table) -> JsonDict:
         """The content of the encoded table's fingerprint; settings that change nothing are left out."""
         training = self.training
         drawn = training.method == "mix" or self._shows_others
@@ -159,7 +159,7 @@ def _encode_together(examples: Table, encodings: list[Encoding]) -> None:
     for one in lacking:
         one.table(examples).describe(one.describe(examples))
     totals = [Counts() for _ in lacking]
-    for counts in spread(partial(_encode_part, examples, lacking), list(enumerate(examples.parts()))):
+    for counts in parallel_map(partial(_encode_part, examples, lacking), list(enumerate(examples.parts()))):
         for place, more in enumerate(counts):
             totals[place] += more
     for one, total in zip(lacking, totals, strict=True):
@@ -197,7 +197,7 @@ def _encode_part(examples: Table, encodings: list[Encoding], numbered: tuple[int
 @dataclass
 class _Part:
     counts: Counts = field(default_factory=Counts)
-    rows: list[Document] = field(default_factory=list)
+    rows: list[JsonDict] = field(default_factory=list)
 
     def add(self, example: Example, name: MethodName, encoded: Encoded | SkippedRow) -> None:
         if isinstance(encoded, SkippedRow):

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.packing import Ids
-from cgd_ray.training.distributed import agreed
+from cgd_ray.training.distributed import broadcast_from_rank0
 from cgd_ray.training.scratch import encoded_file, remove_leftovers
 
 
@@ -74,7 +74,7 @@ def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
 
     One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks.
     """
-    file = encoded_file(agreed(secrets.token_hex(8), group))
+    file = encoded_file(broadcast_from_rank0(secrets.token_hex(8), group))
     is_first = os.environ["LOCAL_RANK"] == "0"
     try:
         if is_first:

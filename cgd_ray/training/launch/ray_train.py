@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError, StoppedError
-from cgd_ray.runtime.capacity import held_room, require_returned
+from cgd_ray.runtime.capacity import resources_in_use, wait_for_release
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.tables import Table
@@ -61,9 +61,9 @@ def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -
     _require_replaceable(plan)
     if under_torchrun:
         raise StoppedError(plan.ask_for_torchrun())
-    before = held_room()
+    before = resources_in_use()
     result = _finish(plan, _fit(plan))
-    require_returned(before)  # evaluation's engines need the room
+    wait_for_release(before)  # evaluation's engines need the room
     return result
 
 

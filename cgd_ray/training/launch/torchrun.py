@@ -25,8 +25,8 @@ from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.redaction import redact
 from cgd_ray.runtime.logs import configure_logging, quiet_libraries
 from cgd_ray.storage.filesystem import open_filesystem, store_errors
-from cgd_ray.storage.lease import held
-from cgd_ray.training.distributed import join_ranks, patient_group, refuse_together
+from cgd_ray.storage.lease import hold_lease
+from cgd_ray.training.distributed import host_group, join_ranks, raise_on_all_ranks
 from cgd_ray.training.job import OUTCOME, GpuMemoryError, RankJob, RankOutcome, StepReport
 
 log = structlog.get_logger(__name__)
@@ -80,10 +80,10 @@ def _alone(job: RankJob) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             if _is_first():
-                stack.enter_context(held(job.encoded.store, f"runs/{job.name}", wait=False))
+                stack.enter_context(hold_lease(job.encoded.store, f"runs/{job.name}", wait=False))
         except CgdError as error:
             refusal = str(error)
-        refuse_together(refusal, patient_group())
+        raise_on_all_ranks(refusal, host_group())
         yield
 
 

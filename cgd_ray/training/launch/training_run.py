@@ -9,16 +9,20 @@ from cgd_ray.prompts.chat import template_text
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint
-from cgd_ray.storage.runs import Document
+from cgd_ray.storage.runs import JsonDict
 from cgd_ray.training.checkpoint.model_card import model_card
 from cgd_ray.training.dataset.encode import EncodedExamples
 from cgd_ray.training.job import OUTCOME, About, RankJob, RankOutcome
 
-# Settings that change the trained weights; the others (workers, ZeRO stage, packing, ...) change where and how fast.
+# Settings that change the trained weights, and their names in identities, which outlive the names of keys; the others
+# (workers, ZeRO stage, packing, ...) change where and how fast.
 _RESULT_SETTINGS = {
-    "epochs", "learning_rate", "batch_size", "schedule", "warmup_fraction", "weight_decay", "gradient_clipping",
-    "precision", "validation_fraction", "export", "lora",
-}  # fmt: skip
+    name: name
+    for name in (
+        "epochs", "learning_rate", "batch_size", "warmup_fraction", "weight_decay", "precision", "validation_fraction",
+        "export", "lora",
+    )
+} | {"lr_scheduler": "schedule", "max_grad_norm": "gradient_clipping"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class TrainingResult:
     """Rows left out, by reason."""
 
     @staticmethod
-    def from_json(content: Document) -> "TrainingResult":
+    def from_json(content: JsonDict) -> "TrainingResult":
         """What `asdict` made of it; other keys are left out."""
         return TrainingResult(**{one.name: content[one.name] for one in fields(TrainingResult)})
 
@@ -91,17 +95,18 @@ class TrainingRun:
         return f"{self.parent}/{self.identity}"
 
     @property
-    def content(self) -> Document:
+    def content(self) -> JsonDict:
         """What makes this training this training."""
+        settings = self.recipe.training.model_dump(mode="json", include=set(_RESULT_SETTINGS))
         return {
             "encoded": self.encoded.table.fingerprint,
             "student": self.run.student_identity,
             "seed": self.recipe.training_seed,
-            **self.recipe.training.model_dump(mode="json", include=_RESULT_SETTINGS),
+            **{_RESULT_SETTINGS[name]: value for name, value in settings.items()},
             # The exported chat template has it.
             **({"system_prompt": system} if (system := self.recipe.data.system_prompt) else {}),
             # Only steps with a checkpoint can be the best.
-            "candidates": self.recipe.training.checkpoint_every if self.recipe.training.export == "best" else None,
+            "candidates": self.recipe.training.checkpoint_interval if self.recipe.training.export == "best" else None,
         }
 
     @property

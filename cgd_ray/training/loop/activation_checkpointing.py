@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 _USABLE = 0.9  # of a GPU: the CUDA context, NCCL's buffers and the allocator's gaps take the rest
 
 
-def settle_checkpointing(
+def resolve_checkpointing(
     training: TrainingSection, student: Path, rows: EncodedRows, device: torch.device, group: dist.ProcessGroup
 ) -> TrainingSection:
     """The recipe's section with `gradient_checkpointing` decided where it leaves that open. All ranks call it together.

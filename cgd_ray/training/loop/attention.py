@@ -77,7 +77,7 @@ def load_student(folder: Path, training: TrainingSection, device: torch.device, 
         raise _refused(last, error) from error
 
 
-def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device: torch.device) -> None:
+def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device: torch.device) -> None:
     """Let rows attend one by one, where recipe or device ask for it and it is what a mask does in this model.
 
     An architecture may add its own biases to a mask, or not say where rows begin. Rows that may be longer than its
@@ -116,7 +116,7 @@ def settle_attention(engine: DeepSpeedEngine, training: TrainingSection, device:
 
 
 def attends_by_row(model: PreTrainedModel) -> bool:
-    """Whether `settle_attention` chose our own attention, which reads positions on the host."""
+    """Whether `resolve_attention` chose our own attention, which reads positions on the host."""
     return bool(getattr(model.config, _CURRENT) == _BY_ROW)
 
 

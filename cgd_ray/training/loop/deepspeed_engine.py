@@ -13,19 +13,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.loop.attention import load_student
-from cgd_ray.training.loop.kernels import with_liger
-from cgd_ray.training.loop.offload import offloads
+from cgd_ray.training.loop.kernels import offloads, with_liger
 from cgd_ray.training.lora import quantized, with_adapter
-from cgd_ray.training.memory import SWAPPED_AT_ONCE, reduce_bucket
+from cgd_ray.training.memory import reduce_bucket
 
 
-def engine_config(training: TrainingSection, device: torch.device, swap: Path | None = None) -> dict[str, Any]:
+def engine_config(training: TrainingSection, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's configuration. Accumulation and the learning rate are the loop's own, so it holds neither.
 
     Args:
         training: the recipe's.
         device: of this rank.
-        swap: folder for states that are offloaded to NVMe.
     """
     on_cpu = device.type == "cpu"
     zero: dict[str, Any] = {
@@ -37,13 +35,10 @@ def engine_config(training: TrainingSection, device: torch.device, swap: Path | 
         zero["offload_optimizer"] = {"device": training.offload, "pin_memory": True}
         if training.zero_stage == 3 and not on_cpu:
             zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    if swap is not None:
-        zero["offload_optimizer"]["nvme_path"] = str(swap)
-        zero["sub_group_size"] = SWAPPED_AT_ONCE
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": training.gradient_clipping,
+        "gradient_clipping": training.max_grad_norm,
         "bf16": {"enabled": _in_bfloat16(training)},
         "torch_autocast": {"enabled": training.precision == "bf16" and training.zero_stage == 0, "dtype": "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},
@@ -60,9 +55,7 @@ def _in_bfloat16(training: TrainingSection) -> bool:
     return training.precision == "bf16" and training.zero_stage > 0
 
 
-def start_engine(
-    training: TrainingSection, model_path: Path, device: torch.device, seed: int, swap: Path | None = None
-) -> tuple[Any, bool]:
+def start_engine(training: TrainingSection, model_path: Path, device: torch.device, seed: int) -> tuple[Any, bool]:
     """Load the student and wrap it; also whether its loss is fused with the output layer.
 
     The default process group must exist.
@@ -72,7 +65,7 @@ def start_engine(
     Raises:
         RefusedError: the recipe asks for what this student cannot do.
     """
-    config = engine_config(training, device, swap)
+    config = engine_config(training, device)
     _quieten()
     if device.type == "cpu":
         # An all-reduce through shared memory would be compiled at the first start: 38 s and a C++ compiler for

@@ -17,12 +17,16 @@ from cgd_ray.training.dataset.packing import join
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loop.attention import attends_by_row, wanted
 from cgd_ray.training.loop.loss import summed_loss
-from cgd_ray.training.loop.offload import offloads
 
 LAYERS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
 """Kernels in the place of a layer's own; an architecture takes those that it has a use for."""
 
 _TOLERANCE = 2e-2  # of the loss: kernels round elsewhere, in bfloat16
+
+
+def offloads(training: TrainingSection, device: torch.device) -> bool:
+    """Whether states move to the host: never where the device is the host."""
+    return training.offload == "cpu" and device.type != "cpu"
 
 
 def lacking(training: TrainingSection, device: torch.device) -> str | None:

@@ -14,8 +14,8 @@ def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
     warmup = round(training.warmup_fraction * steps)
     if step < warmup:
         return training.learning_rate * (step + 1) / warmup
-    if training.schedule == "constant":
+    if training.lr_scheduler == "constant":
         return training.learning_rate
     done = (step - warmup) / max(1, steps - warmup)
-    share = 0.5 * (1 + math.cos(math.pi * done)) if training.schedule == "cosine" else 1 - done
+    share = 0.5 * (1 + math.cos(math.pi * done)) if training.lr_scheduler == "cosine" else 1 - done
     return training.learning_rate * share

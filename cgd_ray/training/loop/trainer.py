@@ -9,7 +9,6 @@ tensor or pipeline parallelism, other optimisers.
 import contextlib
 import math
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from cgd_ray.training.checkpoint.checkpoints import Checkpoints
 from cgd_ray.training.checkpoint.export import export_student
 from cgd_ray.training.dataset.encoded_rows import open_on_node
 from cgd_ray.training.dataset.packing import PackedRows, batches, join, optimiser_steps, padded, padding, plan_passes
-from cgd_ray.training.distributed import join_ranks, patient_group, refuse_together
+from cgd_ray.training.distributed import host_group, join_ranks, raise_on_all_ranks
 from cgd_ray.training.flops import Yardstick, peak_memory
 from cgd_ray.training.job import (
     DivergedError,
@@ -35,13 +34,12 @@ from cgd_ray.training.job import (
     RefusedError,
     StepReport,
 )
-from cgd_ray.training.loop.activation_checkpointing import settle_checkpointing
-from cgd_ray.training.loop.attention import pass_multiple, require_rows_fit, settle_attention
+from cgd_ray.training.loop.activation_checkpointing import resolve_checkpointing
+from cgd_ray.training.loop.attention import pass_multiple, require_rows_fit, resolve_attention
 from cgd_ray.training.loop.deepspeed_engine import apply_step, start_engine
 from cgd_ray.training.loop.kernels import compile_layers, lacking, require_same_loss
 from cgd_ray.training.loop.loss import require_isolation, summed_loss
 from cgd_ray.training.loop.lr_schedule import learning_rate
-from cgd_ray.training.loop.offload import swap_folder
 from cgd_ray.training.loop.tracking import Trackers
 from cgd_ray.training.progress import Progress
 
@@ -80,11 +78,7 @@ def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda
         GpuMemoryError: of this rank alone.
     """
     try:
-        rank = _Rank(job)
-        try:
-            return _train_to_the_end(rank, report, warned)
-        finally:
-            rank.forget_swapped()
+        return _train_to_the_end(Trainer(job), report, warned)
     except RuntimeError as error:
         reason = _FULL_GPU.search(str(error))
         if reason is None:
@@ -95,7 +89,7 @@ def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda
         ) from error
 
 
-def _train_to_the_end(rank: "_Rank", report: Report, warned: Callable[[], bool]) -> RankOutcome:
+def _train_to_the_end(rank: "Trainer", report: Report, warned: Callable[[], bool]) -> RankOutcome:
     job = rank.job
     wants_best = job.training.export == "best"
     checkpoints = Checkpoints(job.encoded.store, job.checkpoints, job.training.keep_checkpoints, keep_best=wants_best)
@@ -115,12 +109,12 @@ def _train_to_the_end(rank: "_Rank", report: Report, warned: Callable[[], bool])
     return RankOutcome(rank.progress, len(rank.trained), resumed_from, exported)
 
 
-def _trackers(rank: "_Rank") -> Trackers:
+def _trackers(rank: "Trainer") -> Trackers:
     return Trackers(rank.job, rank.progress.step + 1, is_first=rank.number == 0, is_over=rank.is_over)
 
 
 def _train(
-    rank: "_Rank", checkpoints: Checkpoints, trackers: Trackers, report: Report, warned: Callable[[], bool]
+    rank: "Trainer", checkpoints: Checkpoints, trackers: Trackers, report: Report, warned: Callable[[], bool]
 ) -> None:
     for step_report in rank.steps():
         if rank.is_due:
@@ -135,13 +129,13 @@ def _train(
             raise StoppedError(f"training stopped after step {rank.progress.step} of {rank.total_steps}")
 
 
-class _Rank:
+class Trainer:
     """One rank's engine, rows and place among the others."""
 
     def __init__(self, job: RankJob) -> None:
         self.device = join_ranks(job)
         self.number, self.world = dist.get_rank(), dist.get_world_size()
-        self._patient = patient_group()
+        self._patient = host_group()
         self.rows = open_on_node(job.encoded, self._patient)
         self.trained, self.validated = self.rows.apart(job.training.validation_fraction)
         if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
@@ -156,15 +150,14 @@ class _Rank:
         """Whether this rank was asked to stop."""
         self.must_stop = False
         """Whether any rank was, before the last step; the same on all."""
-        refuse_together(lacking(job.training, self.device), self._patient)
-        training = settle_checkpointing(job.training, self.source, self.rows, self.device, self._patient)
+        raise_on_all_ranks(lacking(job.training, self.device), self._patient)
+        training = resolve_checkpointing(job.training, self.source, self.rows, self.device, self._patient)
         self.job = job = replace(job, training=training)
-        self._swap = swap_folder(job.training.offload_folder, f"cgd-{job.identity}-{self.number}", self._patient)
-        self.engine, self._fused = start_engine(job.training, self.source, self.device, job.seed, self._swap)
+        self.engine, self._fused = start_engine(job.training, self.source, self.device, job.seed)
         self.yardstick = Yardstick(self.engine.module, self.device)
         config = self.engine.module.config.get_text_config()
         require_rows_fit(config, int(self.rows.lengths.max(initial=0)))
-        settle_attention(self.engine, job.training, self.device)
+        resolve_attention(self.engine, job.training, self.device)
         self._multiple = pass_multiple(self.engine)
         require_isolation(self.engine, config.vocab_size, self.device)
         if self._fused:
@@ -181,12 +174,7 @@ class _Rank:
     @property
     def is_due(self) -> bool:
         """Whether a checkpoint follows the last step."""
-        return self.progress.step % self.job.training.checkpoint_every == 0 or self.is_over
-
-    def forget_swapped(self) -> None:
-        """Remove what DeepSpeed left on NVMe; the checkpoints hold it."""
-        if self._swap is not None:
-            shutil.rmtree(self._swap, ignore_errors=True)
+        return self.progress.step % self.job.training.checkpoint_interval == 0 or self.is_over
 
     def steps(self) -> Iterator[StepReport]:
         """Run the steps that are left."""

@@ -65,6 +65,8 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
     [
         ({"training": {"epoch": 2}}, "training.epoch: unknown key; did you mean epochs?"),
         ({"data": {"type": "demo", "holdout": {"counts": 2}}}, "data.holdout.counts: unknown key; did you mean count?"),
+        ({"training": {"schedule": "cosine"}}, "training.schedule: renamed. Fix: write training.lr_scheduler"),
+        ({"training": {"checkpoint_every": 5}}, "training.checkpoint_every: renamed. Fix: write training.checkpoint_i"),
         ({"trainings": {}}, "trainings: unknown key; did you mean training?"),
         (
             {"teacher": {"engine": {"type": "vllm", "model": "t", "replica": 2}}},
@@ -83,9 +85,6 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
         ({"training": {"min_workers": 3, "workers": 2}}, "min_workers 3 is larger than workers 2"),
         ({"training": {"export": "best"}}, "export best needs validation_fraction above 0"),
         ({"training": {"offload": "cpu", "zero_stage": 0}}, "offload cpu needs zero_stage 1, 2 or 3"),
-        ({"training": {"offload": "nvme", "offload_folder": "/disk"}}, "offload nvme needs zero_stage 3"),
-        ({"training": {"offload": "nvme", "zero_stage": 3}}, "offload nvme and offload_folder need each other"),
-        ({"training": {"offload_folder": "disk"}}, "training.offload_folder"),
         ({"generation": {"draft": {"samples": 4}}}, "samples > 1 needs temperature > 0"),
         ({"serving": {"model_id": "a:b"}}, "serving.model_id"),
         (

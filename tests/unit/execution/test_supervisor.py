@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from cgd_ray.errors import CgdError
-from cgd_ray.execution.supervisor import RevivedEngine, Strike
+from cgd_ray.execution.quarantine import Suspicion
+from cgd_ray.execution.supervisor import RestartingEngine
 from cgd_ray.inference.base import Completion, CompletionError, Decoding, EngineDiedError, PoisonError, Request
 
 Outcome = Completion | Exception
@@ -53,7 +54,7 @@ def request(row: str, stage: str = "draft") -> Request:
     return Request(f"{stage}-{row}", row, (), Decoding(1, 0.0, 1.0, 0))
 
 
-async def walk(engine: RevivedEngine, row: str, *stages: str) -> Completion:
+async def walk(engine: RestartingEngine, row: str, *stages: str) -> Completion:
     """One request after the other, as a chain does, and then no more."""
     try:
         for stage in stages:
@@ -64,7 +65,7 @@ async def walk(engine: RevivedEngine, row: str, *stages: str) -> Completion:
 
 
 def run(
-    rows: list[str], poison: set[str], held: dict[str, Strike] | None = None, stages: tuple[str, ...] = ("draft",)
+    rows: list[str], poison: set[str], held: dict[str, Suspicion] | None = None, stages: tuple[str, ...] = ("draft",)
 ) -> tuple[Log, dict[str, Outcome]]:
     log = Log()
 
@@ -72,13 +73,13 @@ def run(
         log.reports.append(inside)
 
     async def scenario() -> dict[str, Outcome]:
-        engine = RevivedEngine(lambda: Mortal(log, poison), report)
+        engine = RestartingEngine(lambda: Mortal(log, poison), report)
         for row, strike in (held or {}).items():
-            engine.strikes.hold(row, strike)
+            engine.suspicions.hold(row, strike)
         await engine.start()
         made = await asyncio.gather(*(walk(engine, row, *stages) for row in rows), return_exceptions=True)
         await engine.close()
-        assert not engine.strikes.any_suspect
+        assert not engine.suspicions.any_suspect
         return dict(zip(rows, made, strict=True))  # type: ignore[arg-type]
 
     return log, asyncio.run(scenario())
@@ -107,7 +108,7 @@ def test_a_row_that_kills_with_its_second_request_is_found() -> None:
 
 def test_suspicion_outlasts_a_row_s_first_request() -> None:
     """This process may die with the second one, and only what was reported before says who was on it."""
-    log, made = run(["row0", "row1"], set(), {"row0": Strike(2, 1)}, stages=("critique", "refine"))
+    log, made = run(["row0", "row1"], set(), {"row0": Suspicion(2, 1)}, stages=("critique", "refine"))
     assert all(isinstance(outcome, Completion) for outcome in made.values())
     assert log.reports == [{"row0"}, {"row0"}, None]
 
@@ -121,7 +122,7 @@ def test_two_killers_are_both_found() -> None:
 
 
 def test_suspects_run_only_with_suspects_and_are_named_before_they_run() -> None:
-    held = {f"row{number}": Strike(2, 2) for number in range(4)}
+    held = {f"row{number}": Suspicion(2, 2) for number in range(4)}
     log, made = run([f"row{number}" for number in range(8)], set(), held)
     assert all(isinstance(outcome, Completion) for outcome in made.values())
     named = [report for report in log.reports if report]
@@ -130,7 +131,7 @@ def test_suspects_run_only_with_suspects_and_are_named_before_they_run() -> None
 
 
 def test_what_was_found_out_elsewhere_convicts_here() -> None:
-    log, made = run(["row0", "row1"], set(), {"row0": Strike(3, 0)})
+    log, made = run(["row0", "row1"], set(), {"row0": Suspicion(3, 0)})
     assert isinstance(made["row0"], PoisonError)
     assert "died 3 times with this row on it, the last time alone" in str(made["row0"])
     assert isinstance(made["row1"], Completion)
@@ -160,7 +161,7 @@ def test_an_engine_that_cannot_be_started_again_ends_all(error: Exception, text:
     async def ignore(_inside: set[str] | None) -> None: ...
 
     async def scenario() -> list[object]:
-        engine = RevivedEngine(lambda: Once(log, {"row1"}), ignore)
+        engine = RestartingEngine(lambda: Once(log, {"row1"}), ignore)
         await engine.start()
         return await asyncio.gather(*(engine.complete(request(f"row{i}")) for i in range(3)), return_exceptions=True)
 

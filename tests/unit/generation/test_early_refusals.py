@@ -9,7 +9,7 @@ import pytest
 from cgd_ray.errors import StoppedError
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.execution.coordinator import Snapshot
-from cgd_ray.execution.metrics import Tallies
+from cgd_ray.execution.metrics import Metrics
 from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.guard import Guard
 from cgd_ray.generation.planning import Plan, StageCount
@@ -44,46 +44,46 @@ def row(number: int) -> Row:
     return texts | {"prompt_id": f"{number:032x}", "sample": 0, "prompt": f"P {number}", "todo": ["draft"]}
 
 
-def looked_at(root: Path, engine: ScriptedEngine, seconds: float) -> Tallies:
+def looked_at(root: Path, engine: ScriptedEngine, seconds: float) -> Metrics:
     """What had been done after so many seconds."""
     draft = open_run(recipe(root), Store(str(root))).stages.draft
 
-    async def scenario() -> Tallies:
+    async def scenario() -> Metrics:
         runner = ChainRunner(engine, [draft], max_in_flight=IN_FLIGHT, flush_rows=ROWS, flush_seconds=30)
         work = asyncio.create_task(runner.run([row(number) for number in range(ROWS)]))
         await asyncio.sleep(seconds)
-        tallies = runner.take_tallies()
+        metrics = runner.take_metrics()
         await runner.stop()
         await work
-        return tallies
+        return metrics
 
     return asyncio.run(scenario())
 
 
-def judge(root: Path, tallies: Tallies) -> None:
+def judge(root: Path, metrics: Metrics) -> None:
     current = Plan({"draft": StageCount(pending=ROWS)}, again={"draft": 0})
     guard = Guard(recipe(root), Progress({"draft": ROWS}), [], 0.0, current)
-    guard.check(Snapshot(tallies, engines=1, idle_seconds=0.0, deaths=0, ceiling=None, broken=None))
+    guard.check(Snapshot(metrics, engines=1, idle_seconds=0.0, deaths=0, ceiling=None, broken=None))
 
 
 @pytest.mark.parametrize("refusal", [PromptTooLongError, CompletionError])
 def test_a_few_refusals_before_any_completion_stop_nothing(tmp_path: Path, refusal: type[CompletionError]) -> None:
-    tallies = looked_at(tmp_path, Refusing(12, refusal), SLOW_SECONDS / 5)
-    lost = tallies["draft"].failed + tallies["draft"].over_long
-    assert lost == tallies["draft"].rows >= 20  # nothing else has ended yet
-    judge(tmp_path, tallies)
+    metrics = looked_at(tmp_path, Refusing(12, refusal), SLOW_SECONDS / 5)
+    lost = metrics["draft"].failed + metrics["draft"].over_long
+    assert lost == metrics["draft"].rows >= 20  # nothing else has ended yet
+    judge(tmp_path, metrics)
 
 
 def test_an_engine_that_refuses_every_other_row_is_stopped_before_its_first_completion(tmp_path: Path) -> None:
-    tallies = looked_at(tmp_path, Refusing(2, CompletionError), SLOW_SECONDS / 5)
+    metrics = looked_at(tmp_path, Refusing(2, CompletionError), SLOW_SECONDS / 5)
     with pytest.raises(StoppedError, match=r"draft: \d+ of \d+ rows failed, more than generation.max_failed_fraction"):
-        judge(tmp_path, tallies)
+        judge(tmp_path, metrics)
 
 
 def test_over_long_prompts_never_stop_a_run_and_are_said_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tallies = looked_at(tmp_path, Refusing(2, PromptTooLongError), SLOW_SECONDS / 5)
-    judge(tmp_path, tallies)
+    metrics = looked_at(tmp_path, Refusing(2, PromptTooLongError), SLOW_SECONDS / 5)
+    judge(tmp_path, metrics)
     said = capsys.readouterr()
     assert "many prompts leave no room for a completion" in said.out + said.err

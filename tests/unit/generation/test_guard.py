@@ -6,7 +6,7 @@ import pytest
 
 from cgd_ray.errors import StoppedError
 from cgd_ray.execution.coordinator import Snapshot
-from cgd_ray.execution.metrics import StageTally
+from cgd_ray.execution.metrics import StageMetrics
 from cgd_ray.execution.progress import Progress
 from cgd_ray.generation.guard import Guard
 from cgd_ray.generation.planning import Plan, StageCount
@@ -16,8 +16,8 @@ from tests.unit.generation.test_planning import recipe
 def check(root: Path, rows: int, failed: int, again: int, done: int = 1000) -> None:
     current = Plan({"critique": StageCount(ok=done, failed=again, pending=rows - again)}, again={"critique": again})
     guard = Guard(recipe(root), Progress({"critique": rows}), [], 0.0, current)
-    tally = StageTally(rows=rows, failed=failed, error="refused")
-    guard.check(Snapshot({"critique": tally}, engines=1, idle_seconds=0.0, deaths=0, ceiling=None, broken=None))
+    counted = StageMetrics(rows=rows, failed=failed, error="refused")
+    guard.check(Snapshot({"critique": counted}, engines=1, idle_seconds=0.0, deaths=0, ceiling=None, broken=None))
 
 
 def test_rows_that_failed_before_and_fail_again_stop_nothing(tmp_path: Path) -> None:

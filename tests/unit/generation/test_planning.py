@@ -18,7 +18,7 @@ from cgd_ray.inference.base import Completion, CompletionError, PromptTooLongErr
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import Stages
 from cgd_ray.stages.resolved import open_run
-from cgd_ray.stages.rows import CatchUp, Join
+from cgd_ray.stages.rows import FinishedRows, Join
 from cgd_ray.stages.stage import WORK
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.fingerprint import fingerprint, parent_digest, text_digest
@@ -134,7 +134,7 @@ def test_blocks_of_a_dead_engine_read_what_came_of_their_shard_once(
     read = list[str]()
     whole = Table.read
     monkeypatch.setattr(Table, "read", lambda table, *given: (read.append(table.stage), whole(table, *given))[1])
-    catch_up = CatchUp(stages.all)
+    catch_up = FinishedRows(stages.all)
     catch_up.look()
     found = [row for start in range(0, 12, 4) for row in catch_up.rows(rows.slice(start, 4).to_pylist())]
     assert [row["todo"] for row in found] == [[]] * 9 + [["draft", "critique", "refine"]] * 3

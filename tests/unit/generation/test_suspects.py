@@ -6,7 +6,8 @@ from typing import Any
 
 from cgd_ray.config.recipe import parse_recipe
 from cgd_ray.execution.chain_runner import ChainRunner
-from cgd_ray.execution.supervisor import RevivedEngine, Strike
+from cgd_ray.execution.quarantine import Suspicion
+from cgd_ray.execution.supervisor import RestartingEngine
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.stages.definitions import Stages
 from cgd_ray.stages.resolved import open_run
@@ -46,11 +47,11 @@ def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(
     async def report(_inside: set[str] | None) -> None: ...
 
     async def scenario() -> None:
-        engine = RevivedEngine(lambda: ScriptedEngine(ScriptedOptions(type="scripted")), report)
+        engine = RestartingEngine(lambda: ScriptedEngine(ScriptedOptions(type="scripted")), report)
         await engine.start()
         names = [row_name(finished), row_name(lacking)]
         for name in names:
-            engine.strikes.hold(name, Strike(2, 1))
+            engine.suspicions.hold(name, Suspicion(2, 1))
         runner = ChainRunner(
             engine,
             [stages.critique, stages.refine],
@@ -60,7 +61,7 @@ def test_a_suspect_without_anything_left_to_do_is_cleared_before_its_block_ends(
             on_left=engine.left,
         )
         await asyncio.wait_for(runner.run([finished, lacking], without_slots=names), timeout=10)
-        assert not engine.strikes.any_suspect
+        assert not engine.suspicions.any_suspect
 
     asyncio.run(scenario())
     assert len(stages.refine.results.read()) == 1

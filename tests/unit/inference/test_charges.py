@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 
 from cgd_ray.inference.base import CompletionError, Decoding, Request
-from cgd_ray.inference.openai.budget import Payment
+from cgd_ray.inference.openai.budget import Reservation
 from cgd_ray.inference.openai.engine import OpenAIEngine
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.prompts.conversation import Turn
 
 REQUEST = Request("k", "k", (Turn("user", "What is 1 + 1?"),), Decoding(7, 0.0, 1.0, 3))
@@ -128,7 +128,7 @@ def test_a_failure_is_charged_as_what_it_may_have_cost(serve: Serve | None, shar
 
     async def scenario() -> tuple[BaseException | None, float, float]:
         async with serving(serve) as url:
-            options = TeacherOpenAI(
+            options = OpenAIOptions(
                 type="openai", model="m", base_url=url, api_key_env=None, timeout_s=0.7, max_retries=0, **prices
             )
             engine = OpenAIEngine(options)
@@ -138,11 +138,13 @@ def test_a_failure_is_charged_as_what_it_may_have_cost(serve: Serve | None, shar
             [made] = await asyncio.gather(engine.complete(REQUEST), return_exceptions=True)
             seconds = loop.time() - started
             await engine.close()
-            return (made if isinstance(made, BaseException) else None), engine._purse._spent, seconds
+            return (made if isinstance(made, BaseException) else None), engine._budget._spent, seconds
 
     error, spent, seconds = asyncio.run(scenario())
     assert isinstance(error, CompletionError)
-    assert spent == share * Payment(TeacherOpenAI(type="openai", model="m", api_key_env=None, **prices), REQUEST).most
+    assert (
+        spent == share * Reservation(OpenAIOptions(type="openai", model="m", api_key_env=None, **prices), REQUEST).most
+    )
     assert seconds < 10
     if serve in (say_nothing, keep_alive):
         assert "teacher.engine.timeout_s" in str(error) or "APITimeoutError" in str(error)

@@ -3,14 +3,14 @@
 import asyncio
 import itertools
 
-from cgd_ray.inference.openai.concurrency import Gate
+from cgd_ray.inference.openai.concurrency import AimdConcurrencyLimiter
 
 
 class Endpoint:
     """Counts who is inside a gate."""
 
     def __init__(self, most: int) -> None:
-        self.gate = Gate(most)
+        self.gate = AimdConcurrencyLimiter(most)
         self.entered: list[int] = []
         self.inside: dict[int, asyncio.Event] = {}
         self.sent: dict[int, float] = {}

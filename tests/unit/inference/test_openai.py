@@ -25,7 +25,7 @@ from cgd_ray.inference.base import (
     Turn,
 )
 from cgd_ray.inference.openai.engine import OpenAIEngine
-from cgd_ray.inference.openai.options import TeacherOpenAI
+from cgd_ray.inference.openai.options import OpenAIOptions
 
 
 @dataclass
@@ -85,7 +85,7 @@ def script() -> Iterator[Script]:
 
 
 def ask(script: Script, count: int = 1, **options: Any) -> list[Completion | BaseException]:
-    settings = TeacherOpenAI(type="openai", model="m", base_url=script.url, api_key_env=None, **options)
+    settings = OpenAIOptions(type="openai", model="m", base_url=script.url, api_key_env=None, **options)
     decoding = Decoding(max_tokens=7, temperature=0.0, top_p=1.0, seed=3, chat_template_kwargs={"thinking": False})
     request = Request("k", "k", (Turn("user", "What is 1 + 1?"),), decoding)
 
@@ -219,7 +219,7 @@ def test_a_row_that_is_refused_for_itself_is_given_up_while_others_are_served(sc
 
     rows = ["large", *(f"row{number}" for number in range(300))]
     requests = [Request(row, row, (), Decoding(1, 0.0, 1.0, 0)) for row in rows]
-    options = TeacherOpenAI(type="openai", model="m", base_url=script.url, api_key_env=None, max_retries=2)
+    options = OpenAIOptions(type="openai", model="m", base_url=script.url, api_key_env=None, max_retries=2)
 
     async def scenario() -> list[Completion | BaseException]:
         engine = Picky(options)
@@ -254,7 +254,7 @@ def test_a_prompt_that_the_endpoint_finds_too_long_is_not_asked_again(script: Sc
 
 def test_further_fields_may_not_raise_what_a_request_costs() -> None:
     with pytest.raises(ValidationError, match="n is said elsewhere, or would make a request cost more"):
-        TeacherOpenAI(type="openai", model="m", extra_body={"n": 4})
+        OpenAIOptions(type="openai", model="m", extra_body={"n": 4})
 
 
 def with_message(**changes: Any) -> tuple[int, dict[str, Any]]:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from cgd_ray.report.outcome import CurationSummary, Phase, PhaseCost
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Document, Run
+from cgd_ray.storage.runs import JsonDict, Run
 
-SETTINGS: Document = {"epochs": 1}
+SETTINGS: JsonDict = {"epochs": 1}
 DRAFTS, ANSWERS = {"rows": 5.0}, {"rows": 9.0}
 
 

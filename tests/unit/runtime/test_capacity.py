@@ -23,7 +23,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(capacity, "read_cluster", lambda: Cluster((Node(2, 0),), grows=True))
     monkeypatch.setattr(capacity, "could_launch", answer)
-    monkeypatch.setattr(capacity, "held_room", lambda: Demand(0, 0))
+    monkeypatch.setattr(capacity, "resources_in_use", lambda: Demand(0, 0))
     return questions
 
 
@@ -42,7 +42,7 @@ def test_engines_that_can_do_without_others_are_not_asked_for_all(asked: list[in
 def test_what_others_hold_is_waited_for(
     asked: list[int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(capacity, "held_room", lambda: Demand(1, 4))
+    monkeypatch.setattr(capacity, "resources_in_use", lambda: Demand(1, 4))
     require_room([Wanted("training", Demand(1, 1), 16, 16)])
     assert asked == [1, 16]
     assert "has no room now for training: 16 with" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.job import RankJob, StepReport
-from cgd_ray.training.loop.trainer import _Rank
+from cgd_ray.training.loop.trainer import Trainer
 from tests.unit.training.tiny import rank_job
 
 RATE = 1e-3
@@ -43,7 +43,7 @@ def make_job(encoded: Table, model: Path, **training: Any) -> RankJob:
 
 def trained(job: RankJob) -> tuple[dict[str, torch.Tensor], list[StepReport]]:
     """The fp32 weights behind the last step, and the steps."""
-    rank = _Rank(job)
+    rank = Trainer(job)
     reports = list(rank.steps())
     return {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}, reports
 
@@ -63,7 +63,7 @@ def plain_step(
         losses.append(functional.cross_entropy(logits, ids[start:], reduction="sum") / tokens)
     loss = torch.stack(losses).sum()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.gradient_clipping)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), training.max_grad_norm)
     decayed = [weight for weight in model.parameters() if weight.dim() > 1]
     plain = [weight for weight in model.parameters() if weight.dim() == 1]
     groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": plain, "weight_decay": 0.0}]

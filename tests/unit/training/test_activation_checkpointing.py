@@ -9,7 +9,7 @@ import structlog
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.encoded_rows import EncodedRows
 from cgd_ray.training.loop import activation_checkpointing
-from cgd_ray.training.loop.trainer import _Rank
+from cgd_ray.training.loop.trainer import Trainer
 from cgd_ray.training.memory import NoEstimateError
 from tests.unit.training.loop import distance, make_job, trained
 from tests.unit.training.tiny import encoded_rows
@@ -52,7 +52,7 @@ def test_where_the_recipe_leaves_it_open_memory_decides(
     if case.room is not None:
         room = round(needed * case.room / 0.9)
         monkeypatch.setattr(activation_checkpointing, "gpu_bytes", lambda _: room)
-    rank = _Rank(make_job(encoded, tiny_dir, gradient_checkpointing=case.setting))
+    rank = Trainer(make_job(encoded, tiny_dir, gradient_checkpointing=case.setting))
     assert rank.job.training.gradient_checkpointing is case.expected
     assert rank.engine.module.is_activation_checkpointing is case.expected
 
@@ -66,7 +66,7 @@ def test_a_student_that_cannot_be_told_is_trained_without(
     monkeypatch.setattr(activation_checkpointing, "gpu_bytes", lambda _: 1)
     monkeypatch.setattr(activation_checkpointing, "needed_bytes", fail)
     with structlog.testing.capture_logs() as said:
-        rank = _Rank(make_job(encoded, tiny_dir))
+        rank = Trainer(make_job(encoded, tiny_dir))
     assert rank.job.training.gradient_checkpointing is False
     assert "no estimate for this student" in said[0]["event"]
 

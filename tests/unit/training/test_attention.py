@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.dataset.packing import PackedRows, join, padded
 from cgd_ray.training.job import RefusedError
-from cgd_ray.training.loop.attention import load_student, require_rows_fit, settle_attention, wanted
+from cgd_ray.training.loop.attention import load_student, require_rows_fit, resolve_attention, wanted
 from cgd_ray.training.loop.loss import packed_logits, summed_loss
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def model(architecture: str, training: TrainingSection, **changes: Any) -> Any:
     made = AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, attn_implementation=wanted(training, CPU)[0]
     ).train()
-    settle_attention(Wrapped(made), training, CPU)
+    resolve_attention(Wrapped(made), training, CPU)
     return made
 
 
@@ -80,7 +80,7 @@ def test_a_deep_student_in_bfloat16_does_too() -> None:
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="sdpa")
     masked = packed_logits(made, pack(), CPU).float()
-    settle_attention(Wrapped(made), BY_ROW, CPU)
+    resolve_attention(Wrapped(made), BY_ROW, CPU)
     assert made.config._attn_implementation == "cgd_by_row"
     by_row = packed_logits(made, pack(), CPU).float()
     assert (by_row - masked).abs().max() > 0.1 * masked.std()  # else this proves nothing
@@ -101,7 +101,7 @@ def test_a_bias_beside_the_mask_keeps_the_mask(dtype: torch.dtype, monkeypatch: 
     made = AutoModelForCausalLM.from_config(
         AutoConfig.for_model("llama", **SIZES), dtype=dtype, attn_implementation="sdpa"
     )
-    settle_attention(Wrapped(made), BY_ROW, CPU)
+    resolve_attention(Wrapped(made), BY_ROW, CPU)
     assert made.config._attn_implementation == "sdpa"
 
 
@@ -130,7 +130,7 @@ def test_a_window_of_the_text_model_counts() -> None:
         "gemma3", text_config=text, vision_config=vision | {"model_type": "siglip_vision_model"}
     )
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="sdpa")
-    settle_attention(Wrapped(made), BY_ROW, CPU)
+    resolve_attention(Wrapped(made), BY_ROW, CPU)
     assert made.config._attn_implementation == "sdpa"
 
 
@@ -145,7 +145,7 @@ def test_who_has_no_fast_attention_takes_the_slow_one_unless_the_recipe_names_on
 ) -> None:
     AutoModelForCausalLM.from_config(AutoConfig.for_model(architecture, **SIZES)).save_pretrained(tmp_path)
     made = load_student(tmp_path, BY_ROW, CPU)
-    settle_attention(Wrapped(made), BY_ROW, CPU)
+    resolve_attention(Wrapped(made), BY_ROW, CPU)
     assert made.config._attn_implementation == "eager"
     with pytest.raises(RefusedError, match=r"^training\.attention: sdpa does not work with this student .* as eager$"):
         load_student(tmp_path, SDPA, CPU)

@@ -15,7 +15,7 @@ from cgd_ray.training.checkpoint.adapter_merge import Mergeable
 from cgd_ray.training.checkpoint.checkpoints import Checkpoints
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loop.loss import summed_loss
-from cgd_ray.training.loop.trainer import _Rank, train_rank
+from cgd_ray.training.loop.trainer import Trainer, train_rank
 from tests.unit.training.loop import ROWS, make_job, mean_loss
 from tests.unit.training.tiny import encoded_rows, tiny_tokenizer, write_tiny_model
 
@@ -35,7 +35,7 @@ def test_an_adapter_is_learnt_beside_a_student_in_4_bits(encoded: Table, tmp_pat
     losses: list[float] = []
     train_rank(job, lambda step: bool(losses.append(step.progress.loss)))  # type: ignore[func-returns-value]
     assert losses[-1] < 0.8 * losses[0]
-    rank = _Rank(job)
+    rank = Trainer(job)
     kinds = {type(module).__name__ for module in rank.engine.module.modules()}
     assert "Linear4bit" in kinds
     Checkpoints(encoded.store, job.checkpoints, 1).restore(rank.engine)
@@ -47,7 +47,7 @@ def test_an_adapter_is_learnt_beside_a_student_in_4_bits(encoded: Table, tmp_pat
 def test_layers_in_4_bits_pass_gradients_on_after_a_validation(encoded: Table, tmp_path: Path) -> None:
     write_tiny_model(tmp_path, intermediate_size=128)
     lora = LoraSection(rank=4, alpha=8, quantization="nf4")
-    rank = _Rank(make_job(encoded, tmp_path, lora=lora, precision="bf16", validation_fraction=0.3))
+    rank = Trainer(make_job(encoded, tmp_path, lora=lora, precision="bf16", validation_fraction=0.3))
     rank.validate()
     model = rank.engine.module
     (one,) = rank.passes_of(rank.trained.tolist())
@@ -74,7 +74,7 @@ def test_a_merged_adapter_is_the_trained_model(encoded: Table, tiny_dir: Path, s
     losses: list[float] = []
     train_rank(job, lambda step: bool(losses.append(step.progress.loss)))  # type: ignore[func-returns-value]
     assert losses[-1] < 0.8 * losses[0]
-    rank = _Rank(job)
+    rank = Trainer(job)
     Checkpoints(encoded.store, job.checkpoints, 1).restore(rank.engine)
     unmerged = mean_loss(encoded, rank.engine.module.eval(), list(range(ROWS)))
     student = AutoModelForCausalLM.from_pretrained(encoded.store.path(job.student), dtype=torch.float32).eval()
@@ -126,7 +126,7 @@ def test_an_adapter_of_experts_is_merged_too(encoded: Table, tmp_path: Path) -> 
 @pytest.mark.parametrize("targets", [["q_proj", "v_projj"], ["all-linear"], ["proj"]])
 def test_layers_that_the_student_does_not_have_are_named(encoded: Table, tiny_dir: Path, targets: list[str]) -> None:
     with pytest.raises(RefusedError, match=rf"^training\.lora\.targets: the student has no layer '{targets[-1]}'"):
-        _Rank(make_job(encoded, tiny_dir, lora=LoraSection(rank=4, targets=targets)))
+        Trainer(make_job(encoded, tiny_dir, lora=LoraSection(rank=4, targets=targets)))
 
 
 @pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"]])
@@ -134,4 +134,4 @@ def test_tied_embeddings_take_no_adapter(tmp_path: Path, targets: list[str]) -> 
     write_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
     table = encoded_rows(tmp_path / "tied", tmp_path / "root", ROWS)
     with pytest.raises(RefusedError, match=r"^training\.lora\.targets: .* are one tensor"):
-        _Rank(make_job(table, tmp_path / "tied", lora=LoraSection(rank=4, targets=targets)))
+        Trainer(make_job(table, tmp_path / "tied", lora=LoraSection(rank=4, targets=targets)))

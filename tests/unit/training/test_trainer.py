@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from deepspeed.ops.op_builder import AsyncIOBuilder
 from pydantic import ValidationError
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
@@ -25,7 +24,7 @@ from cgd_ray.training.checkpoint.checkpoints import Checkpoints
 from cgd_ray.training.dataset.packing import batches
 from cgd_ray.training.job import DivergedError, GpuMemoryError, RefusedError, StepReport
 from cgd_ray.training.loop import trainer
-from cgd_ray.training.loop.trainer import _Rank, train_rank
+from cgd_ray.training.loop.trainer import Trainer, train_rank
 from tests.unit.training.loop import ROWS, distance, make_job, mean_loss, plain_step, trained
 from tests.unit.training.tiny import encoded_rows
 
@@ -39,12 +38,12 @@ def encoded(tiny_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Table:
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_one_step_equals_plain_pytorch(encoded: Table, tiny_dir: Path, stage: int) -> None:
-    job = make_job(encoded, tiny_dir, zero_stage=stage, weight_decay=0.1, gradient_clipping=0.5)
+    job = make_job(encoded, tiny_dir, zero_stage=stage, weight_decay=0.1, max_grad_norm=0.5)
     weights, reports = trained(job)
     expected, loss, norm = plain_step(encoded, tiny_dir, job.training)
     assert reports[0].progress.loss == pytest.approx(loss, rel=1e-5)
     assert reports[0].gradient_norm == pytest.approx(norm, rel=1e-4)  # Adam hides a wrong scale of the gradient
-    assert norm > job.training.gradient_clipping  # so that clipping is part of this test
+    assert norm > job.training.max_grad_norm  # so that clipping is part of this test
     # Adam's first step is the gradient's sign times the rate: a wrong sign or decay would be 1e-3 or 1e-4 away.
     assert distance(weights, expected) < 1e-5
 
@@ -59,7 +58,7 @@ def test_eight_passes_of_one_row_equal_one_pass_of_eight_rows(encoded: Table, ti
 
 
 def test_bf16_keeps_fp32_master_weights(encoded: Table, tiny_dir: Path) -> None:
-    rank = _Rank(make_job(encoded, tiny_dir, precision="bf16", zero_stage=2))
+    rank = Trainer(make_job(encoded, tiny_dir, precision="bf16", zero_stage=2))
     assert next(rank.engine.module.parameters()).dtype is torch.bfloat16
     states = [state for group in rank.engine.optimizer.param_groups for state in group["params"]]
     assert {state.dtype for state in states} == {torch.float32}
@@ -67,7 +66,7 @@ def test_bf16_keeps_fp32_master_weights(encoded: Table, tiny_dir: Path) -> None:
 
 def test_a_row_that_breaks_the_loss_is_named(encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = make_job(encoded, tiny_dir, batch_size=2, micro_batch_tokens=1)
-    rank = _Rank(job)
+    rank = Trainer(job)
     broken = next(batches(ROWS, 2, 1, seed=0))[0]
     bad = rank.rows.row(int(broken))[0]
 
@@ -83,7 +82,7 @@ def test_a_row_that_breaks_the_loss_is_named(encoded: Table, tiny_dir: Path, mon
 
 
 def test_checkpoints_come_when_due_and_the_last_step_always_has_one(encoded: Table, tiny_dir: Path) -> None:
-    job = make_job(encoded, tiny_dir, batch_size=3, checkpoint_every=2)
+    job = make_job(encoded, tiny_dir, batch_size=3, checkpoint_interval=2)
     outcome = train_rank(job, lambda _: False)
     assert encoded.store.folders(job.checkpoints) == ["step-00000002", "step-00000003"]
     assert (outcome.progress.step, outcome.rows, outcome.resumed_from_step) == (3, ROWS, None)
@@ -92,7 +91,7 @@ def test_checkpoints_come_when_due_and_the_last_step_always_has_one(encoded: Tab
 def test_who_is_asked_to_stop_writes_a_checkpoint_and_goes_on_as_if_nothing_had_happened(
     encoded: Table, tiny_dir: Path
 ) -> None:
-    job = make_job(encoded, tiny_dir, batch_size=2, checkpoint_every=100)
+    job = make_job(encoded, tiny_dir, batch_size=2, checkpoint_interval=100)
     stopped, whole = replace(job, checkpoints="stopped"), replace(job, checkpoints="whole")
     losses: dict[str, dict[int, float]] = {"stopped": {}, "whole": {}}
 
@@ -120,7 +119,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
 
 
 def test_a_folder_without_progress_is_no_checkpoint(encoded: Table, tiny_dir: Path) -> None:
-    job = replace(make_job(encoded, tiny_dir, batch_size=3, checkpoint_every=1), checkpoints="torn")
+    job = replace(make_job(encoded, tiny_dir, batch_size=3, checkpoint_interval=1), checkpoints="torn")
     train_rank(job, lambda _: False)
     encoded.store.remove("torn/step-00000003/progress.json")
     again = train_rank(job, lambda _: False)
@@ -135,9 +134,9 @@ def test_a_second_start_that_dies_as_it_writes_a_step_again_leaves_the_whole_che
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
-    job = replace(make_job(encoded, tiny_dir, checkpoint_every=1), checkpoints="twice")
+    job = replace(make_job(encoded, tiny_dir, checkpoint_interval=1), checkpoints="twice")
     train_rank(job, lambda _: False)
-    rank = _Rank(job)
+    rank = Trainer(job)
     before = Checkpoints(encoded.store, "twice", keep=1).restore(rank.engine)
     weights = {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}
     with monkeypatch.context() as patched, torch.no_grad():
@@ -185,7 +184,7 @@ def test_another_error_of_pytorch_is_no_full_gpu(
 
 
 def test_validation_loss_is_of_all_rows_set_aside_which_are_not_trained_on(encoded: Table, tiny_dir: Path) -> None:
-    rank = _Rank(make_job(encoded, tiny_dir, validation_fraction=0.4, batch_size=2, micro_batch_tokens=64))
+    rank = Trainer(make_job(encoded, tiny_dir, validation_fraction=0.4, batch_size=2, micro_batch_tokens=64))
     assert len(rank.validated) >= 2
     assert sorted([*rank.trained, *rank.validated]) == list(range(ROWS))
     seen: list[int] = []
@@ -203,7 +202,7 @@ def test_the_best_checkpoint_becomes_the_student(
     encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = make_job(
-        encoded, tiny_dir, validation_fraction=0.4, export="best", checkpoint_every=1, keep_checkpoints=1,
+        encoded, tiny_dir, validation_fraction=0.4, export="best", checkpoint_interval=1, keep_checkpoints=1,
         batch_size=2, epochs=6, loss_spike=None,
     )  # fmt: skip
     # What was learnt is destroyed in the second half.
@@ -222,34 +221,34 @@ def test_the_best_checkpoint_becomes_the_student(
     assert outcome.exported_step == best < outcome.progress.step  # else this proves nothing
     assert encoded.store.folders("best") == [f"step-{step:08d}" for step in (best, outcome.progress.step)]
     student = AutoModelForCausalLM.from_pretrained(encoded.store.path("best-student"), dtype=torch.float32)
-    aside = _Rank(job).validated.tolist()
+    aside = Trainer(job).validated.tolist()
     assert mean_loss(encoded, student.eval(), aside) == pytest.approx(losses[best], rel=1e-2)  # rounded to bfloat16
 
 
 def test_a_checkpoint_under_way_is_written_where_training_diverges(
     encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = replace(make_job(encoded, tiny_dir, batch_size=2, checkpoint_every=2), checkpoints="diverging")
-    write, step = Checkpoints._write, _Rank._step
+    job = replace(make_job(encoded, tiny_dir, batch_size=2, checkpoint_interval=2), checkpoints="diverging")
+    write, step = Checkpoints._write, Trainer._step
 
     def slowly(checkpoints: Checkpoints, *what: Any) -> None:
         time.sleep(1)
         write(checkpoints, *what)
 
-    def diverging(rank: _Rank, number: int, batch: list[int], rate: float) -> tuple[float, float]:
+    def diverging(rank: Trainer, number: int, batch: list[int], rate: float) -> tuple[float, float]:
         if number == 2:
             raise DivergedError("as told")
         return step(rank, number, batch, rate)
 
     monkeypatch.setattr(Checkpoints, "_write", slowly)
-    monkeypatch.setattr(_Rank, "_step", diverging)
+    monkeypatch.setattr(Trainer, "_step", diverging)
     with pytest.raises(DivergedError):
         train_rank(job, lambda _: False)
     assert encoded.store.exists(f"{job.checkpoints}/step-00000002/progress.json")
 
 
 def test_a_loss_spike_stops_before_it_changes_a_weight(encoded: Table, tiny_dir: Path) -> None:
-    rank = _Rank(make_job(encoded, tiny_dir, epochs=10))
+    rank = Trainer(make_job(encoded, tiny_dir, epochs=10))
     rank.progress = replace(rank.progress, recent=(0.5,) * 8)  # as if it had learnt much; it is a random model
     before = {name: weight.detach().clone() for name, weight in rank.engine.module.named_parameters()}
     with pytest.raises(
@@ -258,27 +257,15 @@ def test_a_loss_spike_stops_before_it_changes_a_weight(encoded: Table, tiny_dir:
         list(rank.steps())
     assert "\n" not in str(caught.value)
     assert all(torch.equal(weight, before[name]) for name, weight in rank.engine.module.named_parameters())
-    lenient = _Rank(make_job(encoded, tiny_dir, loss_spike=None))
+    lenient = Trainer(make_job(encoded, tiny_dir, loss_spike=None))
     lenient.progress = rank.progress
     assert len(list(lenient.steps())) == 1
-
-
-def test_states_on_disk_need_a_folder_and_libaio(
-    encoded: Table, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").touch()
-    on_disk = {"zero_stage": 3, "offload": "nvme"}
-    with pytest.raises(RefusedError, match=r"training\.offload_folder: .*Not a directory"):
-        _Rank(make_job(encoded, tiny_dir, **on_disk, offload_folder=str(tmp_path / "file" / "below")))
-    monkeypatch.setattr(AsyncIOBuilder, "is_compatible", lambda *_, **__: False)
-    with pytest.raises(RefusedError, match=r"training\.offload: nvme needs libaio's headers"):
-        _Rank(make_job(encoded, tiny_dir, **on_disk, offload_folder=str(tmp_path)))
 
 
 def test_rows_that_a_line_has_no_room_for_are_all_named_in_a_file(tiny_dir: Path, tmp_path: Path) -> None:
     many = encoded_rows(tiny_dir, tmp_path, 12)
     job = make_job(many, tiny_dir, batch_size=12, epochs=10)
-    rank = _Rank(job)
+    rank = Trainer(job)
     rank.progress = replace(rank.progress, recent=(0.5,) * 8)
     with pytest.raises(DivergedError, match=r"and 4 more \(all in .*checkpoints/diverged-step-1\.txt\)"):
         list(rank.steps())
@@ -303,11 +290,11 @@ def test_kernels_for_gpus_are_refused_without_one(
     encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(RefusedError, match=r"^training\.liger: its kernels are for GPUs"):
-        _Rank(make_job(encoded, tiny_dir, liger=True))
+        Trainer(make_job(encoded, tiny_dir, liger=True))
     monkeypatch.setattr("cgd_ray.training.loop.kernels.find_spec", lambda _: None)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RefusedError, match=r"^training\.liger: install the package liger-kernel"):
-        _Rank(make_job(encoded, tiny_dir, liger=True))
+        Trainer(make_job(encoded, tiny_dir, liger=True))
 
 
 CHECKPOINTED = {"gradient_checkpointing": True, "attention": "sdpa", "lora": LoraSection(rank=4, alpha=8)}
@@ -316,9 +303,9 @@ CHECKPOINTED = {"gradient_checkpointing": True, "attention": "sdpa", "lora": Lor
 @pytest.mark.parametrize("settings", [{}, CHECKPOINTED])
 def test_compiled_layers_train_the_same_weights(encoded: Table, tiny_dir: Path, settings: dict[str, Any]) -> None:
     settings = {"batch_size": 3, "epochs": 2, "micro_batch_tokens": 64, "validation_fraction": 0.3, **settings}
-    compiled, plain = (_Rank(make_job(encoded, tiny_dir, compile=each, **settings)) for each in (True, False))
+    compiled, plain = (Trainer(make_job(encoded, tiny_dir, compile=each, **settings)) for each in (True, False))
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
-        next(_Rank(compiled.job).steps())
+        next(Trainer(compiled.job).steps())
     assert "CompiledFunctionBackward" in {event.key for event in profiled.key_averages()}
     for _ in zip(compiled.steps(), plain.steps(), strict=True):
         compiled.validate()
@@ -332,10 +319,10 @@ def test_compiled_layers_train_the_same_weights(encoded: Table, tiny_dir: Path, 
 def test_what_compiling_needs_is_said(encoded: Table, tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(RefusedError, match=r"^training\.compile: there is no C\+\+ compiler 'no-such-compiler'"):
-        _Rank(make_job(encoded, tiny_dir, compile=True))
+        Trainer(make_job(encoded, tiny_dir, compile=True))
     monkeypatch.delenv("CXX")
     with pytest.raises(RefusedError, match=r"^training\.compile: under gradient_checkpointing"):
-        _Rank(make_job(encoded, tiny_dir, compile=True, gradient_checkpointing=True))
+        Trainer(make_job(encoded, tiny_dir, compile=True, gradient_checkpointing=True))
     with pytest.raises(ValidationError, match=r"compile needs zero_stage 0, 1 or 2"):
         make_job(encoded, tiny_dir, compile=True, zero_stage=3)
 
@@ -343,7 +330,7 @@ def test_what_compiling_needs_is_said(encoded: Table, tiny_dir: Path, monkeypatc
 @pytest.mark.parametrize("fraction", [1e-6, 0.999])
 def test_a_share_that_leaves_nothing_is_refused(encoded: Table, tiny_dir: Path, fraction: float) -> None:
     with pytest.raises(CgdError, match=r"training\.validation_fraction .* would be set aside"):
-        _Rank(make_job(encoded, tiny_dir, validation_fraction=fraction))
+        Trainer(make_job(encoded, tiny_dir, validation_fraction=fraction))
 
 
 def test_the_loop_needs_no_ray() -> None:
