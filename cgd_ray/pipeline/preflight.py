@@ -14,11 +14,11 @@ from cgd_ray.methods import METHODS, Contexts, Example
 from cgd_ray.models.demo import DEMO_PREFIX
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
-from cgd_ray.prompts.chat_encoder import student_encoder
 from cgd_ray.prompts.conversation import History, sample_history, with_history, with_system
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.stages.resolved import ResolvedRun
+from cgd_ray.stages.student_encoder import student_encoder
 from cgd_ray.storage.filesystem import Store, require_writable
 
 

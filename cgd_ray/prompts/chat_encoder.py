@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import ConfigError
-from cgd_ray.models.resolve import local_model
-from cgd_ray.prompts.chat import as_messages, encode_chat, load_tokenizer, require_turns, template_text
-from cgd_ray.prompts.conversation import Conversation, History, SkippedRow, Turn, with_history, with_system
+from cgd_ray.prompts.chat import as_messages, encode_chat, require_turns
+from cgd_ray.prompts.conversation import Conversation, History, SkippedRow, Turn, with_history
 from cgd_ray.prompts.thinking import opened_tag
 
 _SENTINEL = "targettargettarget"
-_SAMPLE = Conversation(with_history("a question to answer"), "the answer to be learnt")
+SAMPLE = Conversation(with_history("a question to answer"), "the answer to be learnt")
+"""What chat templates are tried on."""
+
 _SAMPLE_DRAFT = (Turn("assistant", "a first answer given"), Turn("user", "a second question put"))
 
 
@@ -87,12 +87,12 @@ class ChatEncoder:
         Raises:
             ConfigError: a turn is not rendered, or what is learnt is not the target and the end of its turn.
         """
-        turns = (*history, *_SAMPLE.turns)
+        turns = (*history, *SAMPLE.turns)
         for shown in (turns, (*turns, *_SAMPLE_DRAFT)) if multi_turn else (turns,):
-            target = Turn("assistant", _SAMPLE.target)
+            target = Turn("assistant", SAMPLE.target)
             require_turns(self.tokenizer, shown, "student", self.template_arguments)
             require_turns(self.tokenizer, [*shown, target], "student", self.template_arguments)
-            self._require_target(Conversation(shown, _SAMPLE.target))
+            self._require_target(Conversation(shown, SAMPLE.target))
 
     def _require_target(self, conversation: Conversation) -> None:
         row, target = self.encode(conversation), conversation.target
@@ -143,25 +143,3 @@ class ChatEncoder:
     def _end_index(self) -> int | None:
         special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         return next((place for place, index in enumerate(self._closing_ids) if index in special), None)
-
-
-def student_encoder(recipe: Recipe, histories: Sequence[History] = ()) -> ChatEncoder:
-    """The encoder of the recipe's student; its weights are not fetched.
-
-    Args:
-        recipe: with the student.
-        histories: samples of turns before prompts (see `sample_history`) that its chat template must render, too.
-
-    Raises:
-        ConfigError: there is no such model, or it has no chat template that shows all texts and ends its turns.
-    """
-    student = recipe.student
-    folder = local_model(student.model, student.revision, recipe.storage, weights=False)
-    template = template_text(student.engine.chat_template, "student.engine.chat_template")
-    tokenizer = load_tokenizer(folder, template, "student")
-    arguments = recipe.generation.draft.chat_template_kwargs
-    require_turns(tokenizer, _SAMPLE.turns, "student", arguments)
-    encoder = ChatEncoder(tokenizer, arguments)
-    for history in (with_system((), recipe.data.system_prompt), *histories):
-        encoder.require_teachable(history, multi_turn=recipe.training.context == "multi-turn")
-    return encoder

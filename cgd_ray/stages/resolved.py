@@ -10,11 +10,12 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrainingResources
 from cgd_ray.data.prepare import PreparedPrompts, prepare_prompts
 from cgd_ray.models.resolve import pinned_model
-from cgd_ray.prompts.chat_encoder import ChatEncoder, student_encoder
+from cgd_ray.prompts.chat_encoder import ChatEncoder
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.device import fastest_type
 from cgd_ray.stages.definitions import Origin, StageMaker, Stages, generation_stages
 from cgd_ray.stages.rows import Join
+from cgd_ray.stages.student_encoder import student_encoder
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import Run
 from cgd_ray.storage.tables import Table

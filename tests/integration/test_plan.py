@@ -17,9 +17,9 @@ from cgd_ray.estimation.generation import Estimate, probe
 from cgd_ray.estimation.report import print_estimate, print_training
 from cgd_ray.estimation.training import forecast_training
 from cgd_ray.generation.run import run_generation
-from cgd_ray.prompts.chat_encoder import student_encoder
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.stages.resolved import ResolvedRun, open_run
+from cgd_ray.stages.student_encoder import student_encoder
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.tables import IdRange
 from cgd_ray.training.dataset.encode import Encoding, encode_examples

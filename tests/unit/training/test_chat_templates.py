@@ -12,9 +12,10 @@ from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.errors import ConfigError
 from cgd_ray.pipeline.preflight import preflight, require_histories
 from cgd_ray.prompts.chat import load_tokenizer, pin_date
-from cgd_ray.prompts.chat_encoder import Encoded, student_encoder
+from cgd_ray.prompts.chat_encoder import Encoded
 from cgd_ray.prompts.conversation import Conversation, with_history
 from cgd_ray.stages.resolved import open_run
+from cgd_ray.stages.student_encoder import student_encoder
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
 
 START = "{% for m in messages %}<|im_start|>{{ m.role }}\n"
