@@ -33,11 +33,12 @@ test: setup ## Unit and integration tests (with CI=true, an unexpected skip is a
 test-long: setup ## Chaos, soak and sweeps
 	$(PY) -m pytest -m long tests/long tests/integration $(ARGS)
 
-check: setup ## Lint, formatting, types, ceilings of type escapes, freshness of the locks
+check: setup ## Lint, formatting, types, ceilings of type escapes, floors, freshness of the locks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy $(TYPED)
 	$(PY) .ci/type_debt.py $(TYPED)
+	.venv/bin/lint-imports
 	$(PY) requirements/lock.py check
 
 lock: setup ## Compile requirements/*.txt anew after a change of pyproject.toml (ARGS=--upgrade: newest versions)

@@ -16,8 +16,8 @@ from typing import ClassVar
 import psutil
 import s3fs
 
+from cgd_ray.compat.s3fs import LiteralS3
 from cgd_ray.runtime.folders import cache_folder
-from cgd_ray.storage.literal_s3 import LiteralS3
 
 REPOSITORY = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent

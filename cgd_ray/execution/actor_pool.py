@@ -1,7 +1,6 @@
 """Chains as Ray Data operators: a pool of actors, each with one engine on a thread of its own."""
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -10,9 +9,9 @@ import ray
 import ray.data
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
-from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy, SchedulingStrategyT
 
+from cgd_ray.compat.ray_data import actor_options
 from cgd_ray.execution.actor import ChainActor
 from cgd_ray.execution.coordinator import on_this_node
 from cgd_ray.execution.replicas import Pool
@@ -125,9 +124,6 @@ def work_of(table: pa.Table, rows: int) -> ray.data.Dataset:
 
 def through_pools(chains: list[Chain], work: ray.data.Dataset, coordinator: ActorHandle) -> ray.data.Dataset:
     """Blocks of work (WORK schema) through the chains' pools; what comes out has the DONE schema."""
-    # Ray 2.60 has no other way to let a pool's actors start again, or each in a place of its own, and says so at every
-    # call.
-    warnings.filterwarnings("ignore", message="`ray_remote_args", category=RayDeprecationWarning)
     rows = block_rows(chains)
     for chain in chains:
         tasks = min(_MOST_BLOCKS, math.ceil(chain.admitted_rows / rows))
@@ -142,10 +138,8 @@ def through_pools(chains: list[Chain], work: ray.data.Dataset, coordinator: Acto
                 max_tasks_in_flight_per_actor=tasks + _QUEUED_BLOCKS,
                 max_concurrent_calls_per_actor=tasks,
             ),
-            # Nodes may go away every night; who keeps dying for a reason of its own is found by the ward.
-            max_restarts=-1,
-            max_task_retries=-1,
-            ray_remote_args_fn=_places(chain, coordinator),
+            # Nodes may go away every night; who keeps dying for a reason of its own is found by the supervisor.
+            **actor_options(_places(chain, coordinator)),
             num_cpus=chain.cpus,
             num_gpus=chain.gpus,
             accelerator_type=chain.accelerator_type,

@@ -12,6 +12,7 @@ import ray.exceptions
 import structlog
 from ray.actor import ActorHandle
 
+from cgd_ray.compat.ray_core import innermost_cause
 from cgd_ray.errors import CgdError, ConfigError, StoppedError
 from cgd_ray.execution.actor_pool import Chain, pools_of, require_chains_fit, set_context, stream_rows, through_pools
 from cgd_ray.execution.coordinator import CLOSE_SECONDS, Snapshot, on_this_node, open_coordinator
@@ -153,10 +154,6 @@ def _stop(coordinator: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
 _OURS = re.compile(r"cgd_ray\.errors\.(?P<kind>\w+): (?P<text>.*?)(?=\n\n|\nThe above exception|\Z)", re.DOTALL)
 
 
-_CAUSED = re.compile(r"\nThe above exception was the direct cause|\nDuring handling of the above exception")
-_PROCESS = re.compile(r"\(pid=(\d+), ip=([^,)\s]+)")
-
-
 def _explained(error: BaseException) -> CgdError:
     """The innermost error of ours in a chain of Ray's wrappers, else the innermost cause, and where its log is."""
     text = str(error)
@@ -164,8 +161,5 @@ def _explained(error: BaseException) -> CgdError:
     if ours:
         kind = ConfigError if ours[-1]["kind"] == ConfigError.__name__ else CgdError
         return kind(ours[-1]["text"].strip())
-    cause = _CAUSED.split(text)[0]
-    lines = [line.strip() for line in cause.splitlines() if line.strip()] or [type(error).__name__]
-    process = _PROCESS.findall(cause)
-    log = f" (log: worker-*-{process[-1][0]}.err in Ray's session folder on {process[-1][1]})" if process else ""
-    return CgdError(f"generation stopped: {lines[-1] if process else lines[0]}{log}")
+    cause = innermost_cause(error)
+    return CgdError(f"generation stopped: {cause.line}{cause.log}")

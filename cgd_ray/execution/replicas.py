@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, placement_group_table, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
+from cgd_ray.compat.ray_core import group_near
 from cgd_ray.errors import CgdError
 from cgd_ray.runtime.cluster import Cluster, Node
 from cgd_ray.runtime.demand import Demand
@@ -167,12 +168,7 @@ class Replicas:
         role = self._roles[pool.role]
         avoided = sorted({failure.node for failure in role.failures})
         selector = {_NODE: f"!in({','.join(avoided)})"} if role.tries_left else _NOWHERE
-        group = placement_group(
-            [pool.demand.bundle()],
-            "STRICT_PACK",
-            _soft_target_node_id=hint,
-            bundle_label_selector=[selector] if avoided else None,
-        )
+        group = group_near(pool.demand.bundle(), hint, selector if avoided else None)
         name: str = group.id.hex()
         self._places[name] = _Place(pool.role, group)
         return name

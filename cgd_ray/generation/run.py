@@ -10,8 +10,8 @@ import pyarrow as pa
 import ray.data
 import structlog
 from ray.actor import ActorHandle
-from ray.data import TaskPoolStrategy
 
+from cgd_ray.compat.ray_data import WITHOUT_CORES, repartition_without_cores
 from cgd_ray.config.engine import StudentEngine, TeacherEngine
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.errors import CgdError
@@ -39,12 +39,6 @@ from cgd_ray.storage.runs import Run
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_READER = {
-    "num_cpus": 0,  # the engines may hold all there are
-    # Objects that a reader may be ahead, two for each block. Ray Data's own two blocks are taken once in each round of
-    # its loop, which gave twenty small blocks a second.
-    "_generator_backpressure_num_objects": 1024,
-}
 _READERS = 2  # at a time: each reads tens of thousands of rows a second, and is a process that takes seconds to start
 
 
@@ -194,15 +188,9 @@ def _work(
         batch_size=1,
         batch_format="numpy",
         concurrency=_READERS,
-        **_READER,
+        **WITHOUT_CORES,
     )
-    blocks = blocks.repartition(target_num_rows_per_block=block_rows)
-    # Ray 2.60 has no arguments for these. It would wait for a whole core, which the engines may never give back, and
-    # not fuse the two operators, so that every block would be stored twice.
-    repartition = blocks._logical_plan.dag  # noqa: SLF001
-    repartition.ray_remote_args.update(_READER)
-    object.__setattr__(repartition, "compute", TaskPoolStrategy(size=_READERS))
-    return blocks
+    return repartition_without_cores(blocks, block_rows, _READERS)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The nodes of the connected Ray cluster: those that live, and those that an autoscaler may add."""
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -8,12 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import ray
-from ray._private.state import state
-from ray._private.worker import global_worker
-from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
-from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
+from cgd_ray.compat.ray_core import active_nodes, cluster_status, node_groups
 from cgd_ray.runtime.demand import ACCELERATOR, Demand
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.session import joins_cluster
@@ -69,9 +65,7 @@ def read_cluster() -> Cluster:
     nodes = tuple(_node(node["Resources"], node.get("NodeID")) for node in ray.nodes() if node["Alive"])
     if not joins_cluster():
         return Cluster(nodes)
-    config = state.get_cluster_config()  # an autoscaler need not report it: KubeRay's does not
-    groups = config.node_group_configs if config else []
-    declared = tuple((_node(dict(group.resources)), _most(group.max_count)) for group in groups)
+    declared = tuple((_node(resources), _most(count)) for resources, count in node_groups())
     return Cluster(nodes, declared, grows=not declared and _has_autoscaler())
 
 
@@ -91,7 +85,7 @@ def _could_launch(bundles: list[dict[str, float]]) -> bool:
         deadline = time.monotonic() + _ANSWER_SECONDS
         asked: int | None = None
         while time.monotonic() < deadline and not all(group.wait(_LOOK_SECONDS) for group in groups):
-            status = _status()
+            status = cluster_status()
             said = status.autoscaling_state
             infeasible = [
                 dict(one.resources_bundle) for gang in said.infeasible_gang_resource_requests for one in gang.requests
@@ -122,13 +116,6 @@ def _has_autoscaler() -> bool:
     A head always has a monitor: version 1 calls a node that it did not launch `node_ID`, and version 2 says which
     demands are infeasible.
     """
-    if _status().autoscaling_state.autoscaler_state_version:
+    if cluster_status().autoscaling_state.autoscaler_state_version:
         return True
-    report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
-    return any(not name.startswith("node_") for name in report.get("active_nodes", {}))
-
-
-def _status() -> GetClusterStatusReply:
-    reply = GetClusterStatusReply()
-    reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS))
-    return reply
+    return any(not name.startswith("node_") for name in active_nodes())

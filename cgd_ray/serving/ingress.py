@@ -1,7 +1,6 @@
 """Serve LLM's OpenAI ingress, closed: keys, limits, no foreign web pages, and the student's own routes alone."""
 
 import functools
-import re
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Protocol
@@ -14,6 +13,7 @@ from ray.serve.llm.ingress import OpenAiIngress
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse
 
+from cgd_ray.compat.vllm import failed_outside_engine
 from cgd_ray.config.serving import Access
 from cgd_ray.serving.guard import Guard, OpenAIErrors, error_response
 from cgd_ray.serving.keys import Keys
@@ -29,9 +29,6 @@ class _Body(Protocol):
 
 
 _Endpoint = Callable[[OpenAiIngress, _Body, Request], Awaitable[Response]]
-
-
-_ROOM = re.compile(r"/vllm/(\w+)/")  # of a traceback's lines
 
 
 async def _unreadable(_: Request, error: Exception) -> JSONResponse:
@@ -74,8 +71,7 @@ def _is_the_requests_fault(error: RayTaskError) -> bool:
 
     It calls a server's error what it finds no role in a message with, or takes a power of an absurd `length_penalty`.
     """
-    rooms = set(_ROOM.findall(str(error)))  # which holds the replica's traceback
-    return bool(rooms & {"entrypoints", "renderers"}) and "v1" not in rooms  # where the engine is
+    return failed_outside_engine(str(error))  # which holds the replica's traceback
 
 
 def _prompts_in(prompt: object) -> int:

@@ -3,8 +3,7 @@
 import asyncio
 from typing import Any
 
-from ray.llm._internal.common.callbacks.base import CallbackBase
-
+from cgd_ray.compat.ray_serve import CallbackBase
 from cgd_ray.config.run import StorageSection
 from cgd_ray.models.resolve import local_model
 

@@ -261,7 +261,7 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
                 tidy_secret(variable, "storage")
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        from cgd_ray.storage.literal_s3 import LiteralS3  # half a second, which local runs do without
+        from cgd_ray.compat.s3fs import LiteralS3  # half a second, which local runs do without
 
         return LiteralS3(
             endpoint_url=storage.endpoint_url,

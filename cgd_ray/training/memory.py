@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import FunctionCtx
 from torch.func import functional_call
 from torch.nn import functional
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from cgd_ray.compat.torch import FakeTensorMode
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import CgdError
 from cgd_ray.training.dataset.packing import Ids, largest_pass

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import s3fs
 
+from cgd_ray.compat.s3fs import LiteralS3
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import ConfigError
 from cgd_ray.models.resolve import local_model, pinned_model
 from cgd_ray.storage import filesystem, transfers
-from cgd_ray.storage.literal_s3 import LiteralS3
 from tests.servers import REPOSITORY, S3Server
 
 WEIGHTS = bytes(range(256)) * 40  # ten pieces
@@ -144,7 +144,7 @@ class Hub(BaseHTTPRequestHandler):
 FROM_HUB = """
 from cgd_ray.config.run import StorageSection
 from cgd_ray.storage import transfers
-from cgd_ray.storage.literal_s3 import LiteralS3
+from cgd_ray.compat.s3fs import LiteralS3
 from cgd_ray.models.resolve import local_model, pinned_model
 pinned = pinned_model("org/name", "main", StorageSection(), "student.model")
 print(pinned[1])

@@ -14,10 +14,10 @@ from s3fs import S3FileSystem
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from cgd_ray.compat import s3fs as literal_s3
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import find_files
 from cgd_ray.models import s3
-from cgd_ray.storage import literal_s3
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.training.checkpoint.files import RangeReader, StoreWriter
 from cgd_ray.training.launch.resources import pyarrow_filesystem

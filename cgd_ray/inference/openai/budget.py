@@ -2,22 +2,16 @@
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import AsyncIterator
 
 import openai
 
+from cgd_ray.compat.openai import UNSENT
 from cgd_ray.inference.base import CeilingError, Request
 from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.openai.replies import error_in, is_completion, token_counts
 
 _TEMPLATE_TOKENS = 16  # that a chat template puts around a turn, at most
-_transport = importlib.import_module(openai.DefaultAsyncHttpxClient.__mro__[1].__module__)  # httpx, or what replaced it
-_UNSENT = tuple(
-    getattr(_transport, name)
-    for name in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
-)
-"""Errors of the client's own transport before a request has left."""
 
 
 class Reservation:
@@ -43,7 +37,7 @@ class Reservation:
     def failed(self, error: Exception) -> None:
         """It did not; where it may have worked all the same, it will ask for the money."""
         was_refused = isinstance(error, openai.APIStatusError)
-        self.due = 0.0 if was_refused or isinstance(error.__cause__, _UNSENT) else self.most
+        self.due = 0.0 if was_refused or isinstance(error.__cause__, UNSENT) else self.most
 
 
 class SpendBudget:

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import platform
-import re
 from collections.abc import AsyncIterator
 from itertools import zip_longest
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from cgd_ray.compat.vllm import engine_class, engine_dead_error, executor_in_core, was_killed
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
 from cgd_ray.inference.base import (
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 
 log = structlog.get_logger(__name__)
-_ENDED_CORES = re.compile(r"Engine core initialization failed\..* Failed core proc\(s\): \{(?P<codes>.*)\}")
-_ERROR_CODE = re.compile(r": [1-9]")  # a signal's is below zero, and not always there in time
 
 
 class VllmEngine:
@@ -116,7 +114,6 @@ class VllmEngine:
 
     def _load(self, path: Path) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
 
         options = self._options
         if self._lease:  # only after the imports, at which OpenMP reads them: they are for the core's process
@@ -129,7 +126,7 @@ class VllmEngine:
             "disable_log_stats": True,
             **vllm_arguments(options, self._gpus if installed_device() == "cuda" else 0),
         }
-        self._engine = AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
+        self._engine = engine_class().from_engine_args(AsyncEngineArgs(**arguments))
         self._tokenizer = self._engine.get_tokenizer()
         set_template(self._tokenizer, options.chat_template, self._model)
         if options.reasoning_parser:
@@ -172,7 +169,6 @@ class VllmEngine:
         from vllm import SamplingParams
         from vllm.exceptions import VLLMError
         from vllm.sampling_params import RequestOutputKind
-        from vllm.v1.engine.exceptions import EngineDeadError
 
         decoding = request.decoding
         params = SamplingParams(
@@ -187,7 +183,7 @@ class VllmEngine:
         try:
             async for output in engine.generate({"prompt_token_ids": tokens}, params, f"{request.key}-{self._count}"):
                 final = output
-        except EngineDeadError as error:
+        except engine_dead_error() as error:
             raise EngineDiedError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
         except (VLLMError, ValueError) as error:  # refused, or failed though the engine lives
             cause = error.__cause__ or error
@@ -242,16 +238,7 @@ def _executor(devices: int) -> str | type:
         return "mp"
     if installed_device() == "cuda":
         return "uni"
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
-
-    executor: type = UniProcExecutor
-    return executor
-
-
-def was_killed(error: RuntimeError) -> bool:
-    """Whether vLLM says that a core ended while it loaded, and none with an error's exit code."""
-    found = _ENDED_CORES.search(str(error))
-    return found is not None and not _ERROR_CODE.search(found["codes"])
+    return executor_in_core()
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,11 +7,11 @@ from typing import Any
 
 from fsspec.spec import AbstractBufferedFile
 from fsspec.utils import merge_offset_ranges
-from torch.distributed.checkpoint._fsspec_filesystem import FileSystem
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
+from cgd_ray.compat.torch import FileSystem, StorageInfo
 from cgd_ray.storage.filesystem import Store
 
 _AT_ONCE = 32 * 2**20  # bytes: of neighbours that one request reads; a piece larger than this is one request
@@ -59,7 +59,7 @@ class RangeReader(FileSystemReader):
         stored = self.storage_data[item.storage_index]
         return stored.relative_path, stored.offset, stored.offset + stored.length
 
-    def _slice_file(self, file: AbstractBufferedFile, sinfo: _StorageInfo) -> BytesIO:
+    def _slice_file(self, file: AbstractBufferedFile, sinfo: StorageInfo) -> BytesIO:
         """The bytes of a piece; torch asks for them in the order of the plan, which is that of the ranges."""
         end = sinfo.offset + sinfo.length
         if sinfo.relative_path != self._range[0] or end > self._range[2]:

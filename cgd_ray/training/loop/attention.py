@@ -20,6 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
+from cgd_ray.compat.transformers import attention_of
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.dataset.packing import join
 from cgd_ray.training.job import RefusedError
@@ -30,7 +31,6 @@ _Loadable = Literal["eager", "sdpa", "flex_attention", "flash_attention_2"]
 log = structlog.get_logger(__name__)
 _SLOW: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask of all pairs of a pass's tokens
 _BY_ROW, _COMPARED = "cgd_by_row", "cgd_compared"
-_CURRENT = "_attn_implementation"  # of a configuration; it has no public name
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
 _TOLERANCE = 3e-2  # of one attention's largest output: bfloat16 rounds to 0.4 % in each of its steps
 _SHORT = 256  # tokens up to which a CPU's backward pass of attention takes half as long in fp32 as in bfloat16
@@ -94,7 +94,7 @@ def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device
     if training.attention == "flex_attention" and device.type == "cpu":
         raise RefusedError("training.attention: flex_attention has no backward pass on CPU; take auto")
     model = engine.module
-    attention = getattr(model.config, _CURRENT)
+    attention = attention_of(model.config)
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
     try:
         logits = _probe(engine, device)
@@ -117,7 +117,7 @@ def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device
 
 def attends_by_row(model: PreTrainedModel) -> bool:
     """Whether `resolve_attention` chose our own attention, which reads positions on the host."""
-    return bool(getattr(model.config, _CURRENT) == _BY_ROW)
+    return bool(attention_of(model.config) == _BY_ROW)
 
 
 def _compared(engine: DeepSpeedEngine, device: torch.device, masked: torch.Tensor) -> str:
@@ -175,7 +175,7 @@ def pass_multiple(engine: DeepSpeedEngine) -> int:
     Flex attention is compiled for each kind of pass (one row or several, one block of 128 tokens or several), up to
     `recompile_limit` times; from then on it computes all pairs of tokens.
     """
-    if getattr(engine.module.config, _CURRENT) != "flex_attention":
+    if attention_of(engine.module.config) != "flex_attention":
         return 1
     compiler.recompile_limit = max(_FLEX_KINDS, compiler.recompile_limit)
     return _FLEX_TOKENS

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cgd_ray.inference.vllm.engine import was_killed
+from cgd_ray.compat.vllm import was_killed
 
 SAYS = "Engine core initialization failed. See root cause above. Failed core proc(s): "
 

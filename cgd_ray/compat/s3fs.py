@@ -12,7 +12,7 @@ _TRIES = 5
 _VERSION, _HIDDEN = "?versionId=", "?\0versionId="
 
 
-class LiteralS3(S3FileSystem):  # type: ignore[misc]  # s3fs is untyped
+class LiteralS3(S3FileSystem):
     """s3fs whose verbs take every name as it stands.
 
     In s3fs, `rm`, `mv` and `copy` expand `[`, `*` and `?`: of `bucket/team[1]` they would take `bucket/team1`. And what
