@@ -1,13 +1,12 @@
 """The `cgd` command, and what the entry points in `jobs/` call."""
 
-import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec
+from typing import Annotated, ParamSpec
 
 import typer
 from rich.console import Console
@@ -16,9 +15,6 @@ from cgd_ray.config.recipe import Recipe, load_recipe
 from cgd_ray.errors import RERUN, CgdError, StoppedError
 from cgd_ray.redaction import redact
 from cgd_ray.runtime.logs import configure_logging
-
-if TYPE_CHECKING:
-    from cgd_ray.stages.resolved import ResolvedRun
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 
@@ -71,21 +67,9 @@ def compare(
     methods = method or load_recipe(recipe, overrides).training.compared_with or COMPARED
     matched = [*(overrides or []), f"training.compared_with=[{', '.join(methods)}]"]
     recipes = {name: load_recipe(recipe, [*matched, f"training.method={name}"]) for name in methods}
-    from cgd_ray.pipeline.compare import compare_methods, named
-    from cgd_ray.pipeline.node_check import check_nodes
-    from cgd_ray.pipeline.preflight import preflight
-    from cgd_ray.runtime.session import ray_session
-    from cgd_ray.stages.resolved import resolve
+    from cgd_ray.pipeline.compare import compare_recipes
 
-    first = next(iter(recipes.values()))
-    store = preflight(first)
-    renamed = {name: named(found, name) for name, found in recipes.items()}
-    # Where one method ran on another CPU, the next must not compute with another type.
-    names = [found.run.name for found in renamed.values()]
-    with ray_session():
-        check_nodes(store)
-        runs = {name: resolve(found, store, runs=names) for name, found in renamed.items()}
-        compare_methods(runs, first.run.name, _console(140))
+    compare_recipes(recipes, _console(140))
 
 
 @_command
@@ -116,9 +100,10 @@ def validate(
 def status(recipe: RecipePath, overrides: Overrides = None) -> None:
     """Rows done, failed and pending per stage, and whether the run is complete."""
     loaded = load_recipe(recipe, overrides)
+    from cgd_ray.pipeline.connect import existing_run
     from cgd_ray.report.status import print_status
 
-    with _existing_run(loaded) as found:
+    with existing_run(loaded) as found:
         print_status(found, _console(120))
 
 
@@ -137,10 +122,11 @@ def plan(
     from cgd_ray.estimation.report import print_estimate, print_evaluation, print_training
     from cgd_ray.estimation.training import forecast_training
     from cgd_ray.evaluation.run import heldout_rows
+    from cgd_ray.pipeline.connect import connected_run
     from cgd_ray.pipeline.preflight import require_histories
 
     console = _console(160)
-    with _connected_run(loaded) as found:
+    with connected_run(loaded) as found:
         require_histories(found)
         questions = heldout_rows(found.recipe, found.prompts.table) if loaded.evaluation.enabled else None
         estimate = probe(found, rows, gpu_hour_price)
@@ -165,13 +151,14 @@ def inspect(
 ) -> None:
     """Show generated rows: prompt, draft, critique, verdict, refinement, and why a row was dropped."""
     loaded = load_recipe(recipe, overrides)
+    from cgd_ray.pipeline.connect import existing_run
     from cgd_ray.pipeline.preflight import existing_store
     from cgd_ray.report.status import print_rows, print_skipped
 
     if skipped:
         print_skipped(loaded, existing_store(loaded), _console(120), rows)
         return
-    with _existing_run(loaded) as found:
+    with existing_run(loaded) as found:
         print_rows(found, _console(120), rows, dropped=dropped)
 
 
@@ -258,47 +245,14 @@ def _console(width: int) -> Console:
     return Console(width=None if sys.stdout.isatty() else width)
 
 
-@contextlib.contextmanager
-def _connected_run(recipe: Recipe) -> Iterator["ResolvedRun"]:
-    """A checked recipe, resolved on the Ray cluster that the block then may use."""
-    from cgd_ray.pipeline.node_check import check_nodes
-    from cgd_ray.pipeline.preflight import preflight
-    from cgd_ray.runtime.session import ray_session
-    from cgd_ray.stages.resolved import resolve
-
-    store = preflight(recipe)
-    with ray_session():
-        check_nodes(store)
-        yield resolve(recipe, store)
-
-
-@contextlib.contextmanager
-def _existing_run(recipe: Recipe) -> Iterator["ResolvedRun"]:
-    """A run to be looked at.
-
-    Tables on S3 are read by all nodes of the cluster that `RAY_ADDRESS` names; none is started for that.
-    """
-    from cgd_ray.pipeline.preflight import existing_store
-    from cgd_ray.runtime.session import ray_session
-    from cgd_ray.stages.resolved import resolve
-
-    store, address = existing_store(recipe), os.environ.get("RAY_ADDRESS", "")
-    with contextlib.ExitStack() as stack:
-        if store.is_s3 and address and "://" not in address:  # else it is where jobs are submitted
-            try:
-                stack.enter_context(ray_session())
-            except CgdError as error:
-                typer.echo(f"this machine alone reads: {error}", err=True)
-        yield resolve(recipe, store)
-
-
 def _run(recipe: Recipe, phases: Collection[str] | None) -> None:
+    from cgd_ray.pipeline.connect import connected_run
     from cgd_ray.pipeline.run import PHASES, run_pipeline
     from cgd_ray.report.summary import print_report
 
     console = _console(120)
     chosen = {phase for phase in PHASES if phases is None or phase in phases}
-    with _connected_run(recipe) as found:
+    with connected_run(recipe) as found:
         outcome = run_pipeline(found, chosen)
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome.training and outcome.evaluation:

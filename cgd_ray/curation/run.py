@@ -79,7 +79,7 @@ def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row],
 
 def dropped_reasons(recipe: Recipe, joined: Join) -> Callable[[Shard], dict[Key, str]] | None:
     """What tells why curation dropped rows of a shard, by key; None where these very results were not curated yet."""
-    examples, dropped = _tables(joined.prompts.store, _content(recipe, joined))
+    examples, dropped = curated_tables(recipe, joined)
     if examples.description() is None:
         return None
     parts = dropped.parts()
@@ -90,6 +90,11 @@ def dropped_reasons(recipe: Recipe, joined: Join) -> Callable[[Shard], dict[Key,
         return {(row["prompt_id"], row["sample"]): f"{row['stage']}: {row['reason']}" for row in rows}
 
     return reasons
+
+
+def curated_tables(recipe: Recipe, joined: Join) -> tuple[Table, Table]:
+    """Examples and dropped rows of these results; they may not be made yet."""
+    return _tables(joined.prompts.store, _content(recipe, joined))
 
 
 def _content(recipe: Recipe, joined: Join) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -23,11 +24,15 @@ def ray_session() -> Iterator[None]:
     """Connect to Ray for the length of a command.
 
     Inside a submitted job, or where `RAY_ADDRESS` is set, the running cluster is joined; elsewhere a local one is
-    started and ended with the command. What a SIGKILL left of an earlier command on this node is ended first.
+    started and ended with the command. What a SIGKILL left of an earlier command on this node is ended first. A process
+    that is connected already, such as a notebook, stays so.
 
     Raises:
         CgdError: the cluster cannot be reached.
     """
+    if ray.is_initialized():
+        yield
+        return
     ended = processes.end_orphans()
     if ended:
         log.warning("ended processes that an earlier run had left behind", count=ended)
@@ -92,6 +97,9 @@ def _signals_end_the_run() -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         raise StoppedError(f"stopped by signal {signal.Signals(number).name}; the same command continues")
 
+    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+        yield
+        return
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield

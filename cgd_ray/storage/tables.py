@@ -34,6 +34,7 @@ ID_DIGITS = 4
 """Of an id, in a part's name: 65,536 ranges. Parts of prompts begin where one of them does, so that they share none."""
 
 # Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
+_DECIDING = ("prompt_id", "sample", "parent", "status", "attempt")
 _STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "quarantined": 1, "failed": 2}
 
 
@@ -127,16 +128,18 @@ class Table:
 
         Args:
             parts: names of parts; none takes all.
-            columns: names of columns, among them the key, `parent`, `status` and `attempt` where the table has them.
+            columns: names of columns; those that tell which of two rows counts are read with them in any case.
 
         Raises:
             CgdError: a part is damaged, or gone without another one that may have its rows.
         """
         names = self.parts() if parts is None else parts
+        deciding = [name for name in _DECIDING if name in self.schema.names]
+        wanted = None if columns is None else [*columns, *(name for name in deciding if name not in columns)]
         ids = IdRange.around([IdRange.of_part(name) for name in names])
         for _ in range(_LOOKS):
             try:
-                tables = list(self.batches(names, columns))
+                tables = list(self.batches(names, wanted))
                 break
             except FileNotFoundError:  # merged into a larger part since it was listed
                 now = self.parts()
@@ -146,7 +149,7 @@ class Table:
             raise CgdError(f"{self.store.url(self.folder)}: parts come and go; is another command at work on them?")
         if not tables:
             return self.schema.empty_table().select(columns or self.schema.names)
-        return _one_per_key(pa.concat_tables(tables))
+        return _one_per_key(pa.concat_tables(tables)).select(columns or self.schema.names)
 
     def _require_merged(self, names: Sequence[str], now: Sequence[str]) -> None:
         """Of parts that are gone, the rows are in merged ones, which a listing made meanwhile may have had, too."""

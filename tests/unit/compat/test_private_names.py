@@ -36,7 +36,9 @@ WORDS = {
         "fp32_partitioned_groups_flat", "fp16_partitioned_groups_flat", "fp16_partitioned_groups", "grad_position",
         "get_param_id", "checkpoint_event_prologue", "checkpoint_event_epilogue", "unflatten",
     ],
-    "deepspeed.utils.tensor_fragment": ["_hp_mapping", "hp_fragment_address", "lp_fragment_address", "param_group_index"],
+    "deepspeed.utils.tensor_fragment": [
+        "_hp_mapping", "hp_fragment_address", "lp_fragment_address", "param_group_index",
+    ],
     "ray.util.placement_group": ["_soft_target_node_id", "bundle_label_selector"],
     "ray.data.dataset": ["ray_remote_args_fn", "_logical_plan"],
     "ray._common.ray_option_utils": ["_generator_backpressure_num_objects"],

@@ -1,0 +1,95 @@
+"""The library behind the command line, for notebooks and scripts.
+
+    import cgd_ray
+
+    recipe = cgd_ray.load_recipe("jobs/recipes/demo.yaml", ["data.limit=8"])
+    outcome = cgd_ray.run(recipe)
+    outcome.evaluation.result.difference
+    cgd_ray.read_table(recipe, "examples").to_pandas()
+
+Errors are `CgdError`s with one line for a person. Like the command, each function joins the Ray cluster that
+`RAY_ADDRESS` names or starts one of its own for as long as it works.
+"""
+
+import io
+from collections.abc import Collection, Sequence
+from typing import Literal, get_args
+
+import pyarrow as pa
+from rich.console import Console
+
+from cgd_ray.config.recipe import Recipe, load_recipe, parse_recipe
+from cgd_ray.curation.run import curated_tables
+from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.pipeline.compare import compare_recipes
+from cgd_ray.pipeline.connect import connected_run, existing_run
+from cgd_ray.pipeline.run import PHASES, PhaseName, run_pipeline
+from cgd_ray.report.outcome import Outcome
+from cgd_ray.stages.resolved import ResolvedRun
+from cgd_ray.storage.tables import Table
+
+__all__ = ["CgdError", "Recipe", "compare", "load_recipe", "parse_recipe", "read_table", "run"]
+
+TableName = Literal["prompts", "draft", "answer", "critique", "refine", "examples", "dropped"]
+
+
+def run(recipe: Recipe, phases: Collection[PhaseName] = PHASES) -> Outcome:
+    """Run phases of a recipe; what is done already is reused, as by the command.
+
+    Args:
+        recipe: from `load_recipe`.
+        phases: of `generate`, `train` and `evaluate`; with fewer than all, the earlier ones must be complete.
+
+    Raises:
+        CgdError: a phase cannot go on; run it again to resume.
+    """
+    with connected_run(recipe) as found:
+        return run_pipeline(found, set(phases))
+
+
+def compare(recipe: Recipe, methods: Sequence[str]) -> dict[str, Outcome]:
+    """Train and evaluate one student per method on the same generated rows; the outcomes by method.
+
+    Args:
+        recipe: with training and evaluation enabled.
+        methods: values of `training.method`.
+
+    Raises:
+        ConfigError: there is no such method.
+        CgdError: a phase cannot go on; run it again to resume.
+    """
+    tree = recipe.model_dump(mode="json")
+    recipes = {}
+    for method in methods:
+        training = tree["training"] | {"method": method, "compared_with": list(methods)}
+        recipes[method] = parse_recipe(tree | {"training": training}, source="compare")
+    return compare_recipes(recipes, Console(file=io.StringIO()))
+
+
+def read_table(recipe: Recipe, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
+    """A table of the recipe's run, whole and in memory: `.to_pandas()`, or `datasets.Dataset(...)` around it.
+
+    Args:
+        recipe: of the run.
+        name: prompts; what a stage made of them (draft, answer, critique, refine); curated examples or dropped rows.
+        columns: these alone; None reads all (`cgd_ray.storage.schemas`).
+
+    Raises:
+        ConfigError: there is no such table yet.
+    """
+    if name not in get_args(TableName):
+        raise ConfigError(f"table {name}: unknown. Fix: take one of {', '.join(get_args(TableName))}")
+    with existing_run(recipe) as found:
+        table = _tables(found, name)
+        if table is None or not table.parts():
+            raise ConfigError(f"table {name}: not made yet by run {recipe.run.name}. Fix: run the recipe first")
+        return table.read(table.parts(), None if columns is None else list(columns))
+
+
+def _tables(run: ResolvedRun, name: TableName) -> Table | None:
+    if name == "prompts":
+        return run.prompts.table
+    if name in ("examples", "dropped"):
+        examples, dropped = curated_tables(run.recipe, run.join())
+        return examples if name == "examples" else dropped
+    return {stage.name: stage.results for stage in run.stages.all}.get(name)
