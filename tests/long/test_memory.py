@@ -33,7 +33,8 @@ def test_what_is_held_between_steps_is_as_estimated(tmp_path: Path, stage: int) 
         tmp_path / "model", hidden_size=1024, intermediate_size=4096, num_hidden_layers=8, vocab_size=32768
     )
     table = encoded_rows(tmp_path / "model", tmp_path / "root", 8)
-    job = rank_job(table, tmp_path / "model", {"batch_size": 8, "epochs": 2, "zero_stage": stage, "workers": WORLD})
+    training = {"batch_size": 8, "epochs": 2, "zero_stage": stage, "workers": WORLD, "precision": "bf16"}
+    job = rank_job(table, tmp_path / "model", training)
     sizes = model_sizes(tmp_path / "model", job.training, np.array([2]), np.array([1]))
     during_a_pass = {
         0: (4 + 2) * sizes.trained,  # gradients, and autocast's copies

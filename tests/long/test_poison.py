@@ -17,6 +17,7 @@ ROWS = 1000
 POISON = "Xylophone"
 
 
+@pytest.mark.timeout(2700)
 def test_one_of_a_thousand_is_quarantined(tmp_path: Path, student_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = AutoTokenizer.from_pretrained(student_dir).encode(f" {POISON}", add_special_tokens=False)
     monkeypatch.setenv(TOKENS_VARIABLE, ",".join(map(str, tokens)))
