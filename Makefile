@@ -1,6 +1,6 @@
 # Everything a person types. `make` alone lists it.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full serve test test-long check lock clean
+.PHONY: help setup demo demo-full serve test test-long check docs lock clean
 
 # What .venv was made for, if it is there.
 DEVICE ?= $(shell cat .venv/device 2>/dev/null || echo cpu)
@@ -33,13 +33,18 @@ test: setup ## Unit and integration tests (with CI=true, an unexpected skip is a
 test-long: setup ## Chaos, soak and sweeps
 	$(PY) -m pytest -m long tests/long tests/integration $(ARGS)
 
-check: setup ## Lint, formatting, types, ceilings of type escapes, floors, freshness of the locks
+check: setup ## Lint, formatting, types, ceilings of type escapes, floors, docs, freshness of the locks
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy $(TYPED)
 	$(PY) .ci/type_debt.py $(TYPED)
 	.venv/bin/lint-imports
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
 	$(PY) requirements/lock.py check
+
+docs: setup ## Build the documentation as a site with a search (build/site/index.html)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build
+	@echo "open build/site/index.html"
 
 lock: setup ## Compile requirements/*.txt anew after a change of pyproject.toml (ARGS=--upgrade: newest versions)
 	$(PY) requirements/lock.py compile $(ARGS)

@@ -117,7 +117,7 @@ def test_the_service_builds_from_its_arguments(manifests: list[Manifest]) -> Non
     assert spec is not None
     assert spec.origin is not None
     tree = ast.parse(Path(spec.origin).read_text())
-    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert function in {alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names}
     args = serve_args(manifests)
     groups = of_kind(manifests, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
     if groups:
