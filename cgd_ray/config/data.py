@@ -22,7 +22,7 @@ class Holdout(Section):
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if (self.fraction is None) == (self.count is None):
-            raise ValueError("give either fraction or count")
+            raise ValueError("fraction and count. Fix: give one of them")
         return self
 
 

@@ -31,7 +31,9 @@ class DraftStage(Sampling):
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
         if self.samples > 1 and self.temperature == 0:
-            raise ValueError("samples > 1 needs temperature > 0: greedy drafts would all be the same")
+            raise ValueError(
+                "samples above 1 with temperature 0: greedy drafts are all the same. Fix: set temperature above 0"
+            )
         return self
 
 

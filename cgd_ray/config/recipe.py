@@ -67,9 +67,11 @@ class Recipe(Section):
     def _references_where_needed(self) -> Self:
         for key in [*self.needs_references, *(["evaluation.enabled"] if self.evaluation.enabled else [])]:
             if not self.has_references:
-                raise ValueError(f"{key} needs data.reference_column; name it, or switch that off")
+                raise ValueError(f"{key} needs references. Fix: set data.reference_column, or switch that off")
         if self.training.enabled and "answer" in targets_of(self.training.methods) and not self.generation.needs_answer:
-            raise ValueError("training.method distill needs generation.answer.enabled=true")
+            raise ValueError(
+                "training.method distill learns the teacher's answers. Fix: set generation.answer.enabled=true"
+            )
         return self
 
     @model_validator(mode="after")
@@ -87,7 +89,10 @@ class Recipe(Section):
         for stage, tokens, name, engine in asked:
             longest = engine.max_model_len
             if longest is not None and tokens >= longest:
-                raise ValueError(f"{stage}.max_tokens {tokens} leaves no prompt room in {name}.max_model_len {longest}")
+                raise ValueError(
+                    f"{stage}.max_tokens {tokens} leaves no room for a prompt. "
+                    f"Fix: lower it, or raise {name}.max_model_len {longest}"
+                )
         return self
 
 
@@ -118,13 +123,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = _load_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot read the recipe: {error.strerror}") from error
+        raise ConfigError(
+            f"{path}: the recipe cannot be read ({error.strerror}). Fix: give the path of a YAML file"
+        ) from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not a text file; a recipe is YAML in UTF-8") from error
+        raise ConfigError(f"{path}: not text in UTF-8. Fix: give a YAML file") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of sections (run, data, student, teacher, ...)")
+        raise ConfigError(f"{path}: not a mapping. Fix: write sections (run, data, student, teacher, ...)")
     return tree
 
 
@@ -157,13 +164,13 @@ def _require_unique_keys(node: yaml.Node | None, seen: set[int]) -> None:
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ConfigError(f"override {override!r}: write section.key=value")
+        raise ConfigError(f"override {override!r}: not an assignment. Fix: write section.key=value")
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         child = node.setdefault(parent, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {parent} is not a section")
+            raise ConfigError(f"override {override!r}: {parent} is not a section. Fix: write section.key=value")
         node = child
     try:
         node[leaf] = _load_yaml(text)

@@ -50,7 +50,7 @@ class Access(Section):
     @model_validator(mode="after")
     def _keys_or_none(self) -> Self:
         if self.no_key and self.has_keys:
-            raise ValueError("no_key contradicts keys_file and key_digests: give keys, or no_key")
+            raise ValueError("no_key beside keys_file or key_digests. Fix: give keys, or no_key")
         return self
 
     @property
@@ -79,5 +79,8 @@ class Replicas(Section):
     @model_validator(mode="after")
     def _replicas_in_order(self) -> Self:
         if self.max_replicas < self.min_replicas:
-            raise ValueError(f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}")
+            raise ValueError(
+                f"max_replicas {self.max_replicas} is below min_replicas {self.min_replicas}. "
+                "Fix: raise it, or lower min_replicas"
+            )
         return self

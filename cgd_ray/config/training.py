@@ -27,7 +27,9 @@ class TrainingResources(Section):
     @model_validator(mode="after")
     def _accelerator_is_used(self) -> Self:
         if self.gpus_per_worker == 0 and self.accelerator_type is not None:
-            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_worker above 0")
+            raise ValueError(
+                f"accelerator_type {self.accelerator_type} with gpus_per_worker 0. Fix: leave one of them out"
+            )
         return self
 
 
@@ -150,19 +152,23 @@ class TrainingSection(Section):
     @model_validator(mode="after")
     def _batch_is_shared_out(self) -> Self:
         if self.batch_size < self.workers:
-            raise ValueError(f"batch_size {self.batch_size} is smaller than workers {self.workers}")
+            raise ValueError(
+                f"batch_size {self.batch_size} is smaller than workers {self.workers}. Fix: raise it, or lower workers"
+            )
         if self.offload == "cpu" and self.zero_stage == 0:
-            raise ValueError("offload cpu needs zero_stage 1, 2 or 3: stage 0 shares nothing out that could be moved")
+            raise ValueError("offload cpu with zero_stage 0, which shards nothing. Fix: set zero_stage to 1, 2 or 3")
         if self.export == "best" and not self.validation_fraction:
-            raise ValueError("export best needs validation_fraction above 0")
+            raise ValueError("export best without validation rows. Fix: set validation_fraction above 0")
         if self.min_workers is not None and self.min_workers > self.workers:
-            raise ValueError(f"min_workers {self.min_workers} is larger than workers {self.workers}")
+            raise ValueError(
+                f"min_workers {self.min_workers} is larger than workers {self.workers}. Fix: lower it, or raise workers"
+            )
         return self
 
     @model_validator(mode="after")
     def _attention_takes_it(self) -> Self:
         if self.attention == "flash_attention_2" and self.precision == "fp32":
-            raise ValueError("attention flash_attention_2 takes no fp32: set precision to bf16")
+            raise ValueError("attention flash_attention_2 takes no fp32. Fix: set precision to bf16")
         return self
 
     @model_validator(mode="after")
@@ -170,9 +176,13 @@ class TrainingSection(Section):
         if self.zero_stage < 3:
             return self
         if self.compile:
-            raise ValueError("compile needs zero_stage 0, 1 or 2: stage 3 gathers weights between a layer's operations")
+            raise ValueError(
+                "compile with zero_stage 3, which gathers weights inside a layer. Fix: set zero_stage to 0, 1 or 2"
+            )
         if self.lora and self.lora.quantization:
-            raise ValueError("lora.quantization needs zero_stage 0, 1 or 2: 4-bit weights are not sharded")
+            raise ValueError(
+                "lora.quantization with zero_stage 3: 4-bit weights are not sharded. Fix: set zero_stage to 0, 1 or 2"
+            )
         return self
 
 

@@ -54,7 +54,10 @@ def run_curation(recipe: Recipe, joined: Join) -> CurationResult:
     result = CurationResult(examples, described["kept"], described["dropped"], reused)
     log.info("curation", kept=result.kept, dropped=result.dropped or "none", reused=reused)
     if result.kept == 0:
-        raise CgdError(f"curation kept no row (dropped: {result.dropped}); loosen curation.* or look at `cgd inspect`")
+        raise CgdError(
+            f"curation: no row is left (dropped: {result.dropped}). "
+            "Fix: loosen curation.*, or look at `cgd inspect --dropped`"
+        )
     return result
 
 

@@ -84,16 +84,16 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
         elif glob.has_magic(path):
             found = [name for name, info in fs.glob(path, detail=True).items() if info["type"] == "file"]
         else:
-            raise ConfigError(f"data.path {path}: no such file or directory")
+            raise ConfigError(f"data.path {path}: no such file or directory. Fix: correct the path")
     if not found:
-        raise ConfigError(f"data.path {path}: no file there that ends in {' or '.join(suffixes)}")
+        raise ConfigError(f"data.path {path}: no file there ends in {' or '.join(suffixes)}. Fix: correct the path")
     return SourceFiles(fs, sorted(found))
 
 
 def _say_left_out(path: str, names: list[str]) -> None:
     """Files that look like data and are of another kind."""
     if data := [name for name in names if name.lower().endswith(_DATA)]:
-        log.warning(f"data.path {path}: files of other kinds are left out", files=len(data), first=data[0])
+        log.warning(f"data.path {path}: files of other kinds are skipped", files=len(data), first=data[0])
 
 
 @contextmanager

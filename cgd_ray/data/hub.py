@@ -86,6 +86,6 @@ def _reporting(data: HfData) -> Iterator[None]:
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         detail = " ".join(str(error).split())
         raise ConfigError(
-            f"data.dataset {data.dataset} ({data.split}): cannot be loaded: {detail}; check data.dataset, "
+            f"data.dataset {data.dataset} ({data.split}): cannot be loaded: {detail}. Fix: check data.dataset, "
             "data.subset, data.split and data.revision"
         ) from error

@@ -86,7 +86,7 @@ def _parsed(text: bytes, source: str) -> object:
 
 def _object(value: object, source: str) -> Columns:
     if not isinstance(value, dict):
-        raise RowError(f"{source}: not a JSON object; write one object a line", source, "not a JSON object")
+        raise RowError(f"{source}: not a JSON object. Fix: write one object a line", source, "not a JSON object")
     return value
 
 

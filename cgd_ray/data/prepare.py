@@ -102,7 +102,7 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     log = structlog.get_logger(__name__)
     log.info("prompts", **description["counts"], reused=reused, table=table.folder)
     if reasons := description.get("skipped", {}).get("reasons"):
-        log.warning("rows of the source cannot be used and are left out; cgd inspect --skipped shows them", **reasons)
+        log.warning("rows of the source are skipped; `cgd inspect --skipped` shows them", **reasons)
     return prepared
 
 
@@ -162,7 +162,7 @@ def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
     counts.contradictions = merger.contradictions
     if merger.contradictions:
         structlog.get_logger(__name__).warning(
-            "prompts are given again with other references; the first of each is kept",
+            "prompts occur again with other references; the first reference is kept",
             rows=merger.contradictions,
             first=merger.contradiction,
         )
@@ -202,13 +202,15 @@ def _require_prompts(recipe: Recipe, prepared: PreparedPrompts) -> None:
     if prepared.train == 0:
         raise ConfigError(
             f"data.holdout: all {prepared.heldout} distinct prompts of {where} are held out and none is left to "
-            "train on; lower data.holdout.fraction, use data.holdout.count, or give more prompts"
+            "train on. Fix: lower data.holdout.fraction, use data.holdout.count, or give more prompts"
         )
     for key in recipe.needs_references:
         if prepared.references == 0:
-            raise ConfigError(f"{key} needs references and none of {where} has one; name another data.reference_column")
+            raise ConfigError(
+                f"{key} needs references and none of {where} has one. Fix: name another data.reference_column"
+            )
     if recipe.evaluation.enabled and prepared.heldout == 0:
         raise ConfigError(
             f"data.holdout: none of the {prepared.train} distinct prompts of {where} is held out and evaluation "
-            "needs some; raise data.holdout.fraction, use data.holdout.count, or set evaluation.enabled=false"
+            "needs some. Fix: raise data.holdout.fraction, use data.holdout.count, or set evaluation.enabled=false"
         )

@@ -89,7 +89,7 @@ def _text(value: object, key: str, name: str, source: str) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         mend = f"for conversations set data.messages_column={name}"
     raise RowError(
-        f"{source}: the prompt is {found}, not text; mend the row or {mend}",
+        f"{source}: the prompt is {found}, not text. Fix: correct the row, or {mend}",
         source,
         "blank prompt" if isinstance(value, str) else "prompt that is no text",
     )
@@ -113,7 +113,7 @@ def _column(values: Columns, name: str, key: str, source: str) -> Any:
 
 def _missing(key: str, name: str, where: str, present: list[str]) -> ConfigError:
     columns = ", ".join(present) or "none"
-    return ConfigError(f"{key} {name!r}: there is no such column in {where}; the columns are {columns}")
+    return ConfigError(f"{key} {name!r}: no such column in {where}. Fix: take one of {columns}")
 
 
 def _reference(value: object, name: str, source: str) -> str | None:
@@ -124,7 +124,7 @@ def _reference(value: object, name: str, source: str) -> str | None:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     raise RowError(
-        f"{source}: the reference is {_type_name(value)}, not text or a number; mend the row or name another "
+        f"{source}: the reference is {_type_name(value)}, not text or a number. Fix: correct the row, or name another "
         f"data.reference_column than {name!r}",
         source,
         "reference that is no text or number",

@@ -47,7 +47,7 @@ def iterate_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip = re
             continue
         yield row
     if not found:
-        raise ConfigError(f"{describe_source(data)}: there are no rows")
+        raise ConfigError(f"{describe_source(data)}: no rows. Fix: give a source with rows")
 
 
 def check_source(data: ColumnData, storage: StorageSection) -> None:

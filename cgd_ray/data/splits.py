@@ -219,7 +219,7 @@ def _endless(rows: Iterator[SourceRow], merger: PromptDeduplicator) -> Iterator[
     while True:
         prompt = next(merger.distinct(itertools.islice(rows, _MOST_REPEATS)), None)
         if prompt is None:
-            raise ConfigError("data.prompt_template: renders the same texts again and again; use {{ prompt }} in it")
+            raise ConfigError("data.prompt_template: renders the same text for every row. Fix: use {{ prompt }} in it")
         yield prompt
 
 
@@ -242,6 +242,6 @@ def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
         skipped.require_few(read + skipped.count, data.max_skipped_fraction)  # they may be why
         raise ConfigError(
             f"data.holdout.count {count} is not smaller than the {len(smallest)} distinct prompts of "
-            f"{describe_source(data)}: lower it or use data.holdout.fraction"
+            f"{describe_source(data)}. Fix: lower it, or use data.holdout.fraction"
         )
     return -smallest[0]

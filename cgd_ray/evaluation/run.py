@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.data.prompt_id import holdout_position
-from cgd_ray.errors import CgdError
+from cgd_ray.errors import RERUN, CgdError
 from cgd_ray.execution.actor_pool import block_rows, sized, work_of
 from cgd_ray.execution.chains import build_chain
 from cgd_ray.execution.coordinator import Snapshot
@@ -50,11 +50,11 @@ def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
     if not gradable:
         raise CgdError(
             f"evaluation: none of {heldout} held-out prompts has a reference that states an answer (a "
-            'number, a box, "#### ...", "the answer is ..."); name another data.reference_column, or set '
+            'number, a box, "#### ...", "the answer is ..."). Fix: name another data.reference_column, or set '
             "evaluation.enabled=false"
         )
     if gradable < heldout:
-        log.warning("held-out prompts without a gradable reference are left out", count=heldout - gradable)
+        log.warning("held-out prompts without a gradable reference are skipped", count=heldout - gradable)
     if limit is not None and gradable > limit:
         log.info(
             f"evaluation asks {limit} of {gradable} held-out prompts (evaluation.limit); the others are not trained on "
@@ -156,10 +156,10 @@ def _require_answers(results: pa.Table, name: str, most: float) -> None:
     if len(failed) > most * len(results):
         raise CgdError(
             f"{where}: {len(failed)} of {len(results)} prompts have no answer, more than "
-            f"generation.max_failed_fraction {most}; the last reason: {failed[-1]}"
+            f"generation.max_failed_fraction {most}. The last error: {failed[-1]}"
         )
     if len(over_long) and len(failed) + len(over_long) == len(results):
-        raise CgdError(f"{where}: none of {len(results)} prompts has an answer; the last reason: {over_long[-1]}")
+        raise CgdError(f"{where}: none of {len(results)} prompts has an answer. The last error: {over_long[-1]}")
     if len(over_long):
         log.warning(f"{where}: prompts leave no room for an answer, and count as wrong", prompts=len(over_long))
 
@@ -200,7 +200,7 @@ def _generate(
             progress.next_engines()
     # One that failed was asked.
     if passed_by := len(_lacking(replace(stage, again=frozenset()), questions, stage.results.parts())):
-        raise CgdError(f"{passed_by} held-out prompts were passed by; the same command asks them")
+        raise CgdError(f"{passed_by} held-out prompts were skipped. Fix: {RERUN}")
     return progress.summary()["evaluation"]
 
 

@@ -97,7 +97,8 @@ class ChainActor:
         for stage in self._chain.stages:
             if stage.results.description() is None:
                 raise ConfigError(
-                    f"run.root {stage.results.store.root} on {platform.node()} is not the driver's: take a directory "
+                    f"run.root {stage.results.store.root} on {platform.node()} is not the driver's. "
+                    "Fix: take a directory "
                     "that all nodes share, or s3://bucket/prefix"
                 )
 

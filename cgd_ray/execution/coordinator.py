@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cgd_ray.errors import CgdError
+from cgd_ray.errors import RERUN, CgdError
 from cgd_ray.execution.backpressure import ReadAheadLimit
 from cgd_ray.execution.bloom_filter import BloomFilter
 from cgd_ray.execution.metrics import Metrics, add_metrics
@@ -146,8 +146,8 @@ class _Coordinator:
         if now.deaths > MOST_DEATHS:
             self.fail(
                 CgdError(
-                    f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between: look "
-                    "at the engines' logs; the same command continues"
+                    f"an engine's process died {MOST_DEATHS + 1} times in a row and finished nothing in between. "
+                    f"Fix: read the engines' logs; {RERUN}"
                 )
             )
         if now.start_deaths < _START_DEATHS:

@@ -13,7 +13,7 @@ import structlog
 from ray.actor import ActorHandle
 
 from cgd_ray.compat.ray_core import innermost_cause
-from cgd_ray.errors import CgdError, ConfigError, StoppedError
+from cgd_ray.errors import RERUN, CgdError, ConfigError, StoppedError
 from cgd_ray.execution.actor_pool import Chain, pools_of, require_chains_fit, set_context, stream_rows, through_pools
 from cgd_ray.execution.coordinator import CLOSE_SECONDS, Snapshot, on_this_node, open_coordinator
 from cgd_ray.runtime.capacity import resources_in_use, wait_for_release
@@ -63,7 +63,7 @@ def run_chains(
             while not stranded and not _ended_within(stream, _LOOK_SECONDS):
                 stranded = look(coordinator).stranded
             if stranded:
-                log.warning("engines are gone with their nodes, and others have nothing left to do", engines=stranded)
+                log.warning("engines are gone with their nodes; the others have nothing left to do", engines=stranded)
                 _stop(coordinator, stream)
             else:
                 ray.get(stream)
@@ -124,14 +124,14 @@ def _look(
     snapshot: Snapshot = ray.get(coordinator.snapshot.remote())
     watch(snapshot)
     if snapshot.ceiling:
-        raise StoppedError(f"{snapshot.ceiling}; the same command continues where this one stopped")
+        raise StoppedError(f"{snapshot.ceiling}; {RERUN}")
     if snapshot.broken:
         raise snapshot.broken
     if snapshot.idle_seconds > stall_seconds:
         raise StoppedError(
-            f"nothing went on for {snapshot.idle_seconds:.0f} s (generation.stall_timeout_s), with {snapshot.engines} "
-            f"of {wanted} engines loaded: look at the engines' logs, or at `ray status` where they wait for room; the "
-            f"same command continues{_last(snapshot.troubles)}"
+            f"no progress for {snapshot.idle_seconds:.0f} s (generation.stall_timeout_s), with {snapshot.engines} "
+            f"of {wanted} engines loaded. Fix: read the engines' logs, or `ray status` if they wait for room; "
+            f"{RERUN}{_last(snapshot.troubles)}"
         )
     return snapshot
 

@@ -102,7 +102,7 @@ class RestartingEngine:
         self._alive.clear()
         self._deaths_in_a_row += 1
         self.suspicions.death(self._admission.inside)
-        log.warning("the engine died and is started again", rows=len(self._admission.inside), error=str(death))
+        log.warning("the engine died; restarting it", rows=len(self._admission.inside), error=str(death))
         self._revival = asyncio.create_task(self._revive(engine, death))
 
     async def _revive(self, dead: Engine, death: EngineDiedError) -> None:

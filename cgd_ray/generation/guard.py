@@ -6,7 +6,7 @@ import pyarrow.compute as pc
 import structlog
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.errors import RERUN, CgdError, StoppedError
 from cgd_ray.execution.coordinator import Snapshot
 from cgd_ray.execution.metrics import ENOUGH_ROWS, Metrics, StageMetrics
 from cgd_ray.execution.progress import Progress
@@ -67,9 +67,7 @@ class Guard:
             self._check_failures(stage, counted)
             self._say_over_long(stage, counted)
         if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
-            raise StoppedError(
-                f"generation.max_total_tokens {self._ceiling} is reached; the same command continues where this stopped"
-            )
+            raise StoppedError(f"generation.max_total_tokens {self._ceiling} is reached. Fix: raise it; {RERUN}")
         self._check_spending(metrics)
 
     def require_some(self, done: Plan) -> None:
@@ -83,11 +81,11 @@ class Guard:
 
     def _say_what_died(self, deaths: int, metrics: Metrics) -> None:
         if deaths > self._deaths:
-            log.warning("an engine's process died and is started again", deaths=deaths)
+            log.warning("an engine's process died; restarting it", deaths=deaths)
         self._deaths = deaths
         for stage, counted in metrics.items():
             if counted.quarantined > self._quarantined.get(stage, 0):
-                log.warning(f"{stage}: set apart, since their engine dies of them", rows=counted.quarantined)
+                log.warning(f"{stage}: quarantined, since the engine crashes on them", rows=counted.quarantined)
             self._quarantined[stage] = counted.quarantined
 
     def _check_failures(self, stage: str, counted: StageMetrics) -> None:
@@ -105,7 +103,7 @@ class Guard:
         if stage not in self._said_over_long and counted.surely_above(counted.over_long, self._max_failed):
             self._said_over_long.add(stage)
             log.warning(
-                f"{stage}: many prompts leave no room for a completion, and are passed by: raise the engine's "
+                f"{stage}: many prompts leave no room for a completion and are skipped. Fix: raise the engine's "
                 "max_model_len, or lower max_tokens",
                 rows=counted.over_long,
                 last=counted.error,
@@ -120,7 +118,7 @@ class Guard:
         spent = self.paid_before + sum(self._teacher.price(t.prompt_tokens, t.completion_tokens) for t in made)
         if spent > ceiling:
             raise StoppedError(
-                f"teacher.engine.spend_ceiling {ceiling} is exceeded: {spent:.4f} spent; raise it to go on"
+                f"teacher.engine.spend_ceiling {ceiling} is exceeded: {spent:.4f} spent. Fix: raise it; {RERUN}"
             )
 
 
@@ -138,7 +136,9 @@ def paid(recipe: Recipe, stages: list[Stage]) -> float:
         costs = list(parallel_map(partial(_cost, teacher), parts))
         if None not in costs:
             return sum(cost for cost in costs if cost is not None)
-    raise CgdError("the parts of the teacher's tables come and go; is another command at work on them?")
+    raise CgdError(
+        "tables of the teacher: their parts change all the time. Fix: wait for the other command that merges them"
+    )
 
 
 def _cost(teacher: EngineOptions, part: tuple[Table, str]) -> float | None:

@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 from cgd_ray.compat.ray_data import WITHOUT_CORES, repartition_without_cores
 from cgd_ray.config.engine import StudentEngine, TeacherEngine
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.errors import CgdError
+from cgd_ray.errors import RERUN, CgdError
 from cgd_ray.execution.actor_pool import Chain, block_rows, require_chains_fit, sized
 from cgd_ray.execution.chains import build_chain
 from cgd_ray.execution.coordinator import report_fatal, wait_for_room
@@ -113,13 +113,13 @@ def _generate(run: ResolvedRun, join: Join, current: Plan, leases: list[Lease]) 
             join = join.listed({stage.name for stage in part})
             current = plan(join)  # with what this part made
             if lost and sum(current.first[stage.name] for stage in part) < left:
-                log.warning("engines were lost: what they had been given is done now", engines=lost)
+                log.warning("engines were lost; doing their rows again", engines=lost)
                 # The nodes that are left may not hold both models at once.
                 again = _parts(_execution(recipe, current, stages), stages) if part == stages.all else [part]
                 parts = [*again, *parts]
     guard.require_some(current)
     if current.untried:
-        raise CgdError(f"{current.untried} rows were passed by, which is an error of ours; the same command makes them")
+        raise CgdError(f"{current.untried} rows were skipped, which is a bug of cgd-ray. Fix: {RERUN}")
     return GenerationResult(stages, _read(join, current), _counts(current), guard.progress.summary(), execution)
 
 

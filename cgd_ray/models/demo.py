@@ -119,7 +119,7 @@ def demo_identity(model: str) -> str:
 
 def _known(name: str, models: Mapping[str, DemoModel]) -> DemoModel:
     if name not in models:
-        raise ConfigError(f"demo model {name!r} is unknown; known are {', '.join(models)}")
+        raise ConfigError(f"demo model {name!r} is unknown. Fix: take one of {', '.join(models)}")
     return models[name]
 
 
@@ -127,7 +127,7 @@ def _models_folder() -> Path:
     try:
         return cache_folder("models")
     except OSError as error:
-        raise CgdError(f"the cache folder cannot be made: {error}; point CGD_CACHE_DIR elsewhere") from error
+        raise CgdError(f"the cache folder cannot be made: {error}. Fix: point CGD_CACHE_DIR elsewhere") from error
 
 
 def _is_complete(folder: Path, model: DemoModel) -> bool:
@@ -203,8 +203,8 @@ def _require_space(folder: Path, model: DemoModel) -> None:
     free, needed = shutil.disk_usage(folder).free, _BYTES_PER_GGUF_BYTE * model.size
     if free < needed:
         raise CgdError(
-            f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed for {model.file}; "
-            "free some or point CGD_CACHE_DIR elsewhere"
+            f"{folder}: {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB needed for {model.file}. "
+            "Fix: free some, or point CGD_CACHE_DIR elsewhere"
         )
 
 

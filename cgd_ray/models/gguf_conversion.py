@@ -29,7 +29,7 @@ def convert(gguf: Path, target: Path) -> None:
     source, file = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, local_files_only=True)
     if not tokenizer.chat_template:
-        raise CgdError(f"{file}: holds no chat template; take the GGUF file of an instruct model")
+        raise CgdError(f"{file}: holds no chat template. Fix: take the GGUF file of an instruct model")
     model = AutoModelForCausalLM.from_pretrained(
         source,
         gguf_file=file,

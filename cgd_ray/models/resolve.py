@@ -104,7 +104,7 @@ def _fetched(model: str, revision: str | None, storage: StorageSection, *, weigh
 
 def _require(content: str, revision: str | None, otherwise: str) -> None:
     if revision and revision.startswith(_CONTENT) and revision != _CONTENT + content:
-        raise ConfigError(f"model on {platform.node()}: {otherwise}; bring the same one to every node")
+        raise ConfigError(f"model on {platform.node()}: {otherwise}. Fix: bring the same one to every node")
 
 
 def _demo_digest(model: str, key: str) -> str:
@@ -122,8 +122,8 @@ def _existing(model: str, key: str) -> Path:
     path = Path(model).expanduser()
     if not (path / "config.json").is_file():
         raise ConfigError(
-            f"{key}: {model} is not a directory with a model on {platform.node()} (config.json is missing); engines "
-            "and trainers need it at that path on every node"
+            f"{key}: {model} is not a directory with a model on {platform.node()} (config.json is missing). Fix: put "
+            "it at that path on every node"
         )
     return path
 

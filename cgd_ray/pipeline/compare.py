@@ -36,7 +36,10 @@ def compare_recipes(recipes: Mapping[str, Recipe], console: Console) -> dict[str
     """
     for recipe in recipes.values():
         if not (recipe.training.enabled and recipe.evaluation.enabled):
-            raise ConfigError("a comparison needs training.enabled=true and evaluation.enabled=true")
+            raise ConfigError(
+                "compare: training or evaluation is switched off. "
+                "Fix: set training.enabled=true and evaluation.enabled=true"
+            )
     first = next(iter(recipes.values()))
     store = preflight(first)
     renamed = {method: _named(recipe, method) for method, recipe in recipes.items()}

@@ -34,7 +34,8 @@ def open_store(recipe: Recipe) -> Store:
         if not path.is_absolute():
             if in_job():
                 raise ConfigError(
-                    f"run.root {root} is relative, and a job's working directory is not yours: give an absolute path "
+                    f"run.root {root} is relative, and a job's working directory is temporary. "
+                    "Fix: give an absolute path "
                     "that all nodes share, or s3://bucket/prefix"
                 )
             path = Path.cwd() / path
@@ -50,7 +51,9 @@ def existing_store(recipe: Recipe) -> Store:
     """
     store = open_store(recipe)
     if not store.exists("tables"):
-        raise ConfigError(f"run.root {store.root}: nothing was run there yet; is the path right?")
+        raise ConfigError(
+            f"run.root {store.root}: nothing was run there yet. Fix: run the recipe first, or correct the path"
+        )
     return store
 
 
@@ -130,9 +133,9 @@ def _require_packages(training: TrainingSection) -> None:
     }
     for module, (is_wanted, key, package) in wanted.items():
         if is_wanted and find_spec(module) is None:
-            raise ConfigError(f"{key}: pip install {package}, on every node")
+            raise ConfigError(f"{key}: a package is missing. Fix: pip install {package} on every node")
 
 
 def _require_place_for_figures(tracking: TrackingSection, store: Store) -> None:
     if tracking.mlflow and tracking.mlflow_uri is None and store.is_s3:
-        raise ConfigError("training.tracking.mlflow: with a root on S3 give training.tracking.mlflow_uri, too")
+        raise ConfigError("training.tracking.mlflow: the root is on S3. Fix: give training.tracking.mlflow_uri, too")

@@ -158,9 +158,9 @@ def _require_generated(run: ResolvedRun) -> None:
     current = plan(run.join())
     lacking = ", ".join(f"{rows} of {stage}" for stage, rows in current.todo.items() if rows)
     if current.untried:
-        raise CgdError(f"generation is not complete (still to do: {lacking}): run jobs/generate.py first")
+        raise CgdError(f"generation is not complete (still to do: {lacking}). Fix: run jobs/generate.py first")
     if lacking:
-        log.warning("rows that failed are left out; jobs/generate.py tries them again", lacking=lacking)
+        log.warning("failed rows are skipped; jobs/generate.py tries them again", lacking=lacking)
 
 
 def _timed(work: Callable[[], T]) -> tuple[T, float]:

@@ -152,6 +152,6 @@ def set_template(tokenizer: "PreTrainedTokenizerBase", template: str | None, key
         template = template.get("default")
     if not template:
         raise ConfigError(
-            f"{key}: the model has no chat template (a base model?); name one in {key}.engine.chat_template"
+            f"{key}: the model has no chat template (a base model?). Fix: name one in {key}.engine.chat_template"
         )
     tokenizer.chat_template = pin_date(template, key)

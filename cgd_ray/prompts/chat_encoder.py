@@ -47,7 +47,7 @@ class ChatEncoder:
         if self._end_index is None:
             raise ConfigError(
                 "student: its chat template ends the assistant's turn without a special token, so it could not learn "
-                "to stop; name another one in student.engine.chat_template"
+                "to stop. Fix: name another one in student.engine.chat_template"
             )
 
     @property

@@ -114,7 +114,7 @@ def load_prompts(where: str) -> PromptSet:
         if name in OPTIONAL and not file.is_file():
             file = default / file.name
         if not file.is_file():
-            raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing; it needs {', '.join(REQUIRED)}")
+            raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing. Fix: add {', '.join(REQUIRED)}")
         try:
             texts.append(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:

@@ -88,12 +88,12 @@ def _require_fewest(wanted: Sequence[Wanted], cluster: Cluster) -> None:
     held = resources_in_use()  # before the autoscaler is asked: nodes may come of that
     if pack(fewest, cluster) is not None or (cluster.grows and could_launch(fewest)):
         if not cluster.grows:
-            log.warning("the cluster's nodes do not hold all engines at once; it goes on with those that have room")
+            log.warning("the cluster does not hold all engines at once; going on with those that have room")
         return
     least = " and ".join(f"{one.key}: {one.fewest} with {one.demand}" for one in wanted)
     is_in_use = held.cpus > _ROUNDING or held.gpus > _ROUNDING
     if cluster.grows and is_in_use:  # an autoscaler that may launch no more says the same of what is taken
-        log.warning(f"the cluster has no room now for {least}; waiting for what others give back")
+        log.warning(f"the cluster has no room now for {least}; waiting")
         return
     raise ConfigError(
         f"the cluster's nodes never hold at once {least}; they have {cluster.cpus:g} CPUs and {cluster.gpus:g} "
@@ -173,7 +173,7 @@ def _end_orphans() -> None:
             _say_ended(ray.get(one))
             seen += 1
     if seen < len(nodes):
-        log.warning("nodes on which nobody looked for processes of engines that are gone", nodes=len(nodes) - seen)
+        log.warning("nodes that were not searched for leftover engine processes", nodes=len(nodes) - seen)
 
 
 def _say_ended(count: int) -> None:

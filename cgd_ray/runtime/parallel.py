@@ -12,7 +12,7 @@ import ray.exceptions
 from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cgd_ray.errors import CgdError
+from cgd_ray.errors import RERUN, CgdError
 from cgd_ray.runtime.interrupts import interruptibly
 
 Item = TypeVar("Item")
@@ -53,7 +53,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> I
             raise error.cause from error  # one line of ours, not a worker's trace
         except ray.exceptions.RayError as error:
             text = " ".join(str(error).split())[:500]
-            raise CgdError(f"work that was spread over the cluster was lost: {text}") from error
+            raise CgdError(f"a task on the cluster was lost: {text}. Fix: {RERUN}") from error
         free.append(place)
 
 

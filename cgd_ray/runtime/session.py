@@ -11,7 +11,7 @@ from types import FrameType
 import ray
 import structlog
 
-from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.errors import RERUN, CgdError, StoppedError
 from cgd_ray.runtime import processes
 from cgd_ray.runtime.device import asks_for_gpus
 from cgd_ray.runtime.logs import quiet_libraries
@@ -35,7 +35,7 @@ def ray_session() -> Iterator[None]:
         return
     ended = processes.end_orphans()
     if ended:
-        log.warning("ended processes that an earlier run had left behind", count=ended)
+        log.warning("ended processes that an earlier run left behind", count=ended)
     before = processes.children()
     _connect()
     # For the next start: most of Ray's processes end with a killed driver, its agents do not.
@@ -95,7 +95,7 @@ def _signals_end_the_run() -> Iterator[None]:
     """SIGTERM becomes an exception, so that a preempted run ends as an interrupted one does."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        raise StoppedError(f"stopped by signal {signal.Signals(number).name}; the same command continues")
+        raise StoppedError(f"stopped by signal {signal.Signals(number).name}; {RERUN}")
 
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
         yield

@@ -87,7 +87,7 @@ class Keys:
             self._read(self._file)
         except ConfigError as error:
             if self._of_file:
-                log.warning("no key of the file is good any more", error=str(error))
+                log.warning("the file holds no valid key any more", error=str(error))
             self._of_file, self._seen = frozenset(), ()
         return self._of_file
 

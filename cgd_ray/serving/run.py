@@ -88,13 +88,13 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
     """
     if _cluster_serves():
         raise CgdError(
-            "Serve runs on this cluster already, at its own address; add the student with `serve deploy` "
+            "Serve runs on this cluster already, at its own address. Fix: add the student with `serve deploy` "
             "(docs/cluster.md), or end it with `serve shutdown`"
         )
     training = Run(store, recipe.run.name).read_json("training.json")
     student = training["result"]["student"]["student_name"] if training else ""
     if not student or not store.exists(f"{student}/manifest.json"):  # written last
-        raise CgdError(f"run {recipe.run.name} has no trained student: run jobs/pipeline.py first")
+        raise CgdError(f"run {recipe.run.name} has no trained student. Fix: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
     Keys((), recipe.serving.keys_file)  # a file that is not there is said before a model is loaded
@@ -187,7 +187,7 @@ def _require_free(host: str, port: int) -> None:
             probe.bind((host, port))
         except OSError as error:
             raise CgdError(
-                f"serving.port {port} on {host} cannot be used: {error.strerror}; end what listens there, or give "
+                f"serving.port {port} on {host} cannot be used: {error.strerror}. Fix: end what listens there, or give "
                 "another serving.port"
             ) from error
 

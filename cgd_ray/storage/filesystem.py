@@ -294,7 +294,7 @@ def require_writable(store: Store) -> None:
     except Exception as error:
         what = "endpoint, bucket and keys (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)" if store.is_s3 else "directory"
         detail = " ".join(str(error).split())
-        raise CgdError(f"run.root {store.root}: cannot be written: {detail}; check the {what}") from error
+        raise CgdError(f"run.root {store.root}: cannot be written: {detail}. Fix: check the {what}") from error
 
 
 def _sync(folder: Path) -> None:

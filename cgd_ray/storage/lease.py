@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 
 import structlog
 
-from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.errors import RERUN, CgdError, StoppedError
 from cgd_ray.runtime.processes import machine, started
 from cgd_ray.storage.filesystem import Store, store_errors
 
@@ -98,7 +98,7 @@ class Lease:
             StoppedError: it is.
         """
         if self.lost:
-            raise StoppedError(f"another command works on {self._url}; the same command continues after it")
+            raise StoppedError(f"{self._url}: another command works on it. Fix: wait for it; {RERUN}")
 
     def give_back(self) -> None:
         """Let others have it; where the storage is away, they find out that this process has ended."""
@@ -113,7 +113,7 @@ class Lease:
         waited, said = False, -math.inf
         while rival := self._rival():
             if not wait and self._lives(rival):
-                raise CgdError(f"{self._url} is being worked on by {rival}: wait for it, or give another run.name")
+                raise CgdError(f"{self._url}: {rival} works on it. Fix: wait for it, or give another run.name")
             if time.monotonic() - said > _SAY_SECONDS:
                 log.info("waiting for another command, or for proof that it is gone", holder=str(rival), at=self._url)
                 said = time.monotonic()

@@ -72,7 +72,9 @@ class Table:
         try:
             content: dict[str, Any] = json.loads(self.store.read(name))
         except ValueError as error:
-            raise CgdError(f"{self.store.url(name)}: damaged ({error}); delete it and it is written again") from error
+            raise CgdError(
+                f"{self.store.url(name)}: damaged ({error}). Fix: delete it, and it is written again"
+            ) from error
         return content
 
     def write_part(self, part: str, rows: list[dict[str, Any]] | pa.Table) -> None:
@@ -117,7 +119,8 @@ class Table:
             )
         except (pa.ArrowException, OSError) as error:  # damaged pages come as the latter
             raise CgdError(
-                f"{self.store.url(name)}: damaged ({' '.join(str(error).split())}); restore it, or delete it and its "
+                f"{self.store.url(name)}: damaged ({' '.join(str(error).split())}). "
+                "Fix: restore it, or delete it and its "
                 "rows are made again"
             ) from error
 
@@ -146,7 +149,10 @@ class Table:
                 self._require_merged(names, now)
                 names = [part for part in now if IdRange.of_part(part).meets(ids)]
         else:
-            raise CgdError(f"{self.store.url(self.folder)}: parts come and go; is another command at work on them?")
+            raise CgdError(
+                f"{self.store.url(self.folder)}: its parts change all the time. Fix: wait for the other command that "
+                "merges them"
+            )
         if not tables:
             return self.schema.empty_table().select(columns or self.schema.names)
         return _one_per_key(pa.concat_tables(tables)).select(columns or self.schema.names)
@@ -159,7 +165,7 @@ class Table:
             if not any(ids.meets(IdRange.of_part(gone)) for ids in new):
                 raise CgdError(
                     f"{self.store.url(f'{self.folder}/{gone}')}: not there on {platform.node()}, nor is a part that it "
-                    "was merged into: does every node see the same run.root, and did nobody delete it?"
+                    "was merged into. Fix: let every node see the same run.root, or restore the part"
                 )
 
 

@@ -24,7 +24,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> "PeftM
     for target in [] if isinstance(lora.targets, str) else lora.targets:
         if not any(f".{name}".endswith(f".{target}") for name, _ in model.named_modules()):
             raise RefusedError(
-                f"training.lora.targets: the student has no layer {target!r}; name what it has, or all-linear"
+                f"training.lora.targets: the student has no layer {target!r}. Fix: name what it has, or all-linear"
             )
     from peft import LoraConfig, get_peft_model  # seconds, which most trainings need not wait for
 
@@ -64,7 +64,7 @@ def _require_tied_untouched(model: "PeftModel") -> None:
     if model.config.get_text_config().tie_word_embeddings and any(isinstance(end, BaseTunerLayer) for end in ends):
         raise RefusedError(
             "training.lora.targets: this student's input and output embeddings are one tensor, which an adapter of "
-            "either would change for both once it is merged; leave the embeddings and lm_head out"
+            "either would change for both once it is merged. Fix: leave the embeddings and lm_head out"
         )
 
 

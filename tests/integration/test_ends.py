@@ -20,7 +20,7 @@ def test_an_interrupted_command_leaves_nothing(tmp_path: Path, number: signal.Si
     command.send_signal(number)
     _, errors = command.communicate(timeout=120)
     assert command.returncode == code, errors[-2000:]
-    assert "the same command continues" in errors.splitlines()[-1]
+    assert "rerun the same command to resume" in errors.splitlines()[-1]
     assert alive(below) == []
 
 
@@ -47,7 +47,7 @@ def test_an_interrupted_training_writes_a_checkpoint_and_ends_with_a_line(
     _, errors = command.communicate(timeout=120)
     assert len(list(tmp_path.glob("root/runs/demo/training/*/step-*/progress.json"))) == 1
     assert command.returncode == code, errors[-2000:]
-    assert "the same command continues" in errors.splitlines()[-1]
+    assert "rerun the same command to resume" in errors.splitlines()[-1]
     assert alive(below) == []
 
 

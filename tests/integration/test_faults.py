@@ -259,7 +259,7 @@ def test_processes_whose_engine_is_gone_are_ended_before_the_next_phase(tmp_path
 @pytest.mark.usefixtures("cluster")
 def test_a_run_that_hangs_is_stopped_and_keeps_what_it_has(tmp_path: Path) -> None:
     made = recipe(tmp_path, {}, {"hang_on": "Question 77."}, stall_timeout_s=40)
-    with pytest.raises(StoppedError, match=r"nothing went on for \d+ s .* 2 of 2 engines loaded"):
+    with pytest.raises(StoppedError, match=r"no progress for \d+ s .* 2 of 2 engines loaded"):
         generate(made)
     healed = generate(recipe(tmp_path, {}, {}))
     assert healed.metrics["refine"]["rows"] <= 16

@@ -167,12 +167,14 @@ def test_a_text_that_cannot_be_read_is_named_in_one_line(tmp_path: Path) -> None
     part.write_bytes(content)
     with pytest.raises(CgdError) as caught:
         generate(made)
-    assert re.fullmatch(rf"{part}: damaged .*; restore it, or delete it and its rows are made again", str(caught.value))
+    assert re.fullmatch(
+        rf"{part}: damaged .*\. Fix: restore it, or delete it and its rows are made again", str(caught.value)
+    )
 
 
 def test_a_run_that_passed_rows_by_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "run_chains", lambda *_: None)
-    with pytest.raises(CgdError, match="60 rows were passed by"):
+    with pytest.raises(CgdError, match="60 rows were skipped"):
         generate(recipe(tmp_path))
 
 

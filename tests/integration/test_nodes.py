@@ -69,7 +69,7 @@ def test_packages_for_another_device_are_refused(tmp_path: Path, monkeypatch: py
 def test_a_node_that_came_too_late_to_be_asked_does_not_begin(other_disk: Path) -> None:
     """The engine there and a reader of rows both look; either may be first."""
     made = scripted_recipe(other_disk, 8, {}, {"gpus": 1})
-    engine = rf"run\.root {other_disk} on .* is not the driver's: take a directory that all"
-    reader = rf"{other_disk}/.*: not there on .*: does every node see the same run\.root"
+    engine = rf"run\.root {other_disk} on .* is not the driver's. Fix: take a directory that all"
+    reader = rf"{other_disk}/.*: not there on .*Fix: let every node see the same run\.root"
     with pytest.raises(CgdError, match=f"{engine}|{reader}"):
         generate(made)

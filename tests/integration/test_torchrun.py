@@ -40,7 +40,7 @@ def command_of(place: Place, name: str, **training: object) -> list[str]:
     """What the run says that one is to type."""
     with pytest.raises(StoppedError) as stopped:
         place.train(name, launcher="torchrun", **training)
-    said = re.search(r"train with: (?:\w+=\S+ )*torchrun (.*); then the same command goes on", str(stopped.value))
+    said = re.search(r"train with: (?:\w+=\S+ )*torchrun (.*); then rerun the same command", str(stopped.value))
     assert said
     return [sys.executable, "-m", "torch.distributed.run", *shlex.split(said[1])]
 
@@ -127,7 +127,7 @@ def test_a_run_that_somebody_works_on_is_refused_at_once(place: Place) -> None:
         process = start(command)
         output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert output.count(f"runs/held is being worked on by process {os.getpid()} on ") == 1
+    assert output.count(f"runs/held: process {os.getpid()} on ") == 1
     assert place.checkpoints("held") == []
 
 

@@ -134,7 +134,7 @@ def test_killed_and_resumed_equals_uninterrupted(
         place = Place(s3.url("training"), place.model, StorageSection(endpoint_url=s3.endpoint))
     killer = threading.Thread(target=kill_a_worker_after_a_checkpoint, args=(place, "killed"))
     killer.start()
-    with pytest.raises(CgdError, match="same command continues"):
+    with pytest.raises(CgdError, match="rerun the same command to resume"):
         place.train("killed")
     killer.join()
     resumed = place.train("killed")

@@ -122,7 +122,7 @@ def test_a_preempted_command_writes_what_it_had_finished(tmp_path: Path) -> None
     first.terminate()
     _, errors = first.communicate(timeout=60)
     assert first.returncode == 3
-    assert "stopped by signal SIGTERM; the same command continues" in errors.splitlines()[-1]
+    assert "stopped by signal SIGTERM; rerun the same command to resume" in errors.splitlines()[-1]
     refined = sum(len(pq.read_table(part)) for part in root.glob("tables/refine/*/part-*"))
     observed = sum(len(pq.read_table(part)) for part in root.glob("tables/refine-telemetry/*/part-*"))
     assert refined == observed > 0
@@ -141,6 +141,6 @@ def test_one_name_twice_is_refused_at_once(tmp_path: Path) -> None:
     second = start(str(tmp_path / "root"), "one", {})
     _, errors = second.communicate(timeout=120)
     assert second.returncode not in (0, None)
-    assert f"is being worked on by process {first.pid} on " in errors.splitlines()[-1]
+    assert f": process {first.pid} on " in errors.splitlines()[-1]
     _, errors = first.communicate(timeout=240)
     assert first.returncode == 0, errors

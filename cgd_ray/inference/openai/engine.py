@@ -106,7 +106,7 @@ class OpenAIEngine:
     def _judge(self, trouble: RetryableError, sent: float) -> RetryableError:
         if trouble.wait is not None and trouble.wait > self._options.max_wait_s:
             raise CeilingError(
-                f"the teacher's endpoint wants to be left alone for {trouble.wait:.0f} s, longer than "
+                f"the teacher's endpoint asks for a pause of {trouble.wait:.0f} s, longer than "
                 f"teacher.engine.max_wait_s {self._options.max_wait_s:g} ({trouble.text})"
             )
         if trouble.is_refusal:
@@ -167,8 +167,8 @@ def api_key(options: OpenAIOptions) -> str:
         raise ConfigError(str(error)) from error
     if key is None:
         raise ConfigError(
-            f"teacher.engine.api_key_env: the environment variable {options.api_key_env} is not set; "
-            "set it, or use null for an endpoint without keys"
+            f"teacher.engine.api_key_env: the environment variable {options.api_key_env} is not set. "
+            "Fix: set it, or use null for an endpoint without keys"
         )
     return key
 
@@ -188,13 +188,15 @@ def check_endpoint(options: OpenAIOptions) -> None:
             hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
             client.chat.completions.create(model=options.model, messages=[hello], max_tokens=1)
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        mend = f"the key in {options.api_key_env} is refused" if options.api_key_env else "it wants a key (api_key_env)"
+        mend = f"the key in {options.api_key_env} is refused" if options.api_key_env else "it needs a key (api_key_env)"
         raise ConfigError(f"{where}: {mend}") from error
     except openai.NotFoundError as error:
         known = f"it has {', '.join(names[:10])}" if names else "does teacher.engine.base_url end in /v1?"
         raise ConfigError(f"teacher.engine.model {options.model}: not known at {options.base_url}; {known}") from error
     except openai.APIConnectionError as error:
-        raise ConfigError(f"{where}: cannot be reached ({error.__cause__ or error}); is the server up?") from error
+        raise ConfigError(
+            f"{where}: cannot be reached ({error.__cause__ or error}). Fix: start the server, or correct the URL"
+        ) from error
     except openai.APIStatusError:
         return  # it answers, and does not say that there is no such model
     finally:

@@ -85,7 +85,7 @@ def retryable_reply(told: ReplyError) -> RetryableError:
 def _judged(text: str, words: str, status: int, wait: float | None) -> RetryableError:
     """What a status and the words beside it mean."""
     if _QUOTA.search(words) and status in (_TOO_MANY, _UNPAID):
-        raise CeilingError(f"the teacher's endpoint says that its quota is used up ({text})")
+        raise CeilingError(f"the teacher's endpoint: its quota is used up ({text})")
     if status == _TOO_LARGE or says_too_long(words):
         raise PromptTooLongError(text)
     if status == _TOO_MANY or (status == _UNAVAILABLE and wait is not None):

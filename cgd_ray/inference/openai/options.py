@@ -65,7 +65,9 @@ class OpenAIOptions(EngineOptions):
     @classmethod
     def _says_no_tokens(cls, body: dict[str, object]) -> dict[str, object]:
         if taken := _NOT_EXTRA & body.keys():
-            raise ValueError(f"{sorted(taken)[0]} is said elsewhere, or would make a request cost more than is known")
+            raise ValueError(
+                f"{sorted(taken)[0]} has a key of its own, or changes what a request costs. Fix: leave it out"
+            )
         if keys := [name for name in body if _SECRET_FIELD.search(name)]:
             raise ValueError(
                 f"{keys[0]!r} would be stored with each run. Fix: put the key into the variable that api_key_env names"
@@ -126,5 +128,7 @@ class OpenAIOptions(EngineOptions):
     def _ceiling_needs_prices(self) -> Self:
         prices = self.price_per_million_prompt_tokens + self.price_per_million_completion_tokens
         if self.spend_ceiling is not None and prices == 0:
-            raise ValueError("spend_ceiling needs price_per_million_prompt_tokens and ..._completion_tokens")
+            raise ValueError(
+                "spend_ceiling without prices. Fix: set price_per_million_prompt_tokens and ..._completion_tokens"
+            )
         return self

@@ -95,7 +95,9 @@ class VllmEngineOptions(Section):
         if share is not None and 0 < share < 1:
             self._require_a_share_of_memory(share)
         if share == 0 and self.accelerator_type is not None:
-            raise ValueError(f"accelerator_type {self.accelerator_type} needs gpus_per_worker above 0")
+            raise ValueError(
+                f"accelerator_type {self.accelerator_type} with gpus_per_worker 0. Fix: leave one of them out"
+            )
         return self
 
     def _require_a_share_of_memory(self, share: float) -> None:

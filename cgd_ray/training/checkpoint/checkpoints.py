@@ -112,7 +112,7 @@ class Checkpoints:
         if free < needed:
             room, wanted = (f"{size / 2**20:.0f} MiB" for size in (free, needed))
             raise RefusedError(
-                f"{folder}: {room} are free, and a checkpoint takes {wanted}; make room, or lower "
+                f"{folder}: {room} are free, and a checkpoint takes {wanted}. Fix: make room, or lower "
                 "training.keep_checkpoints"
             )
 

@@ -82,7 +82,7 @@ def _write_merged(
         Mergeable(source, adapted).write(folder)
         shutil.copyfile(source / "config.json", folder / "config.json")
     except NotPlainError as error:
-        log.warning("the adapter is merged in memory, which takes 6 bytes for a parameter", not_plain=str(error))
+        log.warning("the adapter is merged in memory, which takes 6 bytes per parameter", not_plain=str(error))
         merge_in_memory(source, lora, weights).save_pretrained(folder)
 
 

@@ -9,7 +9,7 @@ from ray.actor import ActorHandle
 from ray.train.torch import TorchTrainer
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.errors import CgdError, StoppedError
+from cgd_ray.errors import RERUN, CgdError, StoppedError
 from cgd_ray.runtime.capacity import resources_in_use, wait_for_release
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.stages.resolved import ResolvedRun
@@ -46,7 +46,7 @@ def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -
     encoded = encode_examples(examples, encoding)
     if not encoded.counts.rows:
         raise CgdError(
-            f"training: no rows to train on; left out: {encoded.counts.dropped or 'the examples table is empty'}"
+            f"training: no rows to train on (skipped: {encoded.counts.dropped or 'the examples table is empty'})"
         )
     plan = TrainingRun(run, encoded)
     finished = plan.finished()
@@ -54,7 +54,7 @@ def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -
         log.info("student is there already, nothing to train", student=plan.student)
         return finished
     if not may_train:
-        raise CgdError(f"run {recipe.run.name} has no student of these settings: run jobs/train.py first")
+        raise CgdError(f"run {recipe.run.name} has no student of these settings. Fix: run jobs/train.py first")
     under_torchrun = recipe.training.launcher == "torchrun"
     if under_torchrun and (outcome := plan.torchrun_outcome()):
         return _finish(plan, outcome)
@@ -97,7 +97,7 @@ def _fit(plan: TrainingRun) -> RankOutcome:
         if isinstance(final := getattr(error, "controller_failure", None), GpuMemoryError):
             raise final from None
         raise CgdError(
-            f"training failed: {_cause(error)}; the same command continues from the last checkpoint"
+            f"training failed: {_cause(error)}. Fix: mend the cause; {RERUN} from the last checkpoint"
         ) from error
     if isinstance(outcome, Refused):
         raise CgdError(outcome.reason)

@@ -66,7 +66,7 @@ class _Warnings:
         info = ray.train.get_preemption_info()
         is_new, self._last = info is not None and info != self._last, info
         if is_new and ray.train.get_context().get_world_rank() == 0:
-            log.warning("a node of this training will be taken away: writing a checkpoint")
+            log.warning("a node of this training will be drained; writing a checkpoint")
         return is_new
 
 

@@ -5,6 +5,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.errors import RERUN
 from cgd_ray.prompts.chat import template_text
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
@@ -186,5 +187,5 @@ class TrainingRun:
             f"torchrun --standalone --nproc-per-node {training.workers} "
             # Which sends SIGTERM on, and kills the ranks after half a minute by default.
             f"--shutdown-timeout {math.ceil(training.stop_timeout_s)} "
-            f"-m cgd_ray.training.launch.torchrun {self.store.url(name)}; then the same command goes on"
+            f"-m cgd_ray.training.launch.torchrun {self.store.url(name)}; then {RERUN}"
         )

@@ -92,7 +92,7 @@ def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device
         RefusedError: the attention that the recipe names does not work with this model.
     """
     if training.attention == "flex_attention" and device.type == "cpu":
-        raise RefusedError("training.attention: flex_attention has no backward pass on CPU; take auto")
+        raise RefusedError("training.attention: flex_attention has no backward pass on CPU. Fix: take auto")
     model = engine.module
     attention = attention_of(model.config)
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
@@ -200,15 +200,15 @@ def require_rows_fit(config: PreTrainedConfig, longest: int) -> None:
         why = " without stretching them, which would change all rows of a pass with the longest"
     if limit and longest > limit:
         raise RefusedError(
-            f"training.max_length: the longest row has {longest} tokens, and student.model has {limit} positions{why}; "
-            f"set it to at most {limit}"
+            f"training.max_length: the longest row has {longest} tokens, and student.model has {limit} positions{why}. "
+            f"Fix: set it to at most {limit}"
         )
 
 
 def _refused(attention: str, error: Exception) -> RefusedError:
     text = " ".join(str(error).split())[:300]
     return RefusedError(
-        f"training.attention: {attention} does not work with this student ({text}); name another one, as eager"
+        f"training.attention: {attention} does not work with this student ({text}). Fix: take another one, as eager"
     )
 
 

@@ -71,7 +71,7 @@ def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:
 
     kind = model.config.model_type
     if kind not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise RefusedError(f"training.liger: Liger has no kernels for {kind}; leave it out")
+        raise RefusedError(f"training.liger: Liger has no kernels for {kind}. Fix: leave it out")
     fuses_loss = training.zero_stage < 3 and not isinstance(model.get_output_embeddings(), BaseTunerLayer)
     apply_liger_kernel(model, LAYERS | {"cross_entropy": False, "fused_linear_cross_entropy": fuses_loss})
     return fuses_loss
@@ -87,12 +87,12 @@ def compile_layers(model: PreTrainedModel, training: TrainingSection) -> None:
     """
     if training.gradient_checkpointing and attends_by_row(model):
         raise RefusedError(
-            "training.compile: under gradient_checkpointing a layer whose rows attend one by one is not compiled; "
-            "leave either out, or take attention: sdpa"
+            "training.compile: under gradient_checkpointing a layer whose rows attend one by one is not compiled. "
+            "Fix: leave either out, or take attention: sdpa"
         )
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise RefusedError("training.compile: this architecture does not say what its layers are; leave it out")
+        raise RefusedError("training.compile: this architecture does not name its layers. Fix: leave it out")
     for layer in layers:
         layer.compile(dynamic=True)
 
@@ -111,6 +111,6 @@ def require_same_loss(engine: torch.nn.Module, vocabulary: int, device: torch.de
     engine.train()
     if abs(fused - plain) > _TOLERANCE * abs(plain):
         raise RefusedError(
-            f"training.liger: the fused loss of this student is another one ({fused:.4g}, {plain:.4g} without it); "
-            "leave it out"
+            f"training.liger: the fused loss of this student is another one ({fused:.4g}, {plain:.4g} without it). "
+            "Fix: leave it out"
         )

@@ -79,6 +79,6 @@ def require_isolation(model: Any, vocabulary: int, device: torch.device) -> None
     difference = (logits[0] - logits[1]).abs().max().item()
     if difference > 1e-3 * logits[0].std().item():
         raise RefusedError(
-            f"student.model: rows packed into one pass see each other (logits differ by {difference:.2g}); this "
-            "architecture cannot be trained packed: take a model with plain attention"
+            f"student.model: rows packed into one pass see each other (logits differ by {difference:.2g}). "
+            "Fix: take a model with plain attention"
         )

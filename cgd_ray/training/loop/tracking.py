@@ -74,7 +74,7 @@ class Trackers:
         try:
             yield
         except self._errors as error:
-            log.warning(f"{name} does not take the figures of this step", error=" ".join(str(error).split()))
+            log.warning(f"{name} did not record this step", error=" ".join(str(error).split()))
 
 
 class _TensorBoard:

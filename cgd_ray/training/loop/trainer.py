@@ -84,7 +84,7 @@ def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda
         if reason is None:
             raise
         raise GpuMemoryError(
-            f"a GPU has no room ({reason[0]}): lower training.micro_batch_tokens, or set "
+            f"a GPU has no room ({reason[0]}). Fix: lower training.micro_batch_tokens, or set "
             "training.gradient_checkpointing, a higher zero_stage or offload: cpu"
         ) from error
 
@@ -141,7 +141,7 @@ class Trainer:
         if job.training.validation_fraction and not (len(self.trained) and len(self.validated)):
             raise RefusedError(
                 f"training.validation_fraction {job.training.validation_fraction}: of {len(self.rows)} rows "
-                f"{len(self.validated)} would be set aside and {len(self.trained)} trained on; change it"
+                f"{len(self.validated)} would be set aside and {len(self.trained)} trained on. Fix: change it"
             )
         self.total_steps = optimiser_steps(len(self.trained), job.training.batch_size, job.training.epochs)
         self.progress = Progress()
@@ -210,7 +210,7 @@ class Trainer:
         loss = summed.item() / int(self.rows.supervised[self.validated].sum())
         if not math.isfinite(loss):
             raise DivergedError(
-                f"training stopped at step {self.progress.step}: the validation loss is not finite; lower "
+                f"training stopped at step {self.progress.step}: the validation loss is not finite. Fix: lower "
                 "training.learning_rate, which begins anew, or look at the rows (`cgd inspect`)"
             )
         self.progress = self.progress.validated(loss)
@@ -282,8 +282,8 @@ class Trainer:
                 self.job.encoded.store.write(name, "".join(f"{key}\n" for key in keys).encode())
             shown += f" and {len(keys) - _SHOWN} more (all in {self.job.encoded.store.url(name)})"
         raise DivergedError(
-            f"training stopped at step {step + 1} of {self.total_steps}: {why} in rows {shown}; {mend}, or look at "
-            "these rows (`cgd inspect`)"
+            f"training stopped at step {step + 1} of {self.total_steps}: {why} in rows {shown}. "
+            f"Fix: {mend}, or look at these rows (`cgd inspect`)"
         )
 
     def export(self) -> None:

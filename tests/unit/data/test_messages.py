@@ -200,7 +200,7 @@ def test_a_few_with_tools_are_left_out_and_counted(tmp_path: Path) -> None:
 def test_a_missing_column_names_its_key(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text('{"prompt": "x"}\n')
-    with pytest.raises(ConfigError, match=r"^data\.messages_column 'messages': there is no such column.*prompt"):
+    with pytest.raises(ConfigError, match=r"^data\.messages_column 'messages': no such column.*prompt"):
         preflight(recipe(tmp_path, {"type": "jsonl", "path": str(path)}))
 
 
@@ -256,7 +256,7 @@ def test_messages_in_the_prompt_column_are_recognised(tmp_path: Path) -> None:
 def test_references_that_no_conversation_has_are_missed_before_anything_is_paid_for(tmp_path: Path) -> None:
     data = lines(tmp_path / "data.jsonl", *({"messages": [user(content=f"{n}")]} for n in range(9)))
     training = {"method": "sft"}
-    with pytest.raises(ConfigError, match=r"training\.method sft needs data\.reference_column"):
+    with pytest.raises(ConfigError, match=r"training\.method sft needs references. Fix: set data\.reference_column"):
         recipe(tmp_path, data, training=training)
     made = recipe(tmp_path, data | {"reference_column": "messages"}, training=training)
     with pytest.raises(ConfigError, match=r"^training\.method sft needs references and none of data\.path"):

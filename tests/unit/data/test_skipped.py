@@ -130,4 +130,6 @@ def test_any_text_comes_through_unchanged_or_is_counted(
 def test_rows_that_cannot_be_used_are_named_before_a_count_that_they_leave_too_small(tmp_path: Path) -> None:
     (tmp_path / "data.jsonl").write_text('{"prompt": "a", "gold": 1}\n{"prompt": 7, "gold": 2}\n')
     data = {"type": "jsonl", "path": str(tmp_path / "data.jsonl"), "holdout": {"count": 2}}
-    assert error_of(tmp_path, data).startswith(f"{tmp_path}/data.jsonl:2: the prompt is int 7, not text; mend the row")
+    assert error_of(tmp_path, data).startswith(
+        f"{tmp_path}/data.jsonl:2: the prompt is int 7, not text. Fix: correct the row"
+    )

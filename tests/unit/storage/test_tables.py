@@ -78,7 +78,7 @@ def test_files_that_somebody_left_beside_the_parts_are_no_parts(table: Table, tm
 def test_a_damaged_description_is_named(table: Table, tmp_path: Path) -> None:
     table.describe({"model": "m"})
     (tmp_path / table.folder / "table.json").write_bytes(b"")
-    with pytest.raises(CgdError, match=r"table.json: damaged .*; delete it"):
+    with pytest.raises(CgdError, match=r"table.json: damaged .*. Fix: delete it"):
         table.description()
 
 

@@ -92,5 +92,5 @@ def test_a_tracker_that_is_not_there_is_a_line_and_no_end(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with capture_logs() as lines:
         train(make_job(tmp_path, mlflow=True, mlflow_uri=uri), 1, 2)
-    assert [line["event"] for line in lines] == ["MLflow does not take the figures of this step"]
+    assert [line["event"] for line in lines] == ["MLflow did not record this step"]
     assert len(scalars(tmp_path / "figures")["train/loss"]) == 2
