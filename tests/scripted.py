@@ -1,10 +1,19 @@
 """Recipes whose engines answer by script, and their generation."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cgd_ray.config.recipe import Recipe, parse_recipe
+from cgd_ray.execution.actor_pool import Chain
+from cgd_ray.execution.chains import build_chain
 from cgd_ray.generation.run import GenerationResult, run_generation
+from cgd_ray.inference.base import Engine
+from cgd_ray.inference.scripted import ScriptedOptions
 from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 
@@ -25,6 +34,15 @@ def scripted_recipe(
         "generation": generation,
     }
     return parse_recipe(tree, "test")
+
+
+def use_engine(monkeypatch: pytest.MonkeyPatch, make: Callable[[ScriptedOptions], Engine]) -> None:
+    """Let scripted engines of generation be these; `make` is pickled, and called in the engine's own process."""
+
+    def build(role: str, options: ScriptedOptions, *others: Any, **more: Any) -> Chain:
+        return replace(build_chain(role, options, *others, **more), make_engine=partial(make, options))
+
+    monkeypatch.setattr("cgd_ray.generation.run.build_chain", build)
 
 
 def generate(made: Recipe) -> GenerationResult:

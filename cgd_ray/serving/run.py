@@ -28,7 +28,6 @@ from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.serving.keys import Keys, digest_of, new_key
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
-from cgd_ray.storage.runs import Run
 
 log = structlog.get_logger(__name__)
 
@@ -91,9 +90,8 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
             "Serve runs on this cluster already, at its own address. Fix: add the student with `serve deploy` "
             "(docs/cluster.md), or end it with `serve shutdown`"
         )
-    training = Run(store, recipe.run.name).read_json("training.json")
-    student = training["result"]["student"]["student_name"] if training else ""
-    if not student or not store.exists(f"{student}/manifest.json"):  # written last
+    student = f"runs/{recipe.run.name}/student"
+    if not store.exists(f"{student}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student. Fix: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)

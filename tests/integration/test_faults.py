@@ -33,7 +33,7 @@ from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.stage import Row
 from cgd_ray.storage import compaction, transfers
 from cgd_ray.storage.filesystem import Store
-from tests.scripted import generate, scripted_recipe
+from tests.scripted import generate, scripted_recipe, use_engine
 from tests.servers import below
 
 ROWS = 150
@@ -78,7 +78,7 @@ class Sabotaged(ScriptedEngine):
 def test_a_block_whose_rows_are_on_storage_is_not_paid_for_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", partial(Sabotaged, died=tmp_path))
+    use_engine(monkeypatch, partial(Sabotaged, died=tmp_path))
     require_whole(generate(recipe(tmp_path, {"latency_ms": 20}, {"latency_ms": 20})))
     assert {file.name for file in tmp_path.glob("died-*")} == {"died-student", "died-teacher"}
 
@@ -129,7 +129,7 @@ def test_an_engine_that_cannot_go_on_costs_the_others_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str, *, begins: bool
 ) -> None:
     breaking = partial(BreaksDown, folder=tmp_path, error=error, begins=begins)
-    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", breaking)
+    use_engine(monkeypatch, breaking)
     made = recipe(tmp_path, {"latency_ms": 100}, {"latency_ms": 30})
     made = made.model_copy(update={"storage": made.storage.model_copy(update={"flush_seconds": 60})})
     with pytest.raises(CgdError, match=said):
@@ -281,7 +281,7 @@ class Fetches(ScriptedEngine):
 def test_an_engine_that_fetches_its_model_is_not_idle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", Fetches)
+    use_engine(monkeypatch, Fetches)
     require_whole(generate(recipe(tmp_path, {}, {}, stall_timeout_s=30)))
     assert re.search(r"engines fetch their models +gigabytes=\d+\.0/80\.0", "".join(capfd.readouterr()))
 

@@ -102,7 +102,6 @@ def test_a_port_in_use_is_named(rows: Path) -> None:
     student = root / "runs" / "gsm8k-cpu"
     (student / "student").mkdir(parents=True)
     (student / "student" / "manifest.json").write_text("{}")
-    (student / "training.json").write_text('{"student_name": "runs/gsm8k-cpu/student"}')
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         overrides = [f"data.path={rows}", f"run.root={root}", f"serving.port={port}", "serving.host=127.0.0.1"]

@@ -26,7 +26,7 @@ from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
 from cgd_ray.report.status import print_status
 from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
-from tests.scripted import generate, scripted_recipe
+from tests.scripted import generate, scripted_recipe, use_engine
 
 ROWS = 40
 
@@ -182,7 +182,7 @@ def test_an_engine_that_is_lost_leaves_its_rows_to_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, with_process: bool
 ) -> None:
     bad = partial(GoesBad, bad=tmp_path / "bad", with_process=with_process)
-    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", bad)
+    use_engine(monkeypatch, bad)
     made = recipe(tmp_path, {}, {"gpus": 2, "replicas": 2, "latency_ms": 100, "refuse_on": str(tmp_path / "bad")})
     require_whole(generate(made))
     assert (tmp_path / "bad").exists()
@@ -192,7 +192,7 @@ def test_an_engine_that_is_lost_leaves_its_rows_to_the_others(
 def test_the_only_engine_is_lost_with_many_blocks_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They all wait for the end, and take nothing from what is being written."""
     bad = partial(GoesBad, bad=tmp_path / "bad", with_process=False)
-    monkeypatch.setattr("cgd_ray.execution.chains.ScriptedEngine", bad)
+    use_engine(monkeypatch, bad)
     many = {"max_in_flight": 64, "latency_ms": 300}
     made = recipe(tmp_path, many, {**many, "gpus": 2, "refuse_on": str(tmp_path / "bad")})
     with pytest.raises(CgdError, match=r"^scripted refusal of node"):

@@ -125,7 +125,7 @@ def test_a_bad_override_is_named(override: str, message: str) -> None:
 
 
 def test_a_missing_recipe_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"/no/recipe\.yaml: the recipe cannot be read \\(No such file"):
+    with pytest.raises(ConfigError, match=r"/no/recipe\.yaml: the recipe cannot be read \(No such file"):
         load_recipe("/no/recipe.yaml")
 
 
