@@ -1,4 +1,4 @@
-"""The actor of a pool: one engine on a thread of its own, and the rows that it is given."""
+"""Actor of a pool: one engine on its own thread, and the rows that it gets."""
 
 import asyncio
 import gc
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Thousands of rows are thousands of tasks and futures, all alive: looked through after every 700 new objects, as Python
-# does by itself, they took 40 % of an engine's process with the scripted engine.
+# Thousands of rows are thousands of live tasks and futures. Python's default, a collection after every 700 new objects,
+# took 40 % of an engine's process with the scripted engine.
 _COLLECT = (100_000, 20, 20)
 _REPORT_SECONDS = 1.0
 
@@ -37,14 +37,14 @@ class ChainActor:
 
     def __init__(self, chain: "Chain", coordinator: ActorHandle, schema: pa.Schema) -> None:
         gc.set_threshold(*_COLLECT)
-        processes.end_orphans()  # a killed predecessor's engine core would hold this one's cores and memory
+        processes.end_orphans()  # a killed predecessor's engine core would hold this actor's cores and memory
         self._chain = chain
         self._coordinator = coordinator
         self._schema = schema
         self._name = ray.get_runtime_context().get_actor_id()
         self._look = threading.Lock()
         self._catch_up = FinishedRows(chain.stages)
-        self._listed = 0  # deaths that there had been in the run when the parts were listed
+        self._listed = 0  # deaths in the run when the parts were last listed
         self._node = ray.get_runtime_context().get_node_id()
         place = ray.util.get_current_placement_group()
         self._place = place.id.hex() if place else None
@@ -66,7 +66,7 @@ class ChainActor:
         self._reporting = self._soon(self._report())
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """Run the rows of one block; it leaves when they are all done and on storage."""
+        """Run the rows of one block; return them when all are done and stored."""
         rows = await asyncio.wrap_future(self._soon(self._run(batch.to_pylist())))
         return pa.Table.from_pylist(rows, schema=self._schema)
 
@@ -75,7 +75,7 @@ class ChainActor:
         self._soon(self._runner.close()).result(timeout=CLOSE_SECONDS)
 
     def _start(self, hopeless: str | None) -> None:
-        """Load. Where that fails, another engine is started elsewhere, unless this one had been up before."""
+        """Load the engine. If that fails, another one starts elsewhere, unless this one had been up before."""
         failure = CgdError(hopeless) if hopeless else self._soon(self._load()).exception()
         if failure is None:
             ray.get(self._coordinator.up.remote(self._name))
@@ -93,7 +93,7 @@ class ChainActor:
             fetching.cancel()
 
     def _require_root(self) -> None:
-        """The driver has described the tables; a node that came after it had asked all nodes must see that."""
+        """Require that this node sees the tables that the driver described; it may have joined after the driver's check."""
         for stage in self._chain.stages:
             if stage.results.description() is None:
                 raise ConfigError(
@@ -103,7 +103,7 @@ class ChainActor:
                 )
 
     async def _report_fetching(self) -> None:
-        """Say how much of the model has come, whenever some has: minutes may go by before an engine is up."""
+        """Report each growth of the fetched part of the model: an engine may take minutes to be up."""
         told = transfers.so_far()
         while True:
             await asyncio.sleep(_REPORT_SECONDS)
@@ -118,10 +118,10 @@ class ChainActor:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def _run(self, rows: list[Row]) -> list[Row]:
-        """The rows with their results, or as they are where the engine cannot go on.
+        """Return the rows with their results, or unchanged if the engine cannot continue.
 
-        The driver hears of that and stops the run. Raised here, it would end all engines of the run at once, together
-        with what they had not written yet.
+        The failure goes to the coordinator, and the driver stops the run. Raising it here would end all engines of the
+        run at once and lose their unwritten results.
         """
         try:
             done = rows if self._is_lost else await self._go_on(rows)
@@ -154,26 +154,26 @@ class ChainActor:
         )
 
     async def _lose(self, error: Exception) -> None:
-        """The engine died and cannot be started again: write what it had finished, and leave the rest to others."""
+        """Give up an engine that died and cannot be restarted: write its results, and leave the rest to others."""
         if not self._is_lost:
             self._is_lost = True
             await self._runner.stop()
             await self._give_up(error)
 
     async def _hold(self, rows: list[Row]) -> None:
-        """Keep the rows, which nobody may do here, until the other engines have nothing left to do.
+        """Keep the rows, which cannot run here, until the other engines have nothing left to do.
 
-        Ray Data cannot take them back: it ends a run whose actor is gone for good, and gives new rows to an actor that
+        Ray Data cannot take them back: it ends a run whose actor is gone for good, and sends new rows to an actor that
         has returned its own.
         """
-        while True:  # in no thread: the runner writes in them, and blocks are many
+        while True:  # not in a thread: the runner needs the threads for writing, and there are many blocks
             if await self._coordinator.may_release.remote():
                 break
             await asyncio.sleep(_REPORT_SECONDS)
         await self._end([row_name(row) for row in rows])
 
     async def _report(self) -> None:
-        """Say what was done, and hear whether to stop."""
+        """Report metrics until the coordinator asks to stop, then stop the runner."""
         while True:
             stop = await self._coordinator.report.remote(self._name, self._runner.take_metrics(), self._runner.ceiling)
             if stop:
@@ -183,7 +183,7 @@ class ChainActor:
         await self._coordinator.stopped.remote(self._name)
 
     def _skip_finished(self, rows: list[Row], deaths: int) -> list[Row]:
-        """What is dead writes no more, so a listing since the last death has all that it wrote."""
+        """Skip finished rows. A dead engine writes no more, so a listing made after its death has all its results."""
         with self._look:
             if self._listed < deaths:
                 self._catch_up.look()

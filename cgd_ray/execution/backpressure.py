@@ -1,15 +1,15 @@
-"""How far reading runs ahead of the engines."""
+"""Limit on how far reading runs ahead of the engines."""
 
 
 class ReadAheadLimit:
-    """A shard may be read while fewer rows than there is room for are in the stream: read, and not through all engines.
+    """Allows a shard to be read while fewer than `room` rows are in the stream: read, but not through all engines.
 
-    Ray Data bounds what waits between operators by the bytes that the object stores of the whole cluster could take.
-    But blocks under 100 KB, as ours are, wait in the memory of the one process that runs its executor: 10 million
-    prompts of 2 KB were 20 GB there.
+    Ray Data bounds the blocks between operators by the bytes that the object stores of the whole cluster could take.
+    But blocks under 100 KB, as ours are, wait in the memory of the one process that runs its executor. There, 10
+    million prompts of 2 KB took 20 GB.
 
-    Whole shards: a reader's rows leave it only when it has read all of its input. What was granted once stays so:
-    where a node's blocks are lost, Ray reads them again, and the engines wait for it.
+    Limits whole shards, since a reader's rows leave it only when it has read all of its input. A granted shard stays
+    granted: if a node's blocks are lost, Ray reads them again, and the engines wait for it.
     """
 
     def __init__(self, room: int) -> None:
@@ -18,7 +18,7 @@ class ReadAheadLimit:
         self._rows = 0
 
     def may_read(self, shard: int, rows: int) -> bool:
-        """Whether a shard's rows, so many of them, may come into the stream."""
+        """Whether a shard with `rows` rows may enter the stream."""
         if shard in self._granted:
             return True
         if self._rows >= self._room:
@@ -28,5 +28,5 @@ class ReadAheadLimit:
         return True
 
     def leave(self, rows: int) -> None:
-        """So many rows have left the stream."""
+        """Record that `rows` rows have left the stream."""
         self._rows -= rows

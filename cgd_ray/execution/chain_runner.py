@@ -1,4 +1,4 @@
-"""A row walks a chain of stages on one engine; every finished stage is committed at once."""
+"""Run rows through a chain of stages on one engine, and commit every finished stage at once."""
 
 import asyncio
 import contextlib
@@ -15,15 +15,15 @@ from cgd_ray.prompts.thinking import thinking_in
 from cgd_ray.stages.stage import TEXTS, Row, Stage, row_name
 from cgd_ray.storage.commit import Committer
 
-_IDLE_SECONDS = 0.05  # long enough for blocks that follow each other, short beside any completion
-_TELEMETRY_FLUSHES = 12  # of results, for one of telemetry
+_IDLE_SECONDS = 0.05  # longer than the gap between consecutive blocks, short compared with any completion
+_TELEMETRY_FLUSHES = 12  # result flushes per telemetry flush
 
 
 class ChainRunner:
     """Runs rows through stages on one engine and one event loop.
 
-    At most `max_in_flight` rows generate at a time. More may be given to it: they take the places of rows that only
-    wait for their commit, or that a slower row of their block keeps waiting.
+    At most `max_in_flight` rows generate at a time. The runner accepts more: they replace rows that only wait for their
+    commit, or for a slower row of their block.
     """
 
     def __init__(
@@ -37,16 +37,16 @@ class ChainRunner:
         spare_rows: int | None = None,
         on_left: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
-        """A runner.
+        """Create a runner.
 
         Args:
-            engine: what completes.
-            stages: in the order in which rows walk them.
-            max_in_flight: rows that generate at a time.
-            flush_rows: results that make a part.
-            flush_seconds: the longest time that a result waits for others.
-            spare_rows: how many rows more than `max_in_flight` it is given at most, where that is known.
-            on_left: told the name of each row that will ask the engine for nothing more.
+            engine: engine that completes the requests.
+            stages: stages in the order in which rows pass through them.
+            max_in_flight: maximum number of rows that generate at a time.
+            flush_rows: number of results per part.
+            flush_seconds: maximum time that a result waits for others.
+            spare_rows: maximum number of rows that the runner gets beyond `max_in_flight`, if known.
+            on_left: called with the name of each row that sends no further requests to the engine.
         """
         self._engine = engine
         self._stages = stages
@@ -58,7 +58,7 @@ class ChainRunner:
         self._metrics: Metrics = {}
         self._stopping = False
         self.ceiling: str | None = None
-        """Why the engine will not go on."""
+        """Why the engine stopped at its spend ceiling."""
         self._results: dict[str, Committer] = {}
         for stage in stages:
             before = next(reversed(self._results.values()), None)
@@ -70,7 +70,7 @@ class ChainRunner:
                 after=before,
                 borders=stage.borders,
             )
-        # Nothing waits for telemetry, and a kill may lose it: fewer, larger parts.
+        # Nothing waits for telemetry, and losing it in a kill is acceptable: write fewer, larger parts.
         self._telemetry = {
             stage.name: Committer(
                 stage.telemetry,
@@ -82,10 +82,10 @@ class ChainRunner:
         }
 
     async def run(self, rows: list[Row], without_slots: Collection[str] = ()) -> list[Row]:
-        """Take rows through the stages that they lack; return them when all their results are on storage.
+        """Run rows through the stages that they lack; return them when all their results are stored.
 
-        Suspects of an engine's death need no slot: others wait for them, and may hold all slots while they do. Nor do
-        rows that lack nothing here: they would wait for those that generate, and the next engine for them.
+        Suspects of an engine's death need no slot: other rows wait for them and may hold all slots meanwhile. Rows that
+        lack nothing here need none either: they would wait for generating rows, and delay the next engine.
         """
         free, names = contextlib.nullcontext(), {stage.name for stage in self._stages}
         passing = [row_name(row) in without_slots or names.isdisjoint(row["todo"]) for row in rows]
@@ -93,7 +93,7 @@ class ChainRunner:
         return await asyncio.gather(*(self._run_row(dict(row), slot) for row, slot in zip(rows, slots, strict=True)))
 
     async def stop(self) -> None:
-        """Give up what is being generated, begin nothing more, and write what is finished."""
+        """Cancel running requests, start no new ones, and write finished results."""
         self._stopping = True
         for walk in self._walks:
             walk.cancel()
@@ -101,12 +101,12 @@ class ChainRunner:
         await self._write_all()
 
     def take_metrics(self) -> Metrics:
-        """What was done since this was last called."""
+        """Return the metrics since the last call."""
         taken, self._metrics = self._metrics, {}
         return taken
 
     async def close(self) -> None:
-        """Write what waits, then end the engine."""
+        """Write pending results, then close the engine."""
         await self._write_all()
         await self._engine.close()
 
@@ -143,16 +143,16 @@ class ChainRunner:
                 commits.append(await self._one(stage, row))
 
     def _flush_if_held_up(self) -> None:
-        """Rows that wait for their commit take the room of those that a fast engine could go on with."""
+        """Flush if rows that wait for their commit take up half of the spare rows that a fast engine could work on."""
         waiting = max(committer.waiting for committer in self._results.values())
         if self._spare_rows is not None and waiting >= self._spare_rows // 2:
             for committer in self._results.values():
                 committer.flush()
 
     def _flush_if_idle(self) -> None:
-        """Nobody adds to the open parts for now: write them, and their rows go on."""
+        """Write the open parts if no row is generating, so that their rows continue."""
         if not self._walks:
-            # Telemetry first: this may be the last block, and nobody waits for it.
+            # Telemetry first: this may be the last block, and nothing waits for telemetry.
             for committer in (*self._telemetry.values(), *self._results.values()):
                 committer.flush()
 
@@ -194,10 +194,10 @@ def _request(stage: Stage, row: Row) -> Request:
 
 
 def _usable(stage: Stage, request: Request, made: Completion) -> Completion:
-    """The completion, where its text may be learnt from, criticised or graded.
+    """Return the completion if its text may be learnt from, criticised or graded.
 
     Raises:
-        CompletionError: it is empty, or holds thinking.
+        CompletionError: the completion is empty, or holds thinking.
     """
     if made.truncated:
         return made
@@ -217,5 +217,5 @@ def _unusable(text: str, made: Completion) -> CompletionError:
 
 
 def _texts(stage: Stage) -> list[str]:
-    """Inputs that an earlier stage makes; without them this stage cannot run."""
+    """Return the inputs that earlier stages make; without them this stage cannot run."""
     return [name for name in stage.inputs if name in TEXTS]

@@ -1,4 +1,4 @@
-"""From the recipe's engine options to a chain that can be run."""
+"""Build a runnable chain from the recipe's engine options."""
 
 from functools import partial
 
@@ -20,16 +20,16 @@ def build_chain(
     storage: StorageSection,
     spent: float = 0.0,
 ) -> Chain:
-    """A chain of stages on the engine that the recipe asks for.
+    """Build a chain of stages on the engine that the recipe asks for.
 
     Args:
         role: student or teacher.
-        options: of its engine.
-        model: what the engine loads or asks.
-        stages: in the order in which rows walk them.
-        demand: of one engine, see `EngineOptions.demand`.
-        storage: when results are written.
-        spent: money that was paid for results of these stages before.
+        options: options of the role's engine.
+        model: model that the engine loads or requests.
+        stages: stages in the order in which rows pass through them.
+        demand: resources of one engine, see `EngineOptions.demand`.
+        storage: settings for writing results.
+        spent: money already paid for results of these stages.
     """
     pool = options.pool_size()
     return Chain(

@@ -1,6 +1,6 @@
-"""What the engines of a run report to: who works on what, what was done, and what an engine's death says about rows.
+"""Coordinator of a run: records which engine works on which rows, what was done, and which rows are suspects.
 
-One Ray actor beside the driver. It outlives every engine, so it knows which rows were on one that is gone.
+One Ray actor beside the driver. It outlives every engine, so it still has the rows of an engine that is gone.
 """
 
 import contextlib
@@ -28,59 +28,59 @@ from cgd_ray.runtime.logs import describe_own_log, show_traceback
 from cgd_ray.storage.filesystem import store_errors
 from cgd_ray.storage.transfers import Transfer
 
-CLOSE_SECONDS = 30.0  # that the driver has to hear of a failure and to end the run
+CLOSE_SECONDS = 30.0  # for the driver to detect a failure and end the run
 _ROOM_SECONDS = 0.2
-_STRANDED_SECONDS = 60.0  # without progress anywhere, after which what a lost node's engine holds is given to others
-_HOLD_SECONDS = 10.0  # without progress anywhere, after which there is nothing left but what lost engines hold
-_START_DEATHS = 2  # of a process that was loading; the next one is tried on another node
+_STRANDED_SECONDS = 60.0  # without progress anywhere, after which a lost node's rows go to other engines
+_HOLD_SECONDS = 10.0  # without progress anywhere, after which only rows held by lost engines are left
+_START_DEATHS = 2  # consecutive deaths of a loading process; the next try is on another node
 
 
 @dataclass(frozen=True)
 class Admission:
-    """What an engine must know before it begins a block."""
+    """Information that an engine needs before it begins a block."""
 
     suspicions: dict[str, Suspicion]
-    """What is held against its rows."""
+    """Suspicions against its rows."""
     look_again: int
-    """0: the block is as it says. Else it was begun before, so its rows may be on storage, and a listing that was made
-    at a smaller number is too old to tell."""
+    """0: the block is up to date. Otherwise it was begun before, so its rows may be stored. A listing made at a smaller
+    number is then too old."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """How a run stands."""
+    """State of a run."""
 
     metrics: Metrics
     engines: int
-    """Engines that have loaded."""
+    """Number of engines that have loaded."""
     idle_seconds: float
-    """Since an engine loaded, more of a model came, or a stage of a row was finished."""
+    """Seconds since an engine loaded, more of a model arrived, or a stage of a row was finished."""
     deaths: int
-    """Of engines' processes."""
+    """Number of deaths of engine processes."""
     ceiling: str | None
-    """Why an engine will not go on."""
+    """Why an engine stopped at its spend ceiling."""
     broken: CgdError | None
-    """Why there is no hope in going on."""
+    """Error after which the run cannot continue."""
     troubles: list[str] = field(default_factory=list)
-    """Engines that could not start, or not again, one line each."""
+    """Engines that could not start or restart, one line each."""
     lost: int = 0
-    """Engines of these that had been up: rows that they were given stay undone."""
+    """Number of these engines that had been up; the rows that they held stay undone."""
     stranded: int = 0
-    """Engines whose nodes are gone, while nobody else of their role has anything to do."""
+    """Number of engines whose nodes are gone, while the other engines of their role have nothing to do."""
     fetching: Transfer | None = None
-    """What engines have of their models, of those that still fetch."""
+    """Fetched and total size of the models, over the engines that still fetch."""
 
 
 @dataclass
 class _Engine:
     role: str | None = None
     node: str | None = None
-    rows: set[str] = field(default_factory=set)  # of blocks that it has begun
-    suspects: set[str] | None = None  # those alone on it, while there are suspects
+    rows: set[str] = field(default_factory=set)  # rows of blocks that it has begun
+    suspects: set[str] | None = None  # the only rows on it, while there are suspects
     is_up: bool = False
     is_stopped: bool = False
-    deaths: int = 0  # of its process, with nothing finished in between
-    start_deaths: int = 0  # ... that had not loaded, in a row
+    deaths: int = 0  # deaths of its process with nothing finished in between
+    start_deaths: int = 0  # consecutive deaths of its process before it had loaded
     was_up: bool = False
     is_lost: bool = False
     fetched: Transfer | None = None
@@ -98,10 +98,10 @@ class _Coordinator:
         self._ceiling: str | None = None
         self._broken: CgdError | None = None
         self._stopping = False
-        # Blocks that were ever begun. That a block's rows are on storage is no reason to forget it: Ray may lose what
-        # the engine returned, and begin again.
+        # All blocks ever begun. A block whose rows are stored stays included: Ray may lose what the engine returned,
+        # and begin the block again.
         self._begun = BloomFilter()
-        self._deaths = 1  # of engines' processes; 0 would say that nothing is to be looked up
+        self._deaths = 1  # deaths of engine processes, plus 1: 0 would mean that no listing is needed
         self._progress = time.monotonic()
 
     def may_read(self, shard: int, rows: int) -> bool:
@@ -127,9 +127,10 @@ class _Coordinator:
     def arrive(
         self, engine: str, role: str | None = None, place: str | None = None, node: str | None = None
     ) -> str | None:
-        """An engine's process is there; the second time it has died in between.
+        """Register an engine's process; if it was registered before, it has died in between.
 
-        Returns why it should not try to load, where it has died of that again and again.
+        Returns:
+            Why it should not try to load, if it died repeatedly while loading.
         """
         gone = self._engines.get(engine)
         self._engines[engine] = now = _Engine(role, node, deaths=gone.deaths + 1 if gone else 0)
@@ -139,7 +140,7 @@ class _Coordinator:
             self._progress = time.monotonic()
             return None
         now.was_up = gone.was_up
-        died_alone = gone.node is None or gone.node in _living_nodes()  # a node that went away says nothing of a model
+        died_alone = gone.node is None or gone.node in _living_nodes()  # a node that went away is no model fault
         now.start_deaths = 0 if gone.is_up else gone.start_deaths + died_alone
         self._deaths += 1
         self._suspicions.death(gone.rows if gone.suspects is None else gone.suspects)
@@ -155,19 +156,19 @@ class _Coordinator:
         return f"an engine's process died {now.start_deaths} times in a row while it loaded: look at the engines' logs"
 
     def up(self, engine: str) -> None:
-        """An engine has loaded."""
+        """Record that an engine has loaded."""
         self._engines[engine].is_up = self._engines[engine].was_up = True
         self._replicas.up(engine)
-        if not self._engines[engine].deaths:  # an engine that loads again and again is no progress
+        if not self._engines[engine].deaths:  # repeated loading is no progress
             self._progress = time.monotonic()
 
     def fetching(self, engine: str, transfer: Transfer) -> None:
-        """So much of its model is on the engine's node."""
+        """Record how much of its model is on the engine's node."""
         self._engines[engine].fetched = transfer
         self._progress = time.monotonic()
 
     def give_up(self, engine: str, role: str, place: str | None, node: str, error: CgdError) -> bool:
-        """An engine cannot start on its node, or not again; returns whether it had been up."""
+        """Record that an engine cannot start or restart on its node; return whether it had been up."""
         state = self._engines[engine]
         state.is_up, state.is_stopped, state.is_lost = False, True, state.was_up
         self._replicas.give_up(engine, role, None if state.was_up else place, node, error)
@@ -176,8 +177,8 @@ class _Coordinator:
         return state.was_up
 
     def may_release(self) -> bool:
-        """Whether lost engines may let the rows go that they hold: the others have nothing left to do."""
-        if self._stopping or time.monotonic() - self._progress <= _HOLD_SECONDS:  # each held block asks, once a second
+        """Whether lost engines may release the rows that they hold: the other engines have nothing left to do."""
+        if self._stopping or time.monotonic() - self._progress <= _HOLD_SECONDS:  # each held block polls once a second
             return self._stopping
         living = _living_nodes()
         others = [
@@ -188,21 +189,21 @@ class _Coordinator:
         return all(engine.is_up and not engine.rows for engine in others)
 
     def begin(self, engine: str, role: str, rows: list[str]) -> Admission:
-        """An engine is about to work on a block of these rows."""
+        """Record that an engine is about to work on a block of these rows."""
         self._engines[engine].rows.update(rows)
         held = {row: self._suspicions.of(row) for row in rows}
         suspicions = {row: strike for row, strike in held.items() if strike.deaths}
         if self._begun.add((role, *rows)):
             return Admission(suspicions, 0)
-        # A lost node's engine may come again long after another one has begun its blocks.
+        # A lost node's engine may come back long after another engine has begun its blocks.
         return Admission(suspicions, self._deaths + sum(not node["Alive"] for node in ray.nodes()))
 
     def on_engine(self, engine: str, suspects: list[str] | None) -> None:
-        """Only these rows are on the engine, until it says that there are no suspects left (None)."""
+        """Record that only these rows are on the engine; None means that no suspects are left."""
         self._engines[engine].suspects = None if suspects is None else set(suspects)
 
     def end(self, engine: str, role: str, rows: list[str], metrics: Metrics, ceiling: str | None) -> None:
-        """An engine is done with these rows: what was made of them is on storage."""
+        """Record that an engine is done with these rows and their results are stored."""
         if role == self._last_role:
             self._pace.leave(len(rows))
         self._engines[engine].rows.difference_update(rows)
@@ -211,32 +212,32 @@ class _Coordinator:
         self.report(engine, metrics, ceiling)
 
     def report(self, engine: str, metrics: Metrics, ceiling: str | None) -> bool:
-        """What an engine did since it last said so; returns whether it should stop."""
+        """Add an engine's metrics since its last report; return whether it should stop."""
         add_metrics(self._metrics, metrics)
         self._ceiling = ceiling or self._ceiling
-        if any(counted.rows for counted in metrics.values()):  # an engine that only begins rows may die of each
+        if any(counted.rows for counted in metrics.values()):  # an engine that only begins rows may crash on each
             self._progress = time.monotonic()
             self._engines[engine].deaths = 0
         return self._stopping
 
     def fail(self, error: CgdError) -> None:
-        """An engine cannot go on, and the run with it."""
+        """Record that an engine, and so the run, cannot continue."""
         self._broken = self._broken or error
 
     def stop(self) -> None:
-        """Engines should stop."""
+        """Ask the engines to stop."""
         self._stopping = True
 
     def stopped(self, engine: str) -> None:
-        """An engine has written what it had finished, and does nothing more."""
+        """Record that an engine has written its finished results and does nothing more."""
         self._engines[engine].is_stopped = True
 
     def all_stopped(self) -> bool:
-        """Whether no engine does anything more."""
+        """Whether all engines have stopped or are not up."""
         return all(engine.is_stopped or not engine.is_up for engine in self._engines.values())
 
     def snapshot(self) -> Snapshot:
-        """How the run stands."""
+        """Return the state of the run."""
         engines = sum(engine.is_up for engine in self._engines.values())
         idle = time.monotonic() - self._progress
         broken = self._broken or self._replicas.broken()
@@ -254,7 +255,7 @@ class _Coordinator:
         )
 
     def _stranded(self) -> int:
-        """Ray keeps their rows for them until a node comes that holds them, which may be never."""
+        """Count stranded engines: Ray keeps their rows until a node that can hold them arrives, which may be never."""
         living = _living_nodes()
         working = [engine for engine in self._engines.values() if not engine.is_stopped and engine.node]
         gone = [engine for engine in working if engine.node not in living]
@@ -274,13 +275,13 @@ def _living_nodes() -> set[str]:
 
 @contextlib.contextmanager
 def open_coordinator(last_role: str, room: int, pools: Sequence[Pool], cluster: Cluster) -> Iterator[ActorHandle]:
-    """A ledger on the driver's own node: it is gone only where the driver is gone, too.
+    """Run a coordinator on the driver's own node, so that it is lost only together with the driver.
 
     Args:
         last_role: rows leave the stream when an engine of this role is done with them.
-        room: rows that may be in the stream.
-        pools: a place for each of their engines is held until the end.
-        cluster: where.
+        room: maximum number of rows in the stream.
+        pools: pools of engines; a place for each engine is held until the end.
+        cluster: cluster that holds the places.
     """
     coordinator = ray.remote(num_cpus=0, **on_this_node())(_Coordinator).remote(last_role, room, pools)
     try:
@@ -293,24 +294,24 @@ def open_coordinator(last_role: str, room: int, pools: Sequence[Pool], cluster: 
 
 
 def wait_for_room(coordinator: ActorHandle, shard: int, rows: int) -> None:
-    """Wait until a shard's rows, so many of them, may come into the stream."""
+    """Wait until a shard with `rows` rows may enter the stream."""
     while not ray.get(coordinator.may_read.remote(shard, rows)):
         time.sleep(_ROOM_SECONDS)
 
 
 def report_fatal(coordinator: ActorHandle, error: Exception) -> None:
-    """Say that the run cannot go on, and why, and wait for its end: engines write what they have before it.
+    """Report why the run cannot continue, and wait for its end, so that engines write their results before it.
 
-    Raised at once, it would end them all together with what they had not written yet.
+    Raising the error at once would end all engines and lose their unwritten results.
     """
     ray.get(coordinator.fail.remote(as_ours(error)))
     time.sleep(CLOSE_SECONDS)
 
 
 def as_ours(error: BaseException) -> CgdError:
-    """An error of ours as it is, another one as one of ours.
+    """Return a `CgdError` unchanged, and any other error as a `CgdError`.
 
-    What nobody expects is named with its place in the code and with this process's log, which gets the traceback.
+    The text of an unexpected error names its place in the code and this process's log, which gets the traceback.
     """
     if isinstance(error, CgdError):
         return error
@@ -324,6 +325,6 @@ def as_ours(error: BaseException) -> CgdError:
 
 
 def on_this_node() -> dict[str, NodeAffinitySchedulingStrategy]:
-    """Options of a task or actor that runs on this process's node and nowhere else."""
+    """Return the options of a task or actor that runs only on this process's node."""
     here = ray.get_runtime_context().get_node_id()
     return {"scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}

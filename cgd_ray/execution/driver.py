@@ -1,4 +1,4 @@
-"""The driver of a run of chains: it starts the stream of rows, watches the engines, and ends them."""
+"""Driver of a run of chains: starts the stream of rows, monitors the engines, and ends them."""
 
 import contextlib
 import re
@@ -22,7 +22,7 @@ from cgd_ray.runtime.cluster import read_cluster
 log = structlog.get_logger(__name__)
 _LOOK_SECONDS = 0.5
 _STOP_SECONDS = 20.0
-_FETCHING_SECONDS = 15.0  # between two lines
+_FETCHING_SECONDS = 15.0  # between two log lines
 
 
 def run_chains(
@@ -31,25 +31,26 @@ def run_chains(
     watch: Callable[[Snapshot], object],
     stall_seconds: float,
 ) -> int:
-    """Take blocks of work (WORK schema) through the chains, all pools at once; every result is on storage at the end.
+    """Run blocks of work (WORK schema) through the chains, all pools at once; every result is stored at the end.
 
-    Ray Data's executor runs in a process of its own beside the driver, which is free to look and to be interrupted:
-    whatever hangs there ends with that process, and so do its pools.
+    Ray Data's executor runs in its own process, so the driver stays free to poll and to be interrupted. If the executor
+    hangs, ending its process also ends its pools.
 
     Args:
-        chains: one pool each; rows walk them in this order.
-        work: makes the rows, in small blocks; given the ledger, which tells how far it may be ahead of the engines.
-        watch: called about twice a second and at the end; what it raises ends the run.
-        stall_seconds: the longest time without any progress.
+        chains: one pool each; rows pass through them in this order.
+        work: creates the rows, in small blocks; gets the coordinator, which limits how far it runs ahead of the engines.
+        watch: called about twice a second and at the end; an exception that it raises ends the run.
+        stall_seconds: maximum time without any progress.
 
     Returns:
-        How many engines were lost on the way: rows that they had been given are not done.
+        Number of engines lost during the run; the rows that they held are not done.
 
     Raises:
-        ConfigError: the engines could only wait for ever for room.
-        StoppedError: an engine reached its ceiling, nothing went on, or `watch` said so; what was finished is kept.
-        CgdError: fewer than `min_replicas` engines of a chain can be up; the text is an engine's own, with the tail of
-            its log.
+        ConfigError: the engines would wait for room forever.
+        StoppedError: an engine reached its ceiling, there was no progress, or `watch` raised it; finished results are
+            kept.
+        CgdError: fewer than `min_replicas` engines of a chain can be up; the text is an engine's own error, with the
+            tail of its log.
     """
     require_chains_fit(chains)
     before = resources_in_use()
@@ -84,16 +85,16 @@ def _stream(chains: list[Chain], work: Callable[[ActorHandle], ray.data.Dataset]
     for _ in through_pools(chains, work(coordinator), coordinator).iter_batches(
         batch_size=None, batch_format="pyarrow", prefetch_batches=0
     ):
-        pass  # results are on storage, and the ledger counts them
+        pass  # results are stored, and the coordinator counts them
 
 
 def _ended_within(stream: "ray.ObjectRef[None]", seconds: float) -> bool:
-    time.sleep(seconds)  # here a signal is heard at once
+    time.sleep(seconds)  # a signal interrupts this at once
     return bool(ray.wait([stream], timeout=0)[0])
 
 
 class _Watch:
-    """A watch that says how engines come and which are gone, each once, before it calls the caller's."""
+    """Logs loading progress, and each lost engine once, before it calls the caller's watch."""
 
     def __init__(self, watch: Callable[[Snapshot], object]) -> None:
         self._watch = watch
@@ -112,7 +113,7 @@ class _Watch:
 
 
 def _wait_for_engines(coordinator: ActorHandle) -> None:
-    """Engines end by themselves after their last row; what is still there when its place is removed is killed."""
+    """Wait until engines exit after their last row; one still running when its place is removed is killed."""
     deadline = time.monotonic() + CLOSE_SECONDS
     while not ray.get(coordinator.is_vacated.remote()) and time.monotonic() < deadline:
         time.sleep(_LOOK_SECONDS)
@@ -141,7 +142,7 @@ def _last(troubles: list[str]) -> str:
 
 
 def _stop(coordinator: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
-    """Let the engines write what is finished, then end them. A second signal does not wait."""
+    """Let the engines write finished results, then end them. A second signal ends them without waiting."""
     deadline = time.monotonic() + _STOP_SECONDS
     with contextlib.suppress(ray.exceptions.RayError):
         ray.get(coordinator.stop.remote(), timeout=_STOP_SECONDS)
@@ -155,7 +156,7 @@ _OURS = re.compile(r"cgd_ray\.errors\.(?P<kind>\w+): (?P<text>.*?)(?=\n\n|\nThe 
 
 
 def _explained(error: BaseException) -> CgdError:
-    """The innermost error of ours in a chain of Ray's wrappers, else the innermost cause, and where its log is."""
+    """Return our innermost error in a chain of Ray's wrappers, else the innermost cause and the place of its log."""
     text = str(error)
     ours = list(_OURS.finditer(text))
     if ours:

@@ -1,22 +1,22 @@
-"""What stages did, counted where they ran."""
+"""Metrics of stages, counted where the stages run."""
 
 import math
 from dataclasses import dataclass
 
 ENOUGH_ROWS = 20
-"""Of fewer rows a share says little."""
+"""With fewer rows, a share is not meaningful."""
 
-_SURE = 3.7  # standard deviations: one chance in 10,000, since a run is looked at thousands of times
+_SURE = 3.7  # standard deviations: one chance in 10,000, since a run is checked thousands of times
 
 
 @dataclass
 class StageMetrics:
-    """What one stage did in one invocation, or since it was last asked."""
+    """Metrics of one stage in one invocation, or since the last report."""
 
     admitted: int = 0
-    """Rows that the stage was begun with, finished or not; one whose engine died counts again."""
+    """Rows that the stage began, finished or not; a row whose engine died counts again."""
     rows: int = 0
-    """Those that are finished, with or without a text."""
+    """Finished rows, with or without a text."""
     failed: int = 0
     truncated: int = 0
     over_long: int = 0
@@ -25,28 +25,28 @@ class StageMetrics:
     completion_tokens: int = 0
     cached_tokens: int = 0
     busy_seconds: float = 0.0
-    """Of all rows together."""
+    """Sum over all rows."""
     started: float = math.inf
     ended: float = 0.0
     """Seconds since the epoch, by the clocks of the engines' nodes."""
     error: str | None = None
-    """The last one."""
+    """The last error."""
 
     @property
     def seconds(self) -> float:
-        """From the first start to the last end."""
+        """Seconds from the first start to the last end."""
         return max(0.0, self.ended - self.started)
 
     @property
     def lost(self) -> int:
-        """Rows that the engine failed on. An over-long prompt says nothing of the engine."""
+        """Rows that the engine failed on. Over-long prompts are excluded, since they do not indicate an engine fault."""
         return self.failed + self.quarantined
 
     def surely_above(self, count: int, share: float) -> bool:
-        """Whether more than this share of the stage's rows will be among those that so many are among by now.
+        """Whether `count` rows so far show that more than this share of all the stage's rows will be affected.
 
-        Among rows that were begun, not finished: refusals come at once and completions late, so nothing but refusals
-        is finished at first, and the slowest are missing to the end.
+        Relates `count` to rows begun, not finished: refusals come at once and completions late. So at first only
+        refusals are finished, and the slowest rows are missing until the end.
 
         Source: the lower end of E. B. Wilson's score interval, JASA 22 (1927).
         """
@@ -58,7 +58,7 @@ class StageMetrics:
         return low > share
 
     def add(self, other: "StageMetrics") -> None:
-        """Take another tally of the same stage in."""
+        """Add other metrics of the same stage."""
         for name in _COUNTS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.started = min(self.started, other.started)
@@ -80,10 +80,10 @@ _COUNTS = (
 )
 
 Metrics = dict[str, StageMetrics]
-"""By stage."""
+"""Metrics by stage."""
 
 
 def add_metrics(whole: Metrics, more: Metrics) -> None:
-    """Take tallies into those of the same stages."""
+    """Add metrics to those of the same stages."""
     for stage, counted in more.items():
         whole.setdefault(stage, StageMetrics()).add(counted)

@@ -1,4 +1,4 @@
-"""Progress of rows through stages: a bar where a person waits, a line every few seconds elsewhere."""
+"""Progress of rows through stages: a bar on a terminal, elsewhere a log line every few seconds."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ _LINE_SECONDS = 15.0
 
 
 class Progress:
-    """Shows what the stages have done. Use as a context manager."""
+    """Shows the progress of the stages. Use as a context manager."""
 
     def __init__(self, todo: dict[str, int]) -> None:
         self._todo = {stage: rows for stage, rows in todo.items() if rows}
@@ -42,7 +42,7 @@ class Progress:
         return sum(counted.prompt_tokens + counted.completion_tokens for counted in self._metrics.values())
 
     def update(self, metrics: Metrics) -> Metrics:
-        """Take and show what the engines that run now have done so far; returns the tallies of all."""
+        """Show what the running engines have done so far; return the metrics with those of earlier engines."""
         self._metrics = {stage: StageMetrics() for stage in self._todo}
         add_metrics(self._metrics, self._earlier)
         add_metrics(self._metrics, metrics)
@@ -50,11 +50,11 @@ class Progress:
         return self._metrics
 
     def next_engines(self) -> None:
-        """What comes now is counted from nothing again, on top of what was done."""
+        """Add the metrics of the next engines, which start from zero, to the metrics so far."""
         self._earlier = self._metrics
 
     def summary(self) -> dict[str, dict[str, float]]:
-        """Per stage: the counts, the seconds between its first start and its last end, completion tokens per second."""
+        """Return per stage: counts, seconds from the first start to the last end, completion tokens per second."""
         return {
             stage: {
                 "rows": counted.rows,

@@ -1,51 +1,51 @@
-"""Which rows are suspects of an engine's death, and how few of them run together until the one that kills is found."""
+"""Rows suspected of an engine's death, and the small groups that they run in until the crashing row is found."""
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
-_FREE_DEATHS = 1  # a row may see so many without suspicion: nodes are taken away, drivers fail
+_FREE_DEATHS = 1  # deaths that raise no suspicion against a row: nodes are taken away, drivers fail
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """What is held against a row."""
+    """Suspicion against a row."""
 
     deaths: int
-    """Deaths of an engine that it was on."""
+    """Number of engine deaths while the row was on the engine."""
     most: int | None
-    """Suspects that may be on an engine together with it, itself included; 0: it is convicted; None: no suspicion."""
+    """Maximum number of suspects on an engine, this row included. 0: the row is quarantined. None: not a suspect."""
 
 
 class SuspectTracker:
-    """Rows that were on an engine when it died.
+    """Tracks rows that were on an engine when it died.
 
-    From the second death on they are suspects, and run in groups of half the size: n suspects with one bad row among
-    them cost about log2(n) more deaths. Who is on an engine alone when it dies is convicted.
+    From the second death on, they are suspects and run in groups of half the size. n suspects with one bad row among
+    them cost about log2(n) more deaths. A row alone on an engine when it dies is quarantined.
     """
 
     def __init__(self) -> None:
         self._suspicions: dict[str, Suspicion] = {}
 
     def death(self, rows: Iterable[str]) -> None:
-        """These rows were on an engine when it died."""
+        """Record that these rows were on an engine when it died."""
         seen = list(rows)
         for row in seen:
             deaths = self.of(row).deaths + 1
             self._suspicions[row] = Suspicion(deaths, len(seen) // 2 if deaths > _FREE_DEATHS else None)
 
     def of(self, row: str) -> Suspicion:
-        """What is held against this row."""
+        """Return the suspicion against this row."""
         return self._suspicions.get(row, Suspicion(0, None))
 
     def hold(self, row: str, strike: Suspicion) -> None:
-        """Hold against the row what was found out elsewhere."""
+        """Adopt a suspicion from elsewhere, if it counts more deaths."""
         if strike.deaths > self.of(row).deaths:
             self._suspicions[row] = strike
 
     def clear(self, row: str) -> None:
-        """Nothing is held against it any more."""
+        """Remove the suspicion against this row."""
         self._suspicions.pop(row, None)
 
     @property
@@ -55,7 +55,7 @@ class SuspectTracker:
 
 
 class SuspectAdmission:
-    """Lets rows onto one engine: all of them as long as nobody is a suspect, then suspects only, in small groups."""
+    """Admits rows to one engine: all rows while there is no suspect, then only suspects, in small groups."""
 
     def __init__(self) -> None:
         self.suspicions = SuspectTracker()
@@ -65,7 +65,7 @@ class SuspectAdmission:
 
     @contextlib.asynccontextmanager
     async def admitted(self, row: str) -> AsyncIterator[None]:
-        """Wait until the row may be on the engine; let the next ones in after it."""
+        """Wait until the row may be on the engine; admit the next rows when it leaves."""
         if self.suspicions.any_suspect:
             await self._wait_for(row)
         self.inside.add(row)
@@ -76,7 +76,7 @@ class SuspectAdmission:
             await self.look_again()
 
     async def look_again(self) -> None:
-        """Somebody left or was cleared: the next ones may be let in."""
+        """Check the waiting rows again, after a row left or was cleared."""
         if self._waiting:
             async with self._changed:
                 self._changed.notify_all()

@@ -1,7 +1,7 @@
-"""The engines of a run and their places: which start, where the next is tried, and when too few are left.
+"""Engines of a run and their places: which start, where a failed one is retried, and when too few are left.
 
-Each engine has a placement group of one bundle, so that it has all of its GPUs on one node, and small engines do not
-take the room of a large one. Where an engine cannot start, its place is tried on another node.
+Each engine has a placement group of one bundle, so that all of its GPUs are on one node, and small engines do not take
+the room of a large one. If an engine cannot start, it is retried on another node.
 """
 
 import re
@@ -20,23 +20,23 @@ from cgd_ray.runtime.packing import largest_first, pack
 
 _NODE = "ray.io/node-id"  # the label that Ray gives each node
 _NOWHERE = {_NODE: "none"}
-_ALIKE_SECONDS = 600.0  # that a node may take to come, where none of the engines runs and all failed of the same
-_SETTLE_SECONDS = 3.0  # until a new group has got the room that there is
-_SAME_NODES, _MOST_NODES = 2, 3  # that say of a model that it never starts: with one error, or with several
-_SPARE_TRIES = 3  # beside one for each replica: an autoscaler would launch new nodes for ever
-_VACANT = 1000.0  # what Ray holds of a bundle's own resource while nothing runs in it
+_ALIKE_SECONDS = 600.0  # for a new node to join, if no engine runs and all failed with the same error
+_SETTLE_SECONDS = 3.0  # until a new group has got the available room
+_SAME_NODES, _MOST_NODES = 2, 3  # failed nodes that show that a model never starts: with one error, or with several
+_SPARE_TRIES = 3  # beyond one per replica: without a limit, an autoscaler would launch new nodes forever
+_VACANT = 1000.0  # available amount of a bundle's own resource in Ray while nothing runs in it
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Engines of one role, as they are asked for."""
+    """Engines of one role, as requested."""
 
     role: str
     demand: Demand
     replicas: int
     min_replicas: int = 1
     may_come: bool = False
-    """Whether nodes that hold such an engine may be added to the cluster."""
+    """Whether nodes that can hold such an engine may be added to the cluster."""
 
 
 @dataclass
@@ -47,7 +47,7 @@ class _Failure:
 
     @property
     def kind(self) -> str:
-        """The same for two nodes on which the same is wrong: numbers and addresses aside."""
+        """Error text without numbers and addresses: the same for two nodes with the same fault."""
         return re.sub(r"\b[0-9a-f]{8,}\b|\d+", "#", str(self.error).partition("\n")[0])
 
 
@@ -56,7 +56,7 @@ class _Place:
     role: str
     group: PlacementGroup
     is_taken: bool = False
-    """An engine's process has been there."""
+    """Whether an engine's process has started there."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class _Role:
     starting: set[str] = field(default_factory=set)
     was_up: bool = False
     left: list[str] = field(default_factory=list)  # places of engines that could not start
-    owed: int = 0  # engines that Ray Data starts in the stead of those that could not
+    owed: int = 0  # engines that Ray Data starts as replacements of those that could not
     failures: list[_Failure] = field(default_factory=list)
     short_since: float | None = None
 
@@ -75,7 +75,7 @@ class _Role:
         return len(self.failures) <= self.pool.replicas + _SPARE_TRIES
 
     def never_starts(self) -> bool:
-        """Whether it is the model, or what else is the same on all nodes, that is wrong."""
+        """Whether the fault is in the model, or in something else that is the same on all nodes."""
         nodes = {failure.node for failure in self.failures}
         alike = len({failure.kind for failure in self.failures}) == 1
         is_old = alike and time.monotonic() - self.failures[-1].time > _ALIKE_SECONDS
@@ -87,7 +87,7 @@ class _Role:
 
 
 class Replicas:
-    """Engines of all pools of a run. Lives in the ledger, which outlives them."""
+    """Engines of all pools of a run. Lives in the coordinator, which outlives them."""
 
     def __init__(self, pools: Sequence[Pool]) -> None:
         self._roles = {pool.role: _Role(pool) for pool in pools}
@@ -95,11 +95,11 @@ class Replicas:
         self._free: dict[str, list[str]] = {pool.role: [] for pool in pools}
 
     def request(self, cluster: Cluster) -> None:
-        """Ask for a place for each engine: what is asked for first is placed first.
+        """Request a place for each engine; earlier requests are placed first.
 
-        First the engines without which a role does not work, or one role could take all room; of these, as of the
-        rest, large ones first. Ray would put each on the emptiest node; the node that packing found is a hint, and
-        another is taken where that one has no room.
+        First come the engines up to each role's `min_replicas`, since one role could otherwise take all room. Within
+        these, and within the rest, large engines come first. Ray would put each on the emptiest node; the node from
+        packing is a hint, and another is used if that one has no room.
         """
         numbered = [(role.pool, number) for role in self._roles.values() for number in range(role.pool.replicas)]
         demands = [pool.demand for pool, _ in numbered]
@@ -112,31 +112,32 @@ class Replicas:
             self._free[pool.role].append(self._ask(pool, hint=node.name if node else None))
 
     def take(self, role: str) -> PlacementGroup:
-        """A place for an engine that is about to start; for one in another's stead, on a node where none failed."""
+        """Return a place for an engine that is about to start; a replacement gets a node where no engine failed."""
         if not self._free[role]:
             self._roles[role].owed -= 1
-            self._remove(self._roles[role].left)  # only now: the engine's process was still ending
+            self._remove(self._roles[role].left)  # only now: the failed engine's process was still ending
             self._free[role].append(self._ask(self._roles[role].pool))
         return self._places[self._free[role].pop(0)].group
 
     def arrive(self, engine: str, role: str, place: str | None) -> None:
-        """An engine's process is there."""
+        """Record that an engine's process has started."""
         self._roles[role].running.add(engine)
         self._roles[role].starting.add(engine)
         if place in self._places:
             self._places[place].is_taken = True
 
     def up(self, engine: str) -> None:
-        """An engine has loaded."""
+        """Record that an engine has loaded."""
         for role in self._roles.values():
             if engine in role.starting:
                 role.starting.remove(engine)
                 role.was_up = True
 
     def give_up(self, engine: str, role: str, place: str | None, node: str, error: CgdError) -> None:
-        """An engine cannot start on this node. It leaves its place, for one elsewhere.
+        """Record that an engine cannot start on this node; its place is replaced by one elsewhere.
 
-        An engine that was up once has no successor before the run's next stream, and keeps its place (None) till then.
+        An engine that was up once gets no replacement before the run's next stream; until then it keeps its place
+        (`place` is None).
         """
         state = self._roles[role]
         state.running.discard(engine)
@@ -147,16 +148,16 @@ class Replicas:
             state.owed += 1
 
     def broken(self) -> CgdError | None:
-        """The engine's own error, where fewer than `min_replicas` can ever be up."""
+        """Return the engine's own error if fewer than `min_replicas` can ever be up."""
         return next((error for role in self._roles.values() if (error := self._broken(role))), None)
 
     def is_vacated(self) -> bool:
-        """Whether nothing runs in any place: what is removed earlier is killed, vLLM's processes not included."""
+        """Whether nothing runs in any place. Removing a place earlier kills its actor, but not vLLM's processes."""
         free = ray.available_resources() if self._places else {}
         return all(free.get(f"bundle_group_{place}", _VACANT) >= _VACANT for place in self._places)
 
     def remove_places(self) -> None:
-        """Give all room back; what still runs there is killed."""
+        """Release all places; actors still running there are killed."""
         self._remove(list(self._places))
 
     def _remove(self, places: list[str]) -> None:
@@ -186,7 +187,7 @@ class Replicas:
         return error if time.monotonic() - role.short_since > _SETTLE_SECONDS else None
 
     def _to_come(self, role: _Role) -> int:
-        """Engines that have not come yet, and will."""
+        """Count engines that have not started yet but will."""
         waiting = [one.group for one in self._places.values() if one.role == role.pool.role and not one.is_taken]
         if role.pool.may_come and role.tries_left:
             return role.owed + len(waiting)

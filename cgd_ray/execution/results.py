@@ -1,4 +1,4 @@
-"""What becomes of a completion: its row in the stage's table, and its share of the tallies."""
+"""Convert a completion to its row in the stage's table and its metrics."""
 
 import re
 from dataclasses import replace
@@ -12,13 +12,13 @@ _VERDICT = re.compile(r"^\W*verdict\W+(right|wrong)\W*$", re.IGNORECASE | re.MUL
 
 
 def parse_verdict(text: str) -> str | None:
-    """The last line of a critique that is "Verdict: right" or "Verdict: wrong", decoration aside."""
+    """Return the verdict of the last "Verdict: right" or "Verdict: wrong" line of a critique, ignoring decoration."""
     found = _VERDICT.findall(text)
     return found[-1].lower() if found else None
 
 
 def result_row(stage: Stage, row: Row, made: Completion | CompletionError) -> Row:
-    """A row of the stage's table (RESULTS schema)."""
+    """Return a row of the stage's table (RESULTS schema)."""
     completion = replace(made, text=_valid(made.text)) if isinstance(made, Completion) else None
     error = None if isinstance(made, Completion) else " ".join(_valid(str(made)).split())[:1000]
     return {
@@ -39,7 +39,7 @@ def result_row(stage: Stage, row: Row, made: Completion | CompletionError) -> Ro
 
 
 def _valid(text: str) -> str:
-    """The text with U+FFFD for half a surrogate pair: JSON may hold what UTF-8 cannot, such as an emoji cut in two."""
+    """Replace unpaired surrogates by U+FFFD: JSON may hold what UTF-8 cannot, such as an emoji cut in two."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -56,7 +56,7 @@ def _status(made: Completion | CompletionError) -> str:
 
 
 def metrics_of(result: Row, cached: int | None, started: float, seconds: float) -> StageMetrics:
-    """What one completion counts for; it began at `started` (seconds since the epoch) and took `seconds`."""
+    """Return the metrics of one completion that began at `started` (seconds since the epoch) and took `seconds`."""
     status = result["status"]
     return StageMetrics(
         rows=1,

@@ -1,4 +1,4 @@
-"""An engine that dies is started again, and a row that kills it is found and set apart."""
+"""Restart an engine that dies, and find and quarantine the row that crashes it."""
 
 import asyncio
 import contextlib
@@ -13,15 +13,15 @@ from cgd_ray.inference.base import Completion, Engine, EngineDiedError, PoisonEr
 log = structlog.get_logger(__name__)
 
 MOST_DEATHS = 16
-"""Of an engine in a row, with nothing finished in between; halving 4,096 suspects takes 12."""
+"""Maximum deaths of an engine in a row, with nothing finished in between; halving 4,096 suspects takes 12."""
 _CLOSE_SECONDS = 30.0
 
 
 class RestartingEngine:
-    """An engine that is made anew whenever it dies, and whose killers are found.
+    """Restarts its engine whenever it dies, and finds the rows that crash it.
 
-    `report` is told which rows are on the engine before a suspect runs there, and None when there is none left: this
-    process may die with its engine, and somebody else must know then.
+    `report` gets the rows on the engine before a suspect runs there, and None when no suspect is left. This process may
+    die with its engine, so another process must hold this record.
     """
 
     def __init__(self, make: Callable[[], Engine], report: Callable[[set[str] | None], Awaitable[None]]) -> None:
@@ -36,12 +36,12 @@ class RestartingEngine:
 
     @property
     def suspicions(self) -> SuspectTracker:
-        """What is held against rows."""
+        """Suspicions against rows."""
         return self._admission.suspicions
 
     @property
     def is_broken(self) -> bool:
-        """Whether it died and cannot be started again."""
+        """Whether the engine died and cannot be restarted."""
         return self._broken is not None
 
     async def start(self) -> None:
@@ -53,8 +53,8 @@ class RestartingEngine:
         """See `Engine`.
 
         Raises:
-            PoisonError: the engine died with this row and no other on it.
-            CgdError: the engine cannot be started again, or dies whatever it is given.
+            PoisonError: the engine died with only this row on it.
+            CgdError: the engine cannot be restarted, or dies on any row.
         """
         while True:
             await self._alive.wait()
@@ -65,10 +65,10 @@ class RestartingEngine:
                 return await self._attempt(request)
 
     async def left(self, row: str) -> None:
-        """This row will ask for nothing more, so whatever is held against it holds nobody back.
+        """Record that this row sends no further requests, so that a suspicion against it blocks no other row.
 
-        To be said of rows that never came, too: who waits for all suspects to be done would wait for them. Not to be
-        said between two requests of a row: the second one may be what kills.
+        Also call this for rows that never came: other rows wait until all suspects are done. Do not call it between two
+        requests of a row: the second may be the one that crashes the engine.
         """
         if self.suspicions.of(row).deaths:
             suspected = self.suspicions.any_suspect
@@ -91,14 +91,14 @@ class RestartingEngine:
             try:
                 made = await engine.complete(request)
             except EngineDiedError as death:
-                self._died(engine, death)  # before anybody leaves: all rows of the engine are still inside
+                self._died(engine, death)  # before any row leaves: all rows of the engine are still inside
                 raise
         self._deaths_in_a_row = 0
         return made
 
     def _died(self, engine: Engine, death: EngineDiedError) -> None:
         if engine is not self._engine or not self._alive.is_set():
-            return  # another row has already said so
+            return  # another row has already reported it
         self._alive.clear()
         self._deaths_in_a_row += 1
         self.suspicions.death(self._admission.inside)
@@ -106,9 +106,9 @@ class RestartingEngine:
         self._revival = asyncio.create_task(self._revive(engine, death))
 
     async def _revive(self, dead: Engine, death: EngineDiedError) -> None:
-        with contextlib.suppress(Exception):  # what is left of it may be in any state
+        with contextlib.suppress(Exception):  # the dead engine may be in any state
             await asyncio.wait_for(dead.close(), _CLOSE_SECONDS)
-        # Whatever it fails of: the rows that wait for the engine must hear of it.
+        # Catch any failure: the rows that wait for the engine must get it.
         [failure] = await asyncio.gather(self._start_anew(death), return_exceptions=True)
         if isinstance(failure, CgdError):
             self._broken = failure

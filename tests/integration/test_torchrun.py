@@ -108,7 +108,7 @@ def test_on_s3_the_command_knows_where(s3: S3Server, tmp_path: Path, monkeypatch
     with pytest.raises(StoppedError, match=f"train with: AWS_ENDPOINT_URL={s3.endpoint} torchrun"):
         place.train("on-s3", launcher="torchrun", epochs=1)
     finish(start(command_of(place, "on-s3", epochs=1), AWS_ENDPOINT_URL=s3.endpoint))
-    assert place.train("on-s3", launcher="torchrun", epochs=1).steps == 6
+    assert place.train("on-s3", launcher="torchrun", epochs=1).result.steps == 6
 
 
 def test_a_full_gpu_of_one_rank_ends_all(place: Place, tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_full_gpu_of_one_rank_ends_all(place: Place, tmp_path: Path) -> None:
     process = start(command, STARTS=str(tmp_path / "starts"))
     output, _ = process.communicate(timeout=600)
     assert process.returncode != 0
-    assert output.count("error: a GPU has no room (CUDA out of memory): lower training.micro_batch_tokens") == 1
+    assert output.count("error: a GPU has no room (CUDA out of memory). Fix: lower training.micro_batch_tokens") == 1
     assert sorted((tmp_path / "starts").read_text().split()) == ["0", "1"]
 
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError
-from cgd_ray.methods import Contexts, view
+from cgd_ray.methods import METHODS, Contexts
 from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.prompts.conversation import Conversation
 from cgd_ray.prompts.templates import load_prompts
@@ -74,7 +74,9 @@ def test_real_packed_batches_supervise_exactly_the_targets(which: str, request: 
     ]
     rows = [example(number, critique=text, refinement=f"{text}!", draft=text) for number, text in enumerate(awkward)]
     rows += [example(number) for number in range(10, 40)]
-    conversations = [view(row, method, Contexts(PROMPTS)) for row in rows for method in ("cgd", "refsft")]
+    conversations = [
+        METHODS[method].conversation(row, Contexts(PROMPTS)) for row in rows for method in ("cgd", "refsft")
+    ]
     encoded = [encoder.encode(one) for one in conversations if isinstance(one, Conversation)]
     whole = [(torch.tensor(row.input_ids).numpy(), row.target_start) for row in encoded if isinstance(row, Encoded)]
     assert len(whole) == len(conversations)
@@ -91,7 +93,7 @@ def test_refsft_trains_on_the_very_ids_that_a_chat_endpoint_sends(which: str, re
     tokenizer = AutoTokenizer.from_pretrained(request.getfixturevalue(which))
     encoder = ChatEncoder(tokenizer, {})
     for row in (example(number, prompt=f"{'word ' * number}\n\n$x^{number}$?") for number in range(50)):
-        conversation = view(row, "refsft", Contexts(PROMPTS))
+        conversation = METHODS["refsft"].conversation(row, Contexts(PROMPTS))
         assert isinstance(conversation, Conversation)
         encoded = encoder.encode(conversation)
         assert isinstance(encoded, Encoded)

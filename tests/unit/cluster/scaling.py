@@ -16,10 +16,11 @@ from ray.core.generated.autoscaler_pb2 import ClusterResourceConstraint, GangRes
 from ray.core.generated.instance_manager_pb2 import Instance, NodeKind
 from ray.train._internal.autoscaling_coordinator_client import build_train_resource_request
 
+from cgd_ray.compat.ray_data import WITHOUT_CORES
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.run import StorageSection
 from cgd_ray.execution.chains import build_chain
-from cgd_ray.generation.run import _READER, engine_of
+from cgd_ray.generation.run import engine_of
 from cgd_ray.runtime.cluster import read_cluster
 from cgd_ray.runtime.device import PRETEND_GPUS
 from cgd_ray.training.launch.resources import worker_resources
@@ -103,7 +104,7 @@ def launched(reply: SchedulingReply) -> dict[str, int]:
 
 def phases(recipe: Recipe) -> Iterable[Phase]:
     """The pipeline's phases as they follow each other, each with all that it holds at one time."""
-    readers = [resources_from_ray_options({"num_cpus": _READER["num_cpus"]})]
+    readers = [resources_from_ray_options({"num_cpus": WITHOUT_CORES["num_cpus"]})]
     student, teacher = (_engines(recipe, role, sharing=1) for role in ("student", "teacher"))
     yield Phase("drafts", readers, student)
     yield Phase("critiques and refinements", readers, teacher)

@@ -103,7 +103,9 @@ def test_a_missing_file_names_the_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "\n\n"])
 def test_an_empty_file_is_an_error(tmp_path: Path, content: str) -> None:
     (tmp_path / "a.jsonl").write_text(content)
-    assert error_of(jsonl(tmp_path / "a.jsonl")) == f"data.path {tmp_path}/a.jsonl: no rows"
+    assert (
+        error_of(jsonl(tmp_path / "a.jsonl")) == f"data.path {tmp_path}/a.jsonl: no rows. Fix: give a source with rows"
+    )
 
 
 def test_a_missing_column_lists_those_that_are_there(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
         groups.append(Group(*arguments, **options))  # type: ignore[arg-type]
         return groups[-1]
 
-    monkeypatch.setattr(replicas, "placement_group", make)
+    monkeypatch.setattr("cgd_ray.compat.ray_core.placement_group", make)
     monkeypatch.setattr(replicas, "remove_placement_group", lambda group: setattr(group, "state", "REMOVED"))
     monkeypatch.setattr(replicas, "placement_group_table", lambda group: {"state": group.state})
     monkeypatch.setattr(replicas, "_SETTLE_SECONDS", -1)

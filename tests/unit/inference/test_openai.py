@@ -127,7 +127,7 @@ def test_an_endpoint_that_wants_peace_for_hours_stops_the_run_at_once(script: Sc
     script.answers, script.retry_after = [BUSY], "86400"
     (made,) = ask(script)
     assert isinstance(made, CeilingError)
-    assert "wants to be left alone for 86400 s, longer than teacher.engine.max_wait_s 600 (" in str(made)
+    assert "asks for a pause of 86400 s, longer than teacher.engine.max_wait_s 600 (" in str(made)
     assert len(script.asked) == 1
 
 

@@ -54,7 +54,7 @@ def test_other_models_stay_as_they_are(model: str) -> None:
         ({"model": "org/name", "model_id": "a:b"}, "model_id=a:b"),
         ({"model": "org/name", "cpus": "many"}, "cpus=many"),
         ({"model": "org/name", "min_replicas": 3, "max_replicas": 2}, "max_replicas 2 is below min_replicas 3"),
-        ({"model": "org/name", "accelerator_type": "H100", "gpus_per_worker": 0}, "accelerator_type H100 needs gpus"),
+        ({"model": "org/name", "accelerator_type": "H100", "gpus_per_worker": 0}, "H100 with gpus_per_worker 0"),
         ({"model": "org/name", "gpus_per_worker": 2}, "gpus_per_worker=2"),
         ({"model": "org/name", "engine_args": "{"}, "engine_args={"),
         ({"model": "org/name", "engine_args": '{"tensor_parallel_size": 8}'}, "set tensor_parallel_size beside"),
