@@ -17,14 +17,14 @@ Filter = Callable[[Row], str | None]
 
 
 def targets(training: TrainingSection) -> set[Target]:
-    """The texts that the method learns, and those that the methods learn that it is compared with."""
+    """Return the texts that the method learns, and those that the compared methods learn."""
     return targets_of(training.methods) | {"refine"}
 
 
 def build_filters(section: CurationSection, learnt: set[Target]) -> list[tuple[str, Filter]]:
-    """The recipe's filters in the order of their cost, each with the stage whose text it judges.
+    """Return the recipe's filters in order of cost, each with the stage whose text it checks.
 
-    Every learnt text must be there and pass: compared methods train on the same rows, all of them filtered alike.
+    Every learnt text must exist and pass: compared methods train on the same rows, all filtered alike.
     """
     filters: list[tuple[str, Filter]] = [(name, partial(_empty, name)) for name in ("draft", "critique", "refine")]
     if "answer" in learnt:

@@ -1,4 +1,4 @@
-"""The curation phase: generated rows in, training examples and the dropped rows with their reasons out."""
+"""Curation phase: turn generated rows into training examples, and record dropped rows with their reasons."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ Key = tuple[str, int]
 
 @dataclass(frozen=True)
 class CurationResult:
-    """The examples, and what became of the rows that are none."""
+    """The examples, and the counts of kept and dropped rows."""
 
     examples: Table
     kept: int
@@ -35,13 +35,13 @@ class CurationResult:
 
 
 def run_curation(recipe: Recipe, joined: Join) -> CurationResult:
-    """Make examples of the rows whose stages all succeeded and that pass the filters.
+    """Make examples from the rows whose stages all succeeded and that pass the filters.
 
-    The examples' fingerprint covers the rows' own texts and the filters: a repaired row is curated anew, and what
-    another run adds to the shared tables changes nothing here.
+    The examples' fingerprint covers the rows' own texts and the filters. A repaired row is curated again, and rows that
+    another run adds to the shared tables change nothing here.
 
     Raises:
-        CgdError: nothing is left to train on.
+        CgdError: no row is left to train on.
     """
     content = _content(recipe, joined)
     examples, dropped = _tables(joined.prompts.store, content)
@@ -62,9 +62,9 @@ def run_curation(recipe: Recipe, joined: Join) -> CurationResult:
 
 
 def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row], int]:
-    """Examples (EXAMPLES schema) that curation would make of so many generated rows, and of how many there were.
+    """Return the examples (EXAMPLES schema) that curation would make, and the number of generated rows checked.
 
-    Nothing is written.
+    Checks at most `most` rows. Nothing is written.
     """
     filters = build_filters(recipe.curation, targets(recipe.training))
     kept: list[Row] = []
@@ -81,7 +81,7 @@ def sample_examples(recipe: Recipe, joined: Join, most: int) -> tuple[list[Row],
 
 
 def dropped_reasons(recipe: Recipe, joined: Join) -> Callable[[Shard], dict[Key, str]] | None:
-    """What tells why curation dropped rows of a shard, by key; None where these very results were not curated yet."""
+    """Return a function that maps a shard's dropped rows, by key, to reasons; None before these results are curated."""
     examples, dropped = curated_tables(recipe, joined)
     if examples.description() is None:
         return None
@@ -96,12 +96,12 @@ def dropped_reasons(recipe: Recipe, joined: Join) -> Callable[[Shard], dict[Key,
 
 
 def curated_tables(recipe: Recipe, joined: Join) -> tuple[Table, Table]:
-    """Examples and dropped rows of these results; they may not be made yet."""
+    """Return the tables of examples and dropped rows of these results; they may not exist yet."""
     return _tables(joined.prompts.store, _content(recipe, joined))
 
 
 def _content(recipe: Recipe, joined: Join) -> dict[str, Any]:
-    """What the examples depend on."""
+    """Return everything that the examples depend on."""
     return {
         "version": VERSION,
         "rows": joined.whole_digest(),
@@ -148,7 +148,7 @@ def _dropped(row: Row, stage: str, reason: str) -> Row:
 
 
 def _faulted(rows: Iterable[JoinedRow]) -> Iterator[Row]:
-    """Every row with its texts and with the first stage that has none for it."""
+    """Yield every row with its texts and the first stage that has no text for it."""
     for joined in rows:
         row: Row = {**joined.texts, "fault": None}
         answer = joined.results.get("answer")

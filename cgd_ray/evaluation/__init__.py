@@ -1,1 +1,1 @@
-"""Base against trained student, and the quality of the generated rows."""
+"""Comparison of base and trained student, and the quality of the generated rows."""

@@ -1,4 +1,4 @@
-"""The quality of generated rows: counted shard by shard, side by side, in constant memory."""
+"""Quality of generated rows: counted per shard, in parallel, in constant memory."""
 
 import json
 from collections import Counter, defaultdict
@@ -14,12 +14,12 @@ from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.fingerprint import fingerprint
 from cgd_ray.storage.runs import JsonDict
 
-_FORMAT = 2  # of the file that keeps the summary
+_FORMAT = 2  # version of the summary file
 
 
 @dataclass
 class _Share:
-    """So many of so many."""
+    """Sum of amounts over rows; `value` is their mean."""
 
     rows: int = 0
     amount: float = 0.0
@@ -35,7 +35,7 @@ class _Share:
 
 @dataclass
 class _Quality:
-    """What is counted of generated rows; those of two shards add up."""
+    """Counts of generated rows; the counts of two shards add up."""
 
     right: dict[str, _Share] = field(default_factory=lambda: defaultdict(_Share))
     """By stage."""
@@ -78,7 +78,7 @@ class _Quality:
 
 @dataclass(frozen=True)
 class GradedShare:
-    """How many rows were graded, and the share that is right (None without rows)."""
+    """Number of graded rows, and the share that is right (None without rows)."""
 
     rows: int
     accuracy: float | None
@@ -98,19 +98,19 @@ class GeneratedQuality:
     """Quality of the generated rows that can be graded."""
 
     accuracy: dict[str, GradedShare]
-    """Of drafts, answers and refinements, by stage."""
+    """Accuracy of drafts, answers and refinements, by stage."""
     verdicts: GradedShare
-    """Of the critic's verdicts on drafts."""
+    """Accuracy of the critic's verdicts on drafts."""
     flips: Flips
     copy_rate: dict[str, float | None]
-    """Share of the refinement's words that stand in the source, by `SOURCE to refinement`."""
+    """Share of the refinement's words that occur in the source, by `SOURCE to refinement`."""
 
 
 def generated_quality(join: Join) -> GeneratedQuality:
-    """Accuracy of drafts, answers and refinements, flips between draft and refinement, and of the critic's verdicts.
+    """Measure the accuracy of drafts, answers, refinements and verdicts, flips from draft to refinement, and copying.
 
-    Only rows with a reference that states an answer, whose stage succeeded, are counted; `rows` says how many. What was
-    found of the same rows is kept in the store.
+    Counts only rows whose reference states an answer and whose stage succeeded; `rows` is their number. The result for
+    the same rows is cached in the store.
     """
     content = {"version": VERSION, "format": _FORMAT, "rows": join.whole_digest()}
     name, store = f"tables/quality/{fingerprint(content)}/quality.json", join.prompts.store

@@ -1,4 +1,4 @@
-"""The evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
+"""Evaluation phase: base and trained student on held-out prompts, with the bare prompt, through the same engine."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,13 +32,13 @@ log = structlog.get_logger(__name__)
 
 
 def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
-    """The held-out prompts that can be graded, smallest hash first, at most `evaluation.limit`.
+    """Return the held-out prompts that can be graded, smallest hash first, at most `evaluation.limit`.
 
-    Parts are looked at side by side, and no more rows are held than are asked for: those to train on may be millions,
-    and the tenth that is held out, too.
+    Parts are read in parallel, and only about as many rows as requested are held in memory. There may be millions of
+    training rows, and millions in the tenth that is held out.
 
     Raises:
-        CgdError: none has a reference that states an answer.
+        CgdError: no held-out prompt has a reference that states an answer.
     """
     limit = recipe.evaluation.limit
     chosen, heldout, gradable = PROMPTS.empty_table(), 0, 0
@@ -65,7 +65,7 @@ def heldout_rows(recipe: Recipe, prompts: Table) -> pa.Table:
 
 @dataclass(frozen=True)
 class _Heldout:
-    """What a part of the prompts has for evaluation."""
+    """Held-out rows of one part of the prompts."""
 
     rows: pa.Table  # gradable ones, at most `evaluation.limit`
     heldout: int
@@ -81,7 +81,7 @@ def _heldout(prompts: Table, limit: int | None, part: str) -> _Heldout:
 
 
 def _first(rows: pa.Table, limit: int | None) -> pa.Table:
-    """Those with the smallest hashes, in their order."""
+    """Return the rows with the smallest hashes, in hash order."""
     positions = [holdout_position(identity.as_py()) for identity in rows["prompt_id"]]
     order = sorted(range(len(rows)), key=positions.__getitem__)
     return rows.take(pa.array(order[:limit], pa.int64()))
@@ -93,13 +93,14 @@ class Student:
 
     model: ModelRef
     identity: str
-    """What makes it this model, see `EngineOptions.model_identity`."""
+    """Identity of the model, see `EngineOptions.model_identity`."""
 
 
 def run_evaluation(run: ResolvedRun, rows: pa.Table, name: str, student: Student) -> tuple[pa.Table, dict[str, float]]:
-    """Answers of one student to the held-out rows, generated where they are not there yet.
+    """Return one student's answers to the held-out rows; missing answers are generated.
 
-    Returns the results (RESULTS schema, one per row) and what this invocation spent (empty where all was there).
+    Returns:
+        Results (RESULTS schema, one per row), and the metrics of this invocation (empty if nothing was missing).
 
     Raises:
         CgdError: an engine cannot start, or too many rows have no answer.
@@ -110,7 +111,7 @@ def run_evaluation(run: ResolvedRun, rows: pa.Table, name: str, student: Student
     if len(_lacking(stage, rows, parts)):
         with hold_lease(run.store, stage.results.folder, wait=True) as lease:
             parts = stage.results.parts()
-            if len(lacking := _lacking(stage, rows, parts)):  # nobody else answered them while this command waited
+            if len(lacking := _lacking(stage, rows, parts)):  # no other command answered them during the wait
                 log.info(f"evaluating the {name} student", prompts=len(lacking))
                 stage.results.describe(stage.description)
                 stage = replace(stage, attempt=next_attempt(parts))
@@ -125,29 +126,29 @@ def run_evaluation(run: ResolvedRun, rows: pa.Table, name: str, student: Student
 
 
 def unanswered(run: ResolvedRun, rows: pa.Table, identity: str) -> int:
-    """How many of the held-out rows a student of this identity was not asked yet."""
+    """Count the held-out rows that a student of this identity was not asked yet."""
     stage = evaluation_stage(run.recipe, run.store, identity)
     return len(_lacking(stage, _with_parents(stage, rows), stage.results.parts()))
 
 
 def _with_parents(stage: Stage, rows: pa.Table) -> pa.Table:
-    """With the digest of what an answer is made from; one row at a time, since there may be many."""
+    """Add the digest of each answer's inputs, one row at a time, since there may be many."""
     shown = zip(rows["prompt"], rows["history"], strict=True)
     parents = [stage.parent_of({"prompt": prompt.as_py(), "history": turns.as_py()}) for prompt, turns in shown]
     return rows.append_column("parent", pa.array(parents, pa.string()))
 
 
 def _lacking(stage: Stage, rows: pa.Table, parts: list[str]) -> pa.Table:
-    """The rows without an answer in these parts; one with a status of `stage.again` is none."""
+    """Return the rows without an answer in these parts; a result with a status of `stage.again` is no answer."""
     results = stage.results.read(parts, ["prompt_id", "sample", "parent", "status", "attempt"])
     done = results.filter(pc.invert(pc.is_in(results["status"], pa.array(sorted(stage.again), pa.string()))))
     return rows.filter(pc.invert(pc.is_in(rows["parent"], done["parent"].combine_chunks())))
 
 
 def _require_answers(results: pa.Table, name: str, most: float) -> None:
-    """Refuse to call a model wrong that was hardly asked.
+    """Refuse to score a model with too many prompts that failed.
 
-    An over-long prompt is one that this student cannot answer, trained or not: it counts as wrong.
+    An over-long prompt counts as wrong: this student, trained or not, cannot answer it.
     """
     statuses, errors = results["status"], results["error"]
     failed = errors.filter(pc.is_in(statuses, pa.array(["failed", "quarantined"])))
@@ -165,7 +166,7 @@ def _require_answers(results: pa.Table, name: str, most: float) -> None:
 
 
 def _work(rows: pa.Table) -> pa.Table:
-    """Held-out rows as work (WORK schema)."""
+    """Return held-out rows as work (WORK schema)."""
     columns = {
         **{name: pa.nulls(len(rows), pa.string()) for name in TEXTS},
         **{name: rows[name] for name in ("prompt_id", "prompt", "history", "reference")},
@@ -178,7 +179,7 @@ def _work(rows: pa.Table) -> pa.Table:
 def _generate(
     run: ResolvedRun, stage: Stage, model: ModelRef, asked: tuple[pa.Table, pa.Table], lease: Lease
 ) -> dict[str, float]:
-    """Answer the rows of which there is no answer yet; `asked` is all of them, and those."""
+    """Answer the rows that have no answer yet; `asked` holds all rows, and those without an answer."""
     questions, left = asked
     recipe = run.recipe
     options = recipe.student.engine
@@ -198,7 +199,7 @@ def _generate(
             if not lost or len(left) >= before:
                 break
             progress.next_engines()
-    # One that failed was asked.
+    # A prompt that failed was asked, so it does not count as skipped.
     if passed_by := len(_lacking(replace(stage, again=frozenset()), questions, stage.results.parts())):
         raise CgdError(f"{passed_by} held-out prompts were skipped. Fix: {RERUN}")
     return progress.summary()["evaluation"]

@@ -1,4 +1,4 @@
-"""From graded answers to figures: accuracy with intervals, and the paired difference."""
+"""Compute figures from graded answers: accuracy with intervals, and the paired difference."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ class Graded:
     correct: np.ndarray  # right and not truncated
     boxed: np.ndarray  # ... and given in a box
     truncated: np.ndarray
-    mentions: np.ndarray  # speaks of a critique or draft that no user wrote
+    mentions: np.ndarray  # mentions a critique or draft that no user wrote
     tokens: np.ndarray
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Share of questions that are answered correctly."""
+    """Share of questions answered correctly."""
 
     questions: int
     value: float | None
@@ -41,17 +41,17 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one student's answers come to."""
+    """Scores of one student's answers."""
 
     questions: int
     accuracy: dict[str, Accuracy]
-    """Of `all` questions, and of the groups that the data knows."""
+    """Accuracy on `all` questions, and on each group in the data."""
     accuracy_boxed: float
     """Share that is correct and given in a box."""
     truncated: float
-    """Share that ended by the length limit."""
+    """Share cut off by the length limit."""
     mentions_inputs: float
-    """Share that speaks of a critique or draft that no user wrote."""
+    """Share that mentions a critique or draft that no user wrote."""
     mean_tokens: float
 
 
@@ -71,7 +71,7 @@ def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
 
 
 def _answered(results: pa.Table, rows: pa.Table) -> Iterator[Row]:
-    """The rows with `status`, `text` and `completion_tokens` of their results; few at a time: there may be many."""
+    """Yield rows with `status`, `text` and `completion_tokens` of their results, few at a time: there may be many."""
     places = pc.index_in(rows["prompt_id"], results["prompt_id"].combine_chunks())
     joined = rows.select(["prompt", "history", "reference"])
     for name in ("status", "text", "completion_tokens"):
@@ -81,7 +81,7 @@ def _answered(results: pa.Table, rows: pa.Table) -> Iterator[Row]:
 
 
 def score(graded: Graded, rows: pa.Table, confidence: float) -> Scores:
-    """Accuracy over all questions and by group (seen and novel kinds), and what stands beside it."""
+    """Compute accuracy over all questions and by group (seen and novel kinds), and the other scores."""
     groups = {"all": np.ones(len(rows), bool)}
     novel = np.array(rows["novel"].to_pylist(), bool)
     if novel.any():
@@ -97,7 +97,7 @@ def score(graded: Graded, rows: pa.Table, confidence: float) -> Scores:
 
 
 def compare(base: Graded, trained: Graded, recipe: Recipe) -> PairedDifference:
-    """The paired difference of trained minus base over the same questions, with its interval."""
+    """Return the paired difference of trained minus base over the same questions, with its interval."""
     section = recipe.evaluation
     return paired_difference(base.correct, trained.correct, section.confidence, section.resamples, seed=recipe.run.seed)
 

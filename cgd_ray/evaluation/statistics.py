@@ -28,8 +28,8 @@ class PairedDifference:
     """Accuracy of the trained model minus accuracy of the base, in [-1, 1]."""
 
     interval: Interval
-    """Percentile interval of the paired bootstrap over questions; with fewer than ten discordant ones, where the
-    bootstrap is too narrow (none would give no width at all), Bonett and Price's adjusted Wald interval."""
+    """Percentile interval of the paired bootstrap over questions. With fewer than ten discordant questions, Bonett and
+    Price's adjusted Wald interval: the bootstrap is too narrow there, and has zero width with none."""
 
     p_value: float
     """Exact two-sided McNemar test of "neither model is better"."""
@@ -63,7 +63,7 @@ def accuracy_interval(correct: npt.NDArray[np.bool_], confidence: float) -> Inte
     share = float(np.mean(correct))
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    # Rounding may leave an end a hair off the accuracy itself where all or none are correct.
+    # If all or none are correct, rounding may move an end slightly past the accuracy itself.
     return Interval(max(0.0, min(centre - half, share)), min(1.0, max(centre + half, share)))
 
 
@@ -77,7 +77,7 @@ def paired_difference(
         trained: Verdicts of the trained model on the same questions in the same order.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Bootstrap resamples.
-        seed: Decides the resamples.
+        seed: Seed of the resampling.
 
     Raises:
         ValueError: the shapes differ, or there are no questions.
@@ -97,8 +97,8 @@ def paired_difference(
 
 
 def _bootstrap(fixed: int, broken: int, n: int, confidence: float, resamples: int, seed: int) -> Interval:
-    # A question's difference is +1, -1 or 0, so resampling questions is drawing the counts of the three: the
-    # same distribution in O(resamples) memory, however many questions there are.
+    # A question's difference is +1, -1 or 0, so drawing the counts of the three equals resampling questions: the
+    # same distribution in O(resamples) memory, for any number of questions.
     generator = np.random.default_rng(derived_seed("bootstrap", seed))
     counts = generator.multinomial(n, [fixed / n, broken / n, (n - fixed - broken) / n], size=resamples)
     tail = (1 - confidence) / 2
@@ -115,7 +115,7 @@ def _adjusted_wald(fixed: int, broken: int, n: int, confidence: float) -> Interv
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased estimate of the chance that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
+    """Estimate without bias the probability that at least one of k samples is correct: 1 - C(n-c, k) / C(n, k).
 
     Args:
         n: Samples drawn.
@@ -133,7 +133,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def _mcnemar(fixed: int, broken: int) -> float:
-    """Chance, under a fair coin for every discordant question, of a split at least this uneven."""
+    """Return the probability of a split at least this uneven, with a fair coin for every discordant question."""
     discordant = fixed + broken
     tail = sum(math.comb(discordant, i) for i in range(min(fixed, broken) + 1))
     return min(1.0, 2 * tail / (1 << discordant))

@@ -93,7 +93,7 @@ class ChainActor:
             fetching.cancel()
 
     def _require_root(self) -> None:
-        """Require that this node sees the tables that the driver described; it may have joined after the driver's check."""
+        """Require the tables that the driver described: this node may have joined after all nodes were checked."""
         for stage in self._chain.stages:
             if stage.results.description() is None:
                 raise ConfigError(
@@ -163,7 +163,7 @@ class ChainActor:
     async def _hold(self, rows: list[Row]) -> None:
         """Keep the rows, which cannot run here, until the other engines have nothing left to do.
 
-        Ray Data cannot take them back: it ends a run whose actor is gone for good, and sends new rows to an actor that
+        Ray Data cannot take them back. It ends a run whose actor is gone for good, and sends new rows to an actor that
         has returned its own.
         """
         while True:  # not in a thread: the runner needs the threads for writing, and there are many blocks

@@ -68,7 +68,7 @@ class Chain:
 
     @property
     def admitted_rows(self) -> int:
-        """Number of rows that an engine gets at a time: of few rows, half its share. The first to finish gets the rest."""
+        """Number of rows that an engine gets at a time: of few rows, half its share. The fastest get the rest."""
         if self.rows is None:
             return self._most_rows
         share = math.ceil(self.rows / (2 * self.replicas)) if self.replicas > 1 else self.rows

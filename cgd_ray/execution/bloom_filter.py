@@ -19,7 +19,7 @@ class BloomFilter:
     def add(self, thing: tuple[str, ...]) -> bool:
         """Add an item; return whether it is new."""
         new = False
-        # Not hash(): tuples that differ only at the start collide in their low bits together, so four places act as one.
+        # Not hash(): tuples that differ only at the start collide in their low bits together: four places act as one.
         digest = hashlib.blake2b("\0".join(thing).encode(), digest_size=4 * self._PLACES).digest()
         for place in struct.unpack(f"{self._PLACES}I", digest):
             byte, bit = divmod(place % self._BITS, 8)

@@ -38,7 +38,7 @@ def run_chains(
 
     Args:
         chains: one pool each; rows pass through them in this order.
-        work: creates the rows, in small blocks; gets the coordinator, which limits how far it runs ahead of the engines.
+        work: creates the rows, in small blocks; gets the coordinator, which limits how far it may be ahead of engines.
         watch: called about twice a second and at the end; an exception that it raises ends the run.
         stall_seconds: maximum time without any progress.
 

@@ -39,7 +39,7 @@ class StageMetrics:
 
     @property
     def lost(self) -> int:
-        """Rows that the engine failed on. Over-long prompts are excluded, since they do not indicate an engine fault."""
+        """Rows that the engine failed on. Over-long prompts are excluded: they do not indicate an engine fault."""
         return self.failed + self.quarantined
 
     def surely_above(self, count: int, share: float) -> bool:

@@ -1,7 +1,7 @@
 """Engines of a run and their places: which start, where a failed one is retried, and when too few are left.
 
-Each engine has a placement group of one bundle, so that all of its GPUs are on one node, and small engines do not take
-the room of a large one. If an engine cannot start, it is retried on another node.
+Each engine has a placement group of one bundle. This puts all of its GPUs on one node, and keeps small engines from
+taking the room of a large one. If an engine cannot start, it is retried on another node.
 """
 
 import re

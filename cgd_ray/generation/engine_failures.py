@@ -1,4 +1,4 @@
-"""Which engines could not start or were lost: kept in the run's folder, where `cgd status` finds it."""
+"""Record of engines that could not start or were lost: kept in the run's folder, where `cgd status` reads it."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,13 +10,13 @@ _FILE = "engines.json"
 
 
 def clear_failures(run: Run) -> None:
-    """Begin anew: what was wrong with an earlier command's nodes says nothing of this one's."""
+    """Clear the record: failures on an earlier command's nodes do not apply to this command's nodes."""
     if recorded_failures(run):
         run.write_json(_FILE, {"troubles": []})
 
 
 def recording_failures(run: Run, check: Callable[[Snapshot], object]) -> Callable[[Snapshot], None]:
-    """The check, before which each engine that is gone is written down, beside those of the command's earlier parts."""
+    """Return a check that first records each engine that is gone, beside those of the command's earlier parts."""
     earlier = recorded_failures(run)
     said = 0
 
@@ -33,6 +33,6 @@ def recording_failures(run: Run, check: Callable[[Snapshot], object]) -> Callabl
 
 
 def recorded_failures(run: Run) -> list[str]:
-    """One line each, with its time, of the last command that generated."""
+    """Return the failures of the last command that generated, one line each, with its time."""
     document = run.read_json(_FILE)
     return list(document["troubles"]) if document else []

@@ -1,4 +1,4 @@
-"""Why a stage is generated anew: its table's description beside the nearest one that the root holds."""
+"""Explain why a stage is generated again: compare its table's description with the nearest one under the root."""
 
 from dataclasses import replace
 from itertools import zip_longest
@@ -15,10 +15,10 @@ _REFERENCES = {"None": "none", "answer": "teacher", "reference": "dataset"}  # s
 
 
 def explain(store: Store, recipe: Recipe, stages: list[Stage]) -> list[str]:
-    """A line for the prompts and one per stage: whether the table is there, else what sets it apart from the nearest.
+    """Return a line for the prompts and one per stage: the table exists, or how it differs from the nearest one.
 
-    Rows are those of their prompts: where a prompt's text is another, they are generated though their stage's table is
-    there.
+    Rows belong to their prompts: if a prompt's text changed, its rows are generated even though their stage's table
+    exists.
     """
     prompts, content = prompts_table(recipe, store)
     lines = [f"prompts: {_explain(prompts, content, 'is there')}"]
@@ -27,7 +27,7 @@ def explain(store: Store, recipe: Recipe, stages: list[Stage]) -> list[str]:
 
 
 def set_apart(table: Table, description: JsonDict) -> str | None:
-    """What sets a table that is not there apart from the nearest one of the root; None where there is none."""
+    """Return how a missing table differs from the nearest one under the root; None if there is nothing to compare."""
     others = _described(table) if table.description() is None else {}
     if not others:
         return None
@@ -45,7 +45,7 @@ def _explain(table: Table, description: JsonDict, there: str) -> str:
 def _described(table: Table) -> dict[str, JsonDict]:
     folder = f"tables/{table.stage}"
     found = {name: replace(table, fingerprint=name).description() for name in table.store.folders(folder)}
-    # That of prompts has counts beside what it was made of.
+    # The description of prompts has counts beside its content.
     return {name: description.get("content", description) for name, description in found.items() if description}
 
 
@@ -72,7 +72,7 @@ def _difference(stage: str, key: str, before: object, now: object) -> str:
 
 
 def _setting(stage: str, key: str) -> str:
-    """Where the recipe says what a description has under this key."""
+    """Return the recipe key that sets this key of a description."""
     role = "student" if stage == "draft" else "teacher"
     group, _, rest = key.partition(".")
     match group:

@@ -1,4 +1,4 @@
-"""What ends a run of generation early: its cost, its failures, somebody else at work on its tables."""
+"""Conditions that end generation early: its cost, its failures, another command at work on its tables."""
 
 from functools import partial
 
@@ -18,27 +18,27 @@ from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_LOOKS = 4  # at parts that another command merges
+_LOOKS = 4  # tries to read parts that another command merges
 
 
 class Guard:
-    """Counts what comes back and stops the run when it spends too much or fails too often."""
+    """Counts results and stops the run when it spends too much or fails too often."""
 
-    # So many may fail again, though they are more than may in all: a recipe may have let them pass before.
+    # This many rows may fail, even if they exceed the allowed share: an earlier recipe may have allowed them.
     _MANY_ROWS = 100
 
     def __init__(
         self, recipe: Recipe, progress: Progress, leases: list[Lease], paid_before: float, current: Plan
     ) -> None:
-        """A guard.
+        """Create a guard.
 
         Args:
-            recipe: its ceilings.
-            progress: where what comes back is counted.
-            leases: on the tables that this command adds rows to.
-            paid_before: what the tables' rows have cost.
-            current: how the stages stand. That rows which failed in an earlier run fail once more says nothing of the
-                engine, unless they are more than may fail in all.
+            recipe: recipe with the ceilings.
+            progress: counter of the results.
+            leases: leases on the tables that this command adds rows to.
+            paid_before: cost of the tables' rows so far.
+            current: state of the stages. Rows that failed in an earlier run and fail again do not count against the
+                engine, unless there are more than may fail in all.
         """
         self._teacher = recipe.teacher.engine
         self.paid_before = paid_before
@@ -54,10 +54,10 @@ class Guard:
         self._said_over_long: set[str] = set()
 
     def check(self, snapshot: Snapshot) -> None:
-        """Stop where the run must not go on.
+        """Stop the run if it must not continue.
 
         Raises:
-            StoppedError: it is too expensive, fails too often, or works on what another command works on.
+            StoppedError: the run is too expensive, fails too often, or works on tables that another command works on.
         """
         for lease in self._leases:
             lease.require()
@@ -71,11 +71,11 @@ class Guard:
         self._check_spending(metrics)
 
     def require_some(self, done: Plan) -> None:
-        """Stop where a stage has no result at all, few rows as there were: what comes next would only hide why."""
+        """Stop if a stage has no result at all, even with few rows: later steps would only hide the reason."""
         for stage, error in self._errors.items():
             count = done.counts[stage]
             lost = count.failed + count.quarantined
-            # A few over-long prompts among so few rows, as in a probe, say nothing of the others.
+            # With few rows, as in a probe, a few over-long prompts do not represent the others.
             if not (count.ok or count.truncated) and (lost or count.over_long >= ENOUGH_ROWS):
                 raise StoppedError(f"{stage}: all {lost + count.over_long} rows failed; the last error: {error}")
 
@@ -110,7 +110,7 @@ class Guard:
             )
 
     def _check_spending(self, metrics: Metrics) -> None:
-        """The engine keeps its ceiling to the request; one that had to start again knows nothing of what it spent."""
+        """Check the spend ceiling. The engine enforces it per request, but loses its count of spending in a restart."""
         ceiling = self._teacher.money_ceiling()
         if ceiling is None:
             return
@@ -123,10 +123,10 @@ class Guard:
 
 
 def paid(recipe: Recipe, stages: list[Stage]) -> float:
-    """What the rows of these tables have cost, whoever's they are, by the prices of an HTTP teacher with a ceiling.
+    """Return the cost of these tables' rows, from any run, by the prices of an HTTP teacher with a ceiling.
 
     Raises:
-        CgdError: other commands merge the tables' parts all the time.
+        CgdError: other commands keep merging the tables' parts.
     """
     teacher = recipe.teacher.engine
     if teacher.money_ceiling() is None:
@@ -142,7 +142,7 @@ def paid(recipe: Recipe, stages: list[Stage]) -> float:
 
 
 def _cost(teacher: EngineOptions, part: tuple[Table, str]) -> float | None:
-    """None where the part was merged into another one since it was listed."""
+    """Return a part's cost, or None if the part was merged into another one since it was listed."""
     table, name = part
     counts = ["prompt_tokens", "completion_tokens"]
     try:

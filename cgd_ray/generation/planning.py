@@ -1,4 +1,4 @@
-"""Which rows lack which stages: the prompts joined with what the tables hold, by key and by parent digest."""
+"""Find which rows lack which stages: join the prompts with the tables, by key and by parent digest."""
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
@@ -17,42 +17,42 @@ _WORK_ROWS = 256
 
 @dataclass
 class StageCount:
-    """How a stage stands over all rows of a run."""
+    """Counts of a stage's states over all rows of a run."""
 
     ok: int = 0
     truncated: int = 0
     over_long: int = 0
-    quarantined: int = 0  # it kills the engine
+    quarantined: int = 0  # rows that crash the engine
     failed: int = 0
     pending: int = 0
-    blocked: int = 0  # an upstream stage has no whole text: there is nothing to work on
+    blocked: int = 0  # an upstream stage has no complete text, so there is no input
 
 
 @dataclass
 class Plan:
-    """How the stages of a run stand, and the shards that hold rows that lack something."""
+    """State of a run's stages, and the shards with rows that lack a stage."""
 
     counts: dict[str, StageCount] = field(default_factory=dict)
     todo: dict[str, int] = field(default_factory=dict)  # rows to do per stage, failed ones included
-    again: dict[str, int] = field(default_factory=dict)  # those that failed
-    first: dict[str, int] = field(default_factory=dict)  # rows for which nothing is to be done before this stage
+    again: dict[str, int] = field(default_factory=dict)  # those of them that failed
+    first: dict[str, int] = field(default_factory=dict)  # rows whose first stage to do is this one
     shards: list[Shard] = field(default_factory=list)
-    untried: int = 0  # rows that lack a stage which was never tried; the others failed
-    digest: str = ""  # of all rows, see `Join.digest`
+    untried: int = 0  # rows whose first stage to do was never tried; that of the others failed
+    digest: str = ""  # digest of all rows, see `Join.digest`
 
     @property
     def is_done(self) -> bool:
-        """Whether no row lacks anything."""
+        """Whether no row lacks a stage."""
         return not self.shards
 
     @property
     def rows(self) -> int:
-        """All rows of the run."""
+        """Number of rows of the run."""
         return max((sum(vars(count).values()) for count in self.counts.values()), default=0)
 
 
 def plan(join: Join) -> Plan:
-    """Count how the rows stand; shards are judged side by side where there is a cluster, from digests alone.
+    """Count the rows' states; on a cluster, shards are checked in parallel, from digests alone.
 
     A stage whose upstream is still to be made counts as pending; failed rows are to be done again.
     """
@@ -64,7 +64,7 @@ def plan(join: Join) -> Plan:
 
 
 def work(join: Join, shard: Shard, stages: Set[str]) -> Iterator[pa.Table]:
-    """A shard's rows (WORK schema) that lack one of these stages, in blocks of any size."""
+    """Yield a shard's rows (WORK schema) that lack one of these stages, in blocks of any size."""
     rows = (_work_row(join.stages, joined) for joined in join.rows(shard))
     wanted = (row for row in rows if stages & set(row["todo"]))
     while block := list(islice(wanted, _WORK_ROWS)):
@@ -72,7 +72,7 @@ def work(join: Join, shard: Shard, stages: Set[str]) -> Iterator[pa.Table]:
 
 
 def todo(stages: list[Stage], joined: JoinedRow) -> list[str]:
-    """Stages that the row lacks and that can be made, upstream first."""
+    """Return the stages that the row lacks and that can be made, upstream first."""
     lacking: list[str] = []
     for stage in stages:
         _judge(joined, stage, lacking, StageCount())
@@ -80,9 +80,9 @@ def todo(stages: list[Stage], joined: JoinedRow) -> list[str]:
 
 
 def with_attempts(stages: list[Stage], join: Join | None = None) -> list[Stage]:
-    """The stages, numbered for this invocation: one more than the highest attempt in their tables.
+    """Number the stages for this invocation: one more than the highest attempt in their tables.
 
-    Where `join` says which parts there are, and where its shards begin, no table is listed.
+    If `join` has the parts and the shard borders, no table is listed.
     """
     parts = (join and join.parts) or {stage.name: stage.results.parts() for stage in stages}
     borders = join.borders if join else ()

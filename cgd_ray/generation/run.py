@@ -1,4 +1,4 @@
-"""The generation phase: plan what is missing, build only the engines that have work, stream the rows through."""
+"""Generation phase: plan what is missing, start only the engines that have work, and stream the rows through."""
 
 import contextlib
 from collections.abc import Iterator
@@ -39,16 +39,16 @@ from cgd_ray.storage.runs import Run
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_READERS = 2  # at a time: each reads tens of thousands of rows a second, and is a process that takes seconds to start
+_READERS = 2  # at a time: each reads tens of thousands of rows a second, and its process takes seconds to start
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """What generation did in this invocation, and how its tables stand."""
+    """What generation did in this invocation, and the state of its tables."""
 
     stages: Stages
     join: Join
-    """The run's rows with what is generated of them: listed, and read once."""
+    """The run's rows with their generated texts; parts are listed and rows read only once."""
     counts: dict[str, dict[str, int]]
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     execution: str = "none"
@@ -60,15 +60,15 @@ class GenerationResult:
 
 
 def run_generation(run: ResolvedRun, prompts: Table | None = None, *, may_generate: bool = True) -> GenerationResult:
-    """Give every training prompt its draft, critique and refinement (and direct answer, where asked for).
+    """Make the draft, critique and refinement (and direct answer, if configured) of every training prompt.
 
     Args:
-        run: of the recipe.
-        prompts: a table in place of the run's own, a sample of it for instance.
-        may_generate: else what is there is listed and counted.
+        run: run of the recipe.
+        prompts: table in place of the run's own, for instance a sample of it.
+        may_generate: if false, existing results are only listed and counted.
 
     Raises:
-        StoppedError: a ceiling or too many failures stopped it; the same command continues.
+        StoppedError: a ceiling or too many failures stopped it; rerun the same command to resume.
         CgdError: an engine could not start or died.
     """
     stages, join = run.stages, run.join(prompts)
@@ -80,13 +80,13 @@ def run_generation(run: ResolvedRun, prompts: Table | None = None, *, may_genera
         return GenerationResult(stages, _read(join, current), _counts(current))
     with _sole_maker(run.store, stages, current) as leases:
         now = join.listed({stage.name for stage in stages.all})
-        if now.parts != join.parts:  # another command made some of it meanwhile
+        if now.parts != join.parts:  # another command made some results meanwhile
             current = plan(now)
         return _generate(run, now, current, leases)
 
 
 def _read(join: Join, current: Plan) -> Join:
-    """The rows, by whoever has planned with them."""
+    """Return the join with the digest that planning computed from its rows."""
     return replace(join, digest=current.digest)
 
 
@@ -100,21 +100,21 @@ def _generate(run: ResolvedRun, join: Join, current: Plan, leases: list[Lease]) 
     execution = _execution(recipe, current, stages)
     parts = _parts(execution, stages)
     spent = paid(recipe, stages.teacher)
-    for part in parts:  # before anything is paid for
+    for part in parts:  # before any costs arise
         require_chains_fit(_chains(recipe, _needed(current, stages, part), spent))
     guard = Guard(recipe, Progress(current.todo), leases, spent, current)
     with guard.progress, merging(_lacking(stages, current), join.borders):
         while parts:
             part = parts.pop(0)
-            # A row whose draft failed would pass the teacher's engine by.
+            # A row whose draft failed would need nothing from the teacher's engine.
             if not (left := sum(current.first[stage.name] for stage in part)):
                 continue
             lost = _run(recipe, guard, join, current, _needed(current, stages, part))
             join = join.listed({stage.name for stage in part})
-            current = plan(join)  # with what this part made
+            current = plan(join)  # with this part's results
             if lost and sum(current.first[stage.name] for stage in part) < left:
                 log.warning("engines were lost; doing their rows again", engines=lost)
-                # The nodes that are left may not hold both models at once.
+                # The remaining nodes may not hold both models at once.
                 again = _parts(_execution(recipe, current, stages), stages) if part == stages.all else [part]
                 parts = [*again, *parts]
     guard.require_some(current)
@@ -129,7 +129,7 @@ def _lacking(stages: Stages, current: Plan) -> list[Table]:
 
 @contextlib.contextmanager
 def _sole_maker(store: Store, stages: Stages, current: Plan) -> Iterator[list[Lease]]:
-    """Hold the tables that lack rows, in one order for all commands; another command may have made them meanwhile."""
+    """Lease the tables that lack rows, in one order for all commands; another command may have made rows meanwhile."""
     with contextlib.ExitStack() as stack:
         folders = sorted(table.folder for table in _lacking(stages, current))
         yield [stack.enter_context(hold_lease(store, folder, wait=True)) for folder in folders]
@@ -140,7 +140,7 @@ def _counts(current: Plan) -> dict[str, dict[str, int]]:
 
 
 def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
-    """How the two engines share the cluster; one engine alone is `staged`."""
+    """Return how the two engines share the cluster; one engine alone is `staged`."""
     needed = _needed(current, stages)
     if len({role_of(stage.name) for stage in needed}) < 2:
         return "staged"
@@ -151,10 +151,10 @@ def _execution(recipe: Recipe, current: Plan, stages: Stages) -> str:
 
 
 def _fit_at_once(recipe: Recipe) -> bool:
-    """Whether all replicas of both engines can run at once without starving each other, each on one node.
+    """Whether all replicas of both engines can run at once, each on one node, without starving each other.
 
-    On CPU, two engines at once halve each other's cores and gain nothing from overlap, unless both say how many they
-    want.
+    On CPU, two concurrent engines halve each other's cores and gain nothing from overlap, unless both set their number
+    of cores.
     """
     cluster, demands = read_cluster(), list[Demand]()
     for role in ("student", "teacher"):
@@ -165,22 +165,22 @@ def _fit_at_once(recipe: Recipe) -> bool:
 
 
 def _parts(execution: str, stages: Stages) -> list[list[Stage]]:
-    """Stages that run at the same time."""
+    """Return the groups of stages that run at the same time."""
     return [stages.all] if execution == "streaming" else [stages.student, stages.teacher]
 
 
 def _needed(current: Plan, stages: Stages, among: list[Stage] | None = None) -> list[Stage]:
-    """Stages with rows to do: an operator without work would still load its engine."""
+    """Return the stages with rows to do: an operator without work would still load its engine."""
     return [stage for stage in (among or stages.all) if current.todo[stage.name]]
 
 
 def _work(
     join: Join, shards: list[Shard], needed: list[Stage], block_rows: int, coordinator: ActorHandle
 ) -> ray.data.Dataset:
-    """The rows that lack one of these stages, read where there is a core to spare while the engines already work.
+    """Read the rows that lack one of these stages, on any spare core, while the engines already work.
 
-    Whatever engines have made since, the rows of a shard are the same ones in the same order each time that they are
-    read: a reader that dies is run again by Ray, which leaves out as many of its blocks as it has already.
+    Each read of a shard gives the same rows in the same order, whatever engines have made since. If a reader dies, Ray
+    runs it again and skips as many of its blocks as Ray already has.
     """
     numbers = ray.data.from_blocks([pa.table({"number": [number]}) for number in range(len(shards))])
     blocks = numbers.map_batches(
@@ -213,7 +213,7 @@ class _Blocks:
 
 
 def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[Stage]) -> int:
-    """Take the rows through the engines of these stages; returns how many engines were lost on the way."""
+    """Run the rows through the engines of these stages; return the number of engines lost."""
     making = with_attempts(needed, join)
     chains = [
         sized(chain, max(current.todo[stage.name] for stage in chain.stages))
@@ -229,7 +229,7 @@ def _run(recipe: Recipe, guard: Guard, join: Join, current: Plan, needed: list[S
 
 
 def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:
-    """The chains of these stages, one for each engine."""
+    """Return the chains of these stages, one per engine."""
     by_role: dict[str, list[Stage]] = {}
     for stage in needed:
         by_role.setdefault(role_of(stage.name), []).append(stage)
@@ -245,6 +245,6 @@ def _chains(recipe: Recipe, needed: list[Stage], spent: float) -> list[Chain]:
 
 
 def engine_of(recipe: Recipe, role: str) -> tuple[StudentEngine | TeacherEngine, ModelRef]:
-    """Options of a role's engine, and its model."""
+    """Return the options of a role's engine, and its model."""
     section = recipe.student if role == "student" else recipe.teacher
     return section.engine, section.ref

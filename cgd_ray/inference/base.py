@@ -1,4 +1,4 @@
-"""What an engine is: something that completes a conversation."""
+"""Interface of an engine, which completes conversations."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from cgd_ray.redaction import redact
 
 @dataclass(frozen=True)
 class Decoding:
-    """How one completion is decoded, with nothing left to a model's own defaults."""
+    """How one completion is decoded; a model's own defaults never apply."""
 
     max_tokens: int
     temperature: float
@@ -27,17 +27,17 @@ class Request:
 
     key: str
     row: str
-    """The row that it is made for: one row's requests follow each other."""
+    """The row that it is made for; one row's requests run one after another."""
     turns: tuple[Turn, ...]
     decoding: Decoding
 
 
 @dataclass(frozen=True)
 class Completion:
-    """What came back; token counts as the engine counted them."""
+    """Result of a request; the engine counts the tokens."""
 
     text: str
-    truncated: bool  # ended by a length limit, or before the thinking was over
+    truncated: bool  # cut off by a length limit, or before the thinking ended
     finish_reason: str
     prompt_tokens: int
     completion_tokens: int
@@ -49,14 +49,14 @@ _CUT_OFF = {
     "length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded",
     "content_filter", "safety", "recitation", "repetition",
 }  # fmt: skip
-"""Finish reasons of vLLM and of what other endpoints say in their place."""
+"""Finish reasons of vLLM, and their equivalents at other endpoints."""
 
 
 def is_cut_off(finish_reason: str | None) -> bool:
-    """Whether a completion ended before its end, in a way in which it would end again.
+    """Whether a completion was cut off in a way that a retry would repeat.
 
     Raises:
-        CompletionError: it did not end at all ("abort", "error", no reason): it may the next time.
+        CompletionError: it did not end at all ("abort", "error", no reason); a retry may succeed.
     """
     reason = (finish_reason or "").lower()
     if reason not in _ENDED and reason not in _CUT_OFF:
@@ -65,9 +65,9 @@ def is_cut_off(finish_reason: str | None) -> bool:
 
 
 class CompletionError(Exception):
-    """This one row cannot be completed now; it is kept as failed, with this text, and tried again by the next run.
+    """This row cannot be completed now; it is stored as failed, with this text, and the next run retries it.
 
-    Tokens that were paid for all the same are kept with it.
+    Tokens that were paid for are stored with it.
     """
 
     def __init__(self, text: str, prompt_tokens: int | None = None, completion_tokens: int | None = None) -> None:
@@ -77,22 +77,22 @@ class CompletionError(Exception):
 
 
 class PromptTooLongError(CompletionError):
-    """The prompt leaves no room for the completion; the same engine would refuse it again, so it is not tried again."""
+    """The prompt leaves no room for the completion; the same engine would refuse it again, so it is not retried."""
 
 
 class PoisonError(CompletionError):
-    """This row kills the engine; it is set apart and not tried again."""
+    """This row crashes the engine; it is quarantined and not retried."""
 
 
 class EngineDiedError(Exception):
-    """The engine is gone, and with it all that it worked on; the text holds the tail of its log."""
+    """The engine died, and its running requests are lost; the text holds the tail of its log."""
 
     def __init__(self, text: str) -> None:
         super().__init__(redact(text))
 
 
 class CeilingError(Exception):
-    """The engine's spend ceiling is reached: the row stays undone and the run stops resumably."""
+    """The engine's spend ceiling is reached: the row stays undone; the run stops and can be resumed."""
 
     def __init__(self, text: str) -> None:
         super().__init__(redact(text))
@@ -100,10 +100,10 @@ class CeilingError(Exception):
 
 @contextlib.asynccontextmanager
 async def answered_within(seconds: float) -> AsyncIterator[None]:
-    """Give one row up that an engine does not answer, though it lives.
+    """Fail a row that a live engine does not answer in time.
 
     Raises:
-        CompletionError: the block took longer.
+        CompletionError: the block took longer than `seconds`.
     """
     try:
         async with asyncio.timeout(seconds):
@@ -116,10 +116,10 @@ class Engine(Protocol):
     """A model that completes conversations, many at a time, on one event loop."""
 
     async def start(self) -> None:
-        """Load whatever is needed.
+        """Load everything that the engine needs.
 
         Raises:
-            CgdError: it cannot work at all (no such model, wrong key, ...).
+            CgdError: the engine cannot work at all (no such model, wrong key, ...).
         """
 
     async def complete(self, request: Request) -> Completion:
@@ -127,9 +127,9 @@ class Engine(Protocol):
 
         Raises:
             CompletionError: this row failed.
-            EngineDiedError: the engine is of no more use.
-            CeilingError: nothing more may be spent.
+            EngineDiedError: the engine died.
+            CeilingError: the spend ceiling is reached.
         """
 
     async def close(self) -> None:
-        """Give everything back, child processes included."""
+        """Release everything, child processes included."""

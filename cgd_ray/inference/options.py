@@ -1,7 +1,7 @@
-"""What a recipe says of a backend, and all that the rest of the system asks of one.
+"""Options of a backend in a recipe, and the interface that the rest of the system uses.
 
-A backend is one options class, a subclass of `EngineOptions`, and the engine that it makes. Its name goes into the
-unions of `cgd_ray.config.engine`.
+A backend is one options class, a subclass of `EngineOptions`, and the engine that it creates. Add the class to the
+unions in `cgd_ray.config.engine`.
 """
 
 from abc import ABC, abstractmethod
@@ -21,54 +21,54 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class ModelRef(NamedTuple):
-    """A model by name: hub id, directory, `s3://` prefix, or what an endpoint calls it."""
+    """A model by name: hub id, directory, `s3://` prefix, or an endpoint's model name."""
 
     name: str
     revision: str | None = None
 
 
 class PoolSize(NamedTuple):
-    """How many engines of one kind run at once, and how many rows each works on."""
+    """Number of engines of one kind that run at once, and number of rows per engine."""
 
     replicas: int
     min_replicas: int
-    """The run goes on with fewer engines, down to this."""
+    """Minimum number of engines with which the run continues."""
     in_flight: int
-    """Rows that one engine works on at a time."""
+    """Number of rows that one engine works on at a time."""
 
 
 class EngineOptions(Section, ABC):
     """Options of one backend."""
 
     has_weights: ClassVar[bool] = False
-    """Whether the model's files are on our own devices, tokenizer and chat template included."""
+    """Whether the model's files, tokenizer and chat template included, are on our own devices."""
     is_remote: ClassVar[bool] = False
-    """Whether it takes no cores and no GPUs of the cluster."""
+    """Whether it uses no cores and no GPUs of the cluster."""
 
     @abstractmethod
     def pool_size(self) -> PoolSize:
-        """Engines at once, and rows of each."""
+        """Return the number of engines at once, and of rows per engine."""
 
     @abstractmethod
     def identity(self) -> dict[str, object]:
-        """The options that change results; all else (replicas, parallelism, URL, ...) does not count."""
+        """Return the options that change results; all others (replicas, parallelism, URL, ...) do not count."""
 
     @abstractmethod
     def model_identity(self, model: ModelRef, storage: "StorageSection", key: str) -> str:
-        """What makes this model this model in fingerprints.
+        """Return the model's identity for fingerprints.
 
         Raises:
-            ConfigError: there is no such model; `key` is the recipe's key that names it.
+            ConfigError: the model does not exist; `key` is the recipe key that names it.
         """
 
     @abstractmethod
     def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> "Demand":
-        """CPUs and GPUs of one engine on one node.
+        """Return the CPUs and GPUs of one engine on one node.
 
         Args:
-            cluster: as it is now.
-            sharing: engines that run at once and share a node's cores.
-            key: section of the recipe that asks.
+            cluster: current state of the cluster.
+            sharing: number of engines that run at once and share a node's cores.
+            key: recipe section that makes the demand.
 
         Raises:
             ConfigError: the installed packages compute on another device.
@@ -76,43 +76,43 @@ class EngineOptions(Section, ABC):
 
     @abstractmethod
     def make_engine(self, model: ModelRef, storage: "StorageSection", demand: "Demand", spent: float) -> "Engine":
-        """An engine that is not started yet.
+        """Create an engine without starting it.
 
         Args:
-            model: what it loads or asks.
-            storage: how an `s3://` model is reached.
-            demand: what Ray gave it, see `demand`.
-            spent: money that was paid for the stages' results before.
+            model: model that it loads or requests.
+            storage: how an `s3://` model is accessed.
+            demand: resources that Ray gave it, see `demand`.
+            spent: money already paid for the stages' results.
         """
 
     def check(self, key: str) -> None:
-        """Find out what would fail only after hours; asks an endpoint, loads no model.
+        """Detect errors that would otherwise appear only after hours; queries an endpoint, loads no model.
 
         Raises:
-            ConfigError: names `key`, the section of the recipe, and the mend.
+            ConfigError: an error; the text names `key`, the section of the recipe, and the fix.
         """
 
     def pinned(self, key: str, dtype: str | None) -> Self:
-        """The options with files and `auto` replaced by what they stand for; `dtype` is what the run has had so far."""
+        """Return the options with files and `auto` resolved; `dtype` is the run's compute type so far."""
         del key
         return self.typed(dtype)
 
     def typed(self, dtype: str | None) -> Self:
-        """The options with the compute type that the run has had so far, where they leave it open."""
+        """Return the options with the run's compute type so far, if they leave it open."""
         del dtype
         return self
 
     def price(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """What so many tokens cost, in the currency of the recipe's prices."""
+        """Return the cost of these tokens, in the currency of the recipe's prices."""
         del prompt_tokens, completion_tokens
         return 0.0
 
     def money_ceiling(self) -> float | None:
-        """Money that the tables may cost."""
+        """Return the maximum cost of the tables; None means no limit."""
         return None
 
     def secret_variables(self) -> list[str]:
-        """Environment variables whose values no text may show."""
+        """Return the environment variables whose values must not appear in any text."""
         return []
 
 
@@ -122,13 +122,13 @@ class Replicated(EngineOptions):
     replicas: PositiveInt = 1
     """Number of engines."""
     min_replicas: PositiveInt = 1
-    """The run goes on with fewer engines, down to this, where some cannot start or are lost."""
+    """Minimum number of engines. If some cannot start or are lost, the run continues with at least this many."""
 
     max_in_flight: PositiveInt = 64
-    """Rows that one engine works on at a time."""
+    """Number of rows that one engine works on at a time."""
 
     def pool_size(self) -> PoolSize:
-        """Engines at once, and rows of each."""
+        """Return the number of engines at once, and of rows per engine."""
         return PoolSize(self.replicas, self.min_replicas, self.max_in_flight)
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""A deterministic function in place of a model: it can be slow, fail and truncate on demand. For tests and scale."""
+"""A deterministic function in place of a model: slow, failing or truncating on demand. For fault and scale tests."""
 
 import asyncio
 import hashlib
@@ -21,7 +21,7 @@ _CORES = 0.01
 
 
 class ScriptedOptions(Replicated):
-    """A deterministic function in place of a model, for fault injection and scale tests; never a proof of quality."""
+    """A deterministic function in place of a model, for fault injection and scale tests; never evidence of quality."""
 
     max_model_len: ClassVar[int | None] = None
     chat_template: ClassVar[str | None] = None
@@ -31,7 +31,7 @@ class ScriptedOptions(Replicated):
     revision: str | None = None
     latency_ms: Annotated[float, Field(ge=0)] = 0.0
     gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs that one engine asks Ray for, and leaves alone: where engines are placed can be tried without models."""
+    """GPUs that one engine requests from Ray but does not use, to test the placement of engines without models."""
     accelerator_type: str | None = None
 
     @field_validator("gpus")
@@ -42,36 +42,36 @@ class ScriptedOptions(Replicated):
         return gpus
 
     fail_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of rows, by hash, whose first attempt fails."""
+    """Share of rows, selected by hash, whose first attempt fails."""
     truncate_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Share of rows, by hash, that end with finish reason `length`."""
+    """Share of rows, selected by hash, that end with finish reason `length`."""
     verdict: Literal["right", "wrong"] = "wrong"
     die_on: str | None = None
-    """The engine dies when a conversation with these words comes."""
+    """Text in a conversation on which the engine dies."""
     kill_on: str | None = None
-    """... and its whole process."""
+    """Text in a conversation on which the engine's whole process dies."""
     hang_on: str | None = None
-    """... and such a conversation is never answered."""
+    """Text in a conversation that the engine never answers."""
     refuse_on: str | None = None
-    """A file with ids of Ray's nodes, one a line, on which no engine starts."""
+    """File with the ids of Ray nodes, one per line, on which no engine starts."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
 
     def identity(self) -> dict[str, object]:
-        """What changes texts; a failure is no result."""
+        """Return the options that change texts; a failure is not a result."""
         return {key: getattr(self, key) for key in ("truncate_fraction", "verdict")}
 
     def model_identity(self, model: ModelRef, storage: "StorageSection", key: str) -> str:
-        """Its name and revision."""
+        """Return the model's name and revision."""
         del storage, key
         return f"scripted:{model.name}" + (f"@{model.revision}" if model.revision else "")
 
     def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> Demand:
-        """Hardly a core, and the GPUs that the script asks for."""
+        """Return a hundredth of a core, and the GPUs in the options."""
         del cluster, sharing, key
         return Demand(_CORES, self.gpus, self.accelerator_type)
 
     def make_engine(self, model: ModelRef, storage: "StorageSection", demand: Demand, spent: float) -> "Engine":
-        """A `ScriptedEngine`."""
+        """Create a `ScriptedEngine`."""
         del model, storage, demand, spent
         return ScriptedEngine(self)
 
@@ -85,16 +85,16 @@ class ScriptedEngine:
         self._dead = False
 
     async def start(self) -> None:
-        """Nothing to load.
+        """Load nothing.
 
         Raises:
-            CgdError: the engine is told to refuse this node.
+            CgdError: `refuse_on` lists this node.
         """
         if self._options.refuse_on and (node := _refused_node(Path(self._options.refuse_on))):
             raise CgdError(f"scripted refusal of node {node}")
 
     async def complete(self, request: Request) -> Completion:
-        """A text made of the request's hash; critiques end in the scripted verdict."""
+        """Return a text made from the request's hash; critiques end with the scripted verdict."""
         last = request.turns[-1].content
         whole = "\x00".join(turn.content for turn in request.turns)
         async with answered_within(self._options.request_timeout_s):
@@ -118,7 +118,7 @@ class ScriptedEngine:
         )
 
     async def _suffer(self, conversation: str) -> None:
-        """Wait as long as the answer takes, or what comes in its place."""
+        """Wait for the scripted latency, or die, exit or hang as scripted."""
         options = self._options
         if options.kill_on and options.kill_on in conversation:
             os._exit(1)
@@ -130,12 +130,12 @@ class ScriptedEngine:
             raise EngineDiedError("the scripted engine died")
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        """Release nothing."""
 
 
 def _refused_node(file: Path) -> str | None:
-    """The id of this node, where the file names it."""
-    import ray  # seconds, which reading a recipe need not take
+    """Return the id of this node if the file lists it."""
+    import ray  # takes seconds, not needed to read a recipe
 
     here: str = ray.get_runtime_context().get_node_id()
     return here if file.exists() and here in file.read_text().split() else None

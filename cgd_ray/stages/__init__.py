@@ -1,1 +1,1 @@
-"""Stages as data, and the rows that walk through them."""
+"""Stages as data, and the rows that pass through them."""

@@ -1,4 +1,4 @@
-"""The stages as data: drafts, answers, critiques, refinements and evaluation, and the fingerprints of their tables."""
+"""Stages as data: drafts, answers, critiques, refinements and evaluation, and the fingerprints of their tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,13 +19,13 @@ Role = Literal["student", "teacher"]
 
 @dataclass(frozen=True)
 class CritiquePrompt:
-    """x and y' in one turn, with a reference answer beside them where `reference` names a column."""
+    """x and y' in one turn, with a reference answer beside them if `reference` names a column."""
 
     prompts: PromptSet
     reference: str | None
 
     def __call__(self, row: Row) -> tuple[Turn, ...]:
-        """The conversation that asks for this row's completion."""
+        """Return the conversation that asks for this row's completion."""
         shown = row[self.reference] if self.reference else None
         question = transcript(row["prompt"], history_of(row.get("history")))
         return (Turn("user", self.prompts.critique(question, row["draft"], shown)),)
@@ -33,12 +33,12 @@ class CritiquePrompt:
 
 @dataclass(frozen=True)
 class RefinePrompt:
-    """The next turn of the critique's conversation, so that the engine has all before it in its prefix cache."""
+    """The next turn of the critique's conversation, so that the engine has all earlier turns in its prefix cache."""
 
     critique: CritiquePrompt
 
     def __call__(self, row: Row) -> tuple[Turn, ...]:
-        """The conversation that asks for this row's completion."""
+        """Return the conversation that asks for this row's completion."""
         question = transcript(row["prompt"], history_of(row.get("history")))
         turn = self.critique.prompts.refine(question, row["draft"], row["critique"])
         return (*self.critique(row), Turn("assistant", row["critique"]), Turn("user", turn))
@@ -46,7 +46,7 @@ class RefinePrompt:
 
 @dataclass(frozen=True)
 class Stages:
-    """The stages of a recipe, in the order in which rows walk them."""
+    """The stages of a recipe, in the order in which rows pass through them."""
 
     draft: Stage
     answer: Stage | None
@@ -55,28 +55,28 @@ class Stages:
 
     @property
     def student(self) -> list[Stage]:
-        """What the student's engine does."""
+        """Stages that run on the student's engine."""
         return [self.draft]
 
     @property
     def teacher(self) -> list[Stage]:
-        """What the teacher's engine does."""
+        """Stages that run on the teacher's engine."""
         return [*([self.answer] if self.answer else []), self.critique, self.refine]
 
     @property
     def all(self) -> list[Stage]:
-        """Every stage, upstream first."""
+        """All stages, upstream first."""
         return [*self.student, *self.teacher]
 
 
 def role_of(stage: str) -> Role:
-    """Whose engine makes a stage."""
+    """Return the role whose engine runs a stage."""
     return "student" if stage in ("draft", "evaluation") else "teacher"
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What makes a stage's texts."""
+    """Model and engine that produce a stage's texts."""
 
     model: str
     """Identity of the model, see `EngineOptions.model_identity`."""
@@ -86,12 +86,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class StageMaker:
-    """Makes the stages of one run."""
+    """Creates the stages of one run."""
 
     store: Store
     seed: int
     again: frozenset[str] = frozenset({"failed"})
-    """Statuses of results that the next run tries again."""
+    """Statuses of results that the next run retries."""
 
     def make_stage(
         self,
@@ -102,15 +102,15 @@ class StageMaker:
         inputs: tuple[str, ...],
         content: dict[str, object] | None = None,
     ) -> Stage:
-        """A stage and its table.
+        """Create a stage and its table.
 
         Args:
-            name: of the stage.
+            name: name of the stage.
             origin: model and engine.
             sampling: how completions are decoded.
-            conversation: what the engine is asked for a row.
+            conversation: builds the conversation that is sent to the engine for a row.
             inputs: columns of the row that the completion is made from.
-            content: what else the table's fingerprint covers.
+            content: further content that the table's fingerprint covers.
         """
         seed = sampling.seed if sampling.seed is not None else self.seed
         described = {
@@ -139,7 +139,7 @@ class StageMaker:
 def generation_stages(
     generation: GenerationSection, maker: StageMaker, templates: PromptSet, student: Origin, teacher: Origin
 ) -> Stages:
-    """The stages that make training rows."""
+    """Create the stages that make training rows."""
     draft = maker.make_stage("draft", student, generation.draft, BarePrompt(), ("prompt",))
     answer = None
     if generation.needs_answer:
@@ -170,13 +170,13 @@ def generation_stages(
 
 
 def evaluation_stage(recipe: Recipe, store: Store, model: str) -> Stage:
-    """Answers of a student of this identity to the held-out prompts; an empty one is a wrong answer."""
+    """Create the stage in which a student of this identity answers the held-out prompts; an empty answer is wrong."""
     section = recipe.evaluation
     sampling = Sampling(
         max_tokens=section.max_tokens,
         temperature=section.temperature,
         top_p=section.top_p,
-        # The student drafts, trains and answers with the same.
+        # The same as for drafting and training.
         chat_template_kwargs=recipe.generation.draft.chat_template_kwargs,
     )
     origin = Origin(model, recipe.student.engine.identity())
@@ -186,7 +186,7 @@ def evaluation_stage(recipe: Recipe, store: Store, model: str) -> Stage:
 
 
 def _identity(sampling: Sampling, seed: int) -> dict[str, object]:
-    """What of the sampling changes results: a greedy stage has no seed, and its top_p picks nothing."""
+    """Return the sampling options that change results: a greedy stage has no seed and ignores top_p."""
     content: dict[str, object] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,

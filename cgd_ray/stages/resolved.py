@@ -1,4 +1,4 @@
-"""A recipe with all that it names looked up once, after the checks; it goes through the phases in its place."""
+"""A recipe with everything that it names looked up once, after the checks; the phases use it instead of the recipe."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from cgd_ray.storage.tables import Table
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """Everything that the phases of one run need to know."""
+    """Everything that the phases of one run need."""
 
     recipe: Recipe
-    """With commits, whole paths, texts and types in place of what a person wrote (`pin_models`)."""
+    """The recipe with commits, absolute paths, texts and types in place of what the user wrote (`pin_models`)."""
     store: Store
     templates: PromptSet
     student_identity: str
-    """What makes the student this model, whatever path it is reached by."""
+    """Identity of the student model, independent of the path that it is loaded from."""
     stages: Stages
 
     @property
@@ -40,41 +40,41 @@ class ResolvedRun:
 
     @cached_property
     def prompts(self) -> PreparedPrompts:
-        """The prompts, read and written at the first use.
+        """The prompts, read and written at first use.
 
         Raises:
-            ConfigError: the source cannot be used; one line that names file and row.
+            ConfigError: the source cannot be used; the text is one line that names file and row.
         """
         return prepare_prompts(self.recipe, self.store)
 
     @cached_property
     def encoder(self) -> ChatEncoder:
-        """The student's tokenizer and chat template, loaded at the first use.
+        """The student's tokenizer and chat template, loaded at first use.
 
         Raises:
-            ConfigError: the student is not there, or has no usable chat template.
+            ConfigError: the student does not exist, or has no usable chat template.
         """
         return student_encoder(self.recipe)
 
     def join(self, prompts: Table | None = None) -> Join:
-        """The rows to train on with what is generated of them; of the run's prompts, or of a table of some."""
+        """Join the rows to train on with their generated texts: of the run's prompts, or of those in `prompts`."""
         return Join(prompts or self.prompts.table, self.recipe.generation.draft.samples, self.stages.all)
 
 
 def resolve(recipe: Recipe, store: Store, *, runs: Sequence[str] = ()) -> ResolvedRun:
-    """Look up all that a recipe names; `runs` as in `pin_models`.
+    """Look up everything that a recipe names; `runs` as in `pin_models`.
 
     Raises:
-        ConfigError: a model, a file or a template is not there.
+        ConfigError: a model, a file or a template does not exist.
     """
     return open_run(pin_models(recipe, store, runs=runs), store)
 
 
 def open_run(recipe: Recipe, store: Store) -> ResolvedRun:
-    """The run of a recipe whose models are pinned.
+    """Build the run of a recipe whose models are pinned.
 
     Raises:
-        ConfigError: a model or a template is not there.
+        ConfigError: a model or a template does not exist.
     """
     templates = load_prompts(recipe.generation.prompts)
     student, teacher = recipe.student, recipe.teacher
@@ -92,18 +92,18 @@ def open_run(recipe: Recipe, store: Store) -> ResolvedRun:
 
 
 def pin_models(recipe: Recipe, store: Store, *, runs: Sequence[str] = ()) -> Recipe:
-    """The recipe with all that fingerprints need said outright.
+    """Return the recipe with everything that fingerprints need made explicit.
 
-    Commits stand in place of branches and tags of hub models, whole paths in place of relative ones, texts in place of
-    chat template files, and compute types in place of `auto`: those that the run has, else the fastest ones.
+    Commits replace branches and tags of hub models, absolute paths replace relative ones, and texts replace chat
+    template files. Compute types replace `auto`: those that the run has, else the fastest.
 
     Args:
-        recipe: as a person wrote it.
-        store: the root.
-        runs: names of the runs that share one set of types, where they are several; by default the recipe's run.
+        recipe: recipe as the user wrote it.
+        store: store of the root.
+        runs: names of the runs that share one set of types, if there are several; by default the recipe's run.
 
     Raises:
-        ConfigError: a model or a file is not there.
+        ConfigError: a model or a file does not exist.
     """
     student, teacher = recipe.student, recipe.teacher.engine
     known = _Types.of([Run(store, name) for name in runs or [recipe.run.name]])
@@ -129,14 +129,14 @@ def _fastest_precision(wanted: TrainingResources) -> str:
 
 
 def pin_student_type(recipe: Recipe, store: Store) -> Recipe:
-    """The recipe with the type that the run's student was evaluated with; no model is looked up."""
+    """Return the recipe with the compute type of the run's evaluated student; no model is looked up."""
     known = _Types.of([Run(store, recipe.run.name)]).student
     typed = recipe.student.engine.typed(known)
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"engine": typed})})
 
 
 class _Types(NamedTuple):
-    """What `auto` stood for when a run began: on a machine with another CPU it would be another run."""
+    """Types that `auto` resolved to when a run began: on a machine with another CPU, it would be another run."""
 
     student: str | None = None
     teacher: str | None = None

@@ -1,4 +1,4 @@
-"""The one join of prompts with what the stages made of them: by key, and by the digest of the texts."""
+"""The single join of prompts with the stages' results: by key, and by the digest of the texts."""
 
 import bisect
 import hashlib
@@ -25,16 +25,16 @@ class JoinedRow:
     """One sample of one prompt, with each stage's result."""
 
     texts: Row
-    """`prompt_id`, `sample`, `prompt`, `history`, `reference`, `source`, and each stage's text, None where it did not
-    succeed."""
+    """`prompt_id`, `sample`, `prompt`, `history`, `reference`, `source`, and each stage's text (None if the stage did
+    not succeed)."""
     results: dict[str, Row | None]
-    """By stage, upstream first: the row of its table (RESULTS schema), None where there is none."""
+    """By stage, upstream first: the row of its table (RESULTS schema), or None."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Of the prompt, the reference, and every stage's text that succeeded."""
+    """Digests of the prompt, the reference, and the text of every stage that succeeded."""
 
     @property
     def mark(self) -> bytes:
-        """Its key, texts and states, told without the stages' texts."""
+        """The row's key, text digests and states; computed without reading the stages' texts."""
         states = {name: result and (result["status"], result["digest"]) for name, result in self.results.items()}
         key = [self.texts["prompt_id"], self.texts["sample"], self.digests["prompt"], self.digests["reference"]]
         return json.dumps([key, states]).encode()
@@ -52,27 +52,27 @@ class Shard:
 class Join:
     """The `train` prompts of a run, each `samples` times, joined with the results of its stages (upstream first).
 
-    A result counts only if it was made from exactly the texts that the row has now (its parent digest). One shard is
-    held in memory at a time.
+    A result counts only if it was made from exactly the row's current texts (its parent digest). One shard is held in
+    memory at a time.
     """
 
     prompts: Table
     samples: int
     stages: list[Stage]
     parts: dict[str, list[str]] | None = None
-    """Of `prompts` and of each stage's table, where they were listed; parts that are merged since are found anew."""
+    """Parts of `prompts` and of each stage's table, if listed; parts merged since then are found again."""
     digest: str | None = None
-    """Of all rows' marks, where somebody has read all rows; see `rows_digest`."""
+    """Digest of all rows' marks, if all rows have been read; see `rows_digest`."""
 
     def listed(self, only: Set[str] | None = None) -> "Join":
-        """The same with the parts that are there now; where `only` some stages have made any, theirs."""
+        """Return the join with the current parts; `only` names the stages whose parts may have changed."""
         known = {name: parts for name, parts in (self.parts or {}).items() if only is not None and name not in only}
         tables = {"prompts": self.prompts, **{stage.name: stage.results for stage in self.stages}}
         parts = {name: known[name] if name in known else table.parts() for name, table in tables.items()}
         return replace(self, parts=parts, digest=None)
 
     def compacted(self) -> "Join":
-        """The same with the parts that are there once the stages' small parts are merged."""
+        """Merge the stages' small parts, and return the join with the resulting parts."""
         listed = self.listed()
         parts = listed.parts or {}
         tables = {stage.name: stage.results for stage in self.stages}
@@ -80,11 +80,11 @@ class Join:
         return listed.listed(merged)
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "parts": None}  # megabytes, which nobody needs who is given a shard
+        return {**vars(self), "parts": None}  # megabytes that a worker with one shard does not need
 
     @property
     def borders(self) -> tuple[str, ...]:
-        """Where the shards begin, see `shard_of`."""
+        """First ids of all shards after the first, see `shard_of`."""
         ranges = sorted(IdRange.of_part(part) for part in self._parts["prompts"])
         return tuple(ids.first for ids in ranges[1:])
 
@@ -93,12 +93,12 @@ class Join:
         return self.parts or self.listed().parts or {}
 
     def before(self, making: list[Stage]) -> "Join":
-        """The same, but as if nothing had been made by the attempts of these stages, or later."""
+        """Return the join without the results of these stages' attempts, or of later ones."""
         numbered = {stage.name: stage for stage in making}
         return replace(self, stages=[numbered.get(stage.name, stage) for stage in self.stages])
 
     def shards(self) -> list[Shard]:
-        """All shards, in the order of the prompts' ids."""
+        """Return all shards, in the order of the prompts' ids."""
         parts = self._parts
         prompts = parts["prompts"]
         results = {stage.name: _by_range(prompts, parts[stage.name]) for stage in self.stages}
@@ -107,9 +107,9 @@ class Join:
         ]
 
     def rows(self, shard: Shard, *, texts: bool = True) -> Iterator[JoinedRow]:
-        """A shard's rows, in the order of their ids.
+        """Yield a shard's rows, in the order of their ids.
 
-        Without `texts` the stages' texts are not read: results hold `status`, `digest` and the key only.
+        Without `texts`, the stages' texts are not read: results hold only `status`, `digest` and the key.
         """
         prompts = self.prompts.read([shard.prompts], _PROMPT)
         prompts = prompts.filter(pc.equal(prompts["split"], "train"))
@@ -120,19 +120,19 @@ class Join:
                 yield self._row(prompt, sample, results)
 
     def rows_near(self, stage: str) -> Iterator[JoinedRow]:
-        """Rows of the shards that may hold results of a stage: those of a probe are few among millions."""
+        """Yield the rows of shards that may hold results of a stage: a probe has few among millions."""
         for shard in self.shards():
             if shard.results[stage]:
                 yield from self.rows(shard)
 
     def whole_digest(self) -> str:
-        """Of every row's key, texts and states: as whoever planned has read them, else told side by side."""
+        """Return the digest of every row's key, texts and states: that of the plan, else computed in parallel."""
         if self.digest is not None:
             return self.digest
         return rows_digest(digest.encode() for digest in parallel_map(self.shard_digest, self.shards()))
 
     def shard_digest(self, shard: Shard) -> str:
-        """Of the marks of a shard's rows."""
+        """Return the digest of the marks of a shard's rows."""
         return rows_digest(row.mark for row in self.rows(shard, texts=False))
 
     def __iter__(self) -> Iterator[JoinedRow]:
@@ -140,7 +140,7 @@ class Join:
             yield from self.rows(shard)
 
     def _earlier(self, stage: Stage, parts: list[str], columns: list[str] | None) -> "_Results":
-        """A stage's results, of earlier attempts than its own where it has one."""
+        """Return a stage's results; if the stage has an attempt number, only those of earlier attempts."""
         results = _by_key(stage.results, parts, columns)
         if not stage.attempt:
             return results
@@ -162,7 +162,7 @@ class Join:
 
 
 def rows_digest(marks: Iterable[bytes]) -> str:
-    """Of the marks of rows, or of the digests of many of them, in the order of the rows."""
+    """Return the digest of rows' marks, or of the digests of groups of rows, in the order of the rows."""
     whole = hashlib.sha256()
     for mark in marks:
         whole.update(mark)
@@ -170,12 +170,12 @@ def rows_digest(marks: Iterable[bytes]) -> str:
 
 
 class FinishedRows:
-    """Work rows with what has come onto storage since they were planned, for the blocks of an engine that died.
+    """Adds results stored since planning to work rows, for the blocks of an engine that died.
 
-    Blocks of a shard follow each other and need the same parts, so that a few reads are kept. For one thread at a time.
+    Consecutive blocks of a shard need the same parts, so a few reads are cached. Use from one thread at a time.
     """
 
-    _READS = 4  # of each stage: the shards that an engine works on at a time
+    _READS = 4  # cached reads per stage: the number of shards that an engine works on at a time
 
     def __init__(self, stages: list[Stage]) -> None:
         self._stages = {stage.name: stage for stage in stages}
@@ -183,11 +183,11 @@ class FinishedRows:
         self._read = lru_cache(maxsize=self._READS * len(stages))(self._results)
 
     def look(self) -> None:
-        """List the stages' parts; rows are told what is there now."""
+        """List the stages' parts, for use by `rows`."""
         self._parts = {name: stage.results.parts() for name, stage in self._stages.items()}
 
     def rows(self, rows: list[Row]) -> list[Row]:
-        """These rows (WORK schema) with what had come when the parts were listed."""
+        """Return these rows (WORK schema) with the results that were stored when the parts were listed."""
         keys = [row["prompt_id"] for row in rows]
         ids, wanted = IdRange.between(min(keys), max(keys)), pa.array(keys, pa.string())
         results = {}
@@ -214,7 +214,7 @@ def _with_results(stages: Iterable[Stage], found: "dict[str, _Results]", rows: l
 
 
 def _stands(stage: Stage, result: Row) -> bool:
-    """Whether this invocation leaves a result as it is: a row that it quarantined itself is not tried twice."""
+    """Whether this invocation keeps a result: a row that it quarantined itself is not retried."""
     quarantined_now = result["status"] == "quarantined" and result["attempt"] == stage.attempt
     return quarantined_now or result["status"] not in stage.again
 
@@ -223,7 +223,7 @@ _Results = dict[tuple[str, int, str], Row]
 
 
 def _by_range(prompts: list[str], parts: list[str]) -> list[list[str]]:
-    """For each part of the prompts, those that may hold results of its rows. Prompts' parts follow each other by id."""
+    """Return, for each part of the prompts, the parts that may hold its results. Prompts' parts are ordered by id."""
     ranges = [IdRange.of_part(name) for name in prompts]
     firsts, lasts = [ids.first for ids in ranges], [ids.last for ids in ranges]
     held: list[list[str]] = [[] for _ in prompts]

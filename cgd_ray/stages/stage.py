@@ -1,4 +1,4 @@
-"""One completion per row, and the rows between operators."""
+"""A stage, which makes one completion per row, and the schemas of rows between operators."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ TEXTS = ("draft", "answer", "critique", "refine", "evaluation")
 """Stages whose texts a row can carry."""
 
 DONE = pa.schema([pa.field("prompt_id", pa.string()), pa.field("sample", pa.int32())])
-"""Rows at the end of their way: what was made of them is on storage."""
+"""Rows after their last stage: their results are stored."""
 
 WORK = pa.schema(
     [
@@ -30,14 +30,14 @@ WORK = pa.schema(
         pa.field("todo", pa.list_(pa.string())),  # stages that the row lacks
     ]
 )
-"""Rows between operators: with the texts so far, and what is still to be done."""
+"""Rows between operators, with their texts so far and the stages that they still lack."""
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One completion per row: what it is made from, how it is asked, and where the result goes."""
+    """One completion per row: its inputs, its request, and the table of its results."""
 
     name: str
     results: Table
@@ -50,21 +50,21 @@ class Stage:
     attempt: int = 0
     has_verdict: bool = False
     must_say_something: bool = True  # an empty text is a failure; in evaluation it is a wrong answer
-    again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run tries again
-    description: dict[str, Any] = field(default_factory=dict)  # what the tables' fingerprint is made of
-    borders: tuple[str, ...] = ()  # of the shards that rows come from: no part holds results of two
+    again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run retries
+    description: dict[str, Any] = field(default_factory=dict)  # content of the tables' fingerprint
+    borders: tuple[str, ...] = ()  # borders of the shards that rows come from: no part holds results of two shards
 
     def parent(self, digests: dict[str, str]) -> str:
-        """Digest of exactly the texts that a result is made from, given the digest of each by its name."""
+        """Return the digest of exactly the texts that a result is made from, given each text's digest by name."""
         return parent_digest(*(digests[name] for name in self.inputs))
 
     def parent_of(self, row: Row) -> str:
-        """The same, given the texts."""
+        """Return the same digest, given the texts."""
         texts = (name for name in self.inputs if name != "prompt")
         return self.parent({"prompt": prompt_digest(row), **{name: text_digest(row[name] or "") for name in texts}})
 
     def request(self, row: Row) -> Request:
-        """What the engine is asked for this row; the seed is the row's own."""
+        """Return the engine request for this row; each row has its own seed."""
         decoding = Decoding(
             max_tokens=self.sampling.max_tokens,
             temperature=self.sampling.temperature,
@@ -77,7 +77,7 @@ class Stage:
 
 
 def prompt_digest(row: Row) -> str:
-    """Of a row's prompt, and of the turns before it where there are any."""
+    """Return the digest of a row's prompt, and of the turns before it if there are any."""
     turns = [[turn.role, turn.content] for turn in history_of(row.get("history"))]
     if not turns:
         return text_digest(row["prompt"])
@@ -85,14 +85,14 @@ def prompt_digest(row: Row) -> str:
 
 
 def row_name(row: Row) -> str:
-    """The row's key as one word."""
+    """Return the row's key as one word."""
     return f"{row['prompt_id']}-{row['sample']}"
 
 
 @dataclass(frozen=True)
 class BarePrompt:
-    """x, with the turns before it, and nothing else: drafts, the teacher's direct answers, evaluation, inference."""
+    """x with the turns before it and nothing else: drafts, the teacher's direct answers, evaluation, inference."""
 
     def __call__(self, row: Row) -> tuple[Turn, ...]:
-        """The conversation that asks for this row's completion."""
+        """Return the conversation that asks for this row's completion."""
         return with_history(row["prompt"], history_of(row.get("history")))

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template of a recipe's student, tried on conversations like those of its training."""
+"""Tokenizer and chat template of a recipe's student, tested on conversations like those of its training."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from cgd_ray.prompts.conversation import History, with_system
 
 
 def student_encoder(recipe: Recipe, histories: Sequence[History] = ()) -> ChatEncoder:
-    """The encoder of the recipe's student; its weights are not fetched.
+    """Load the encoder of the recipe's student; the model's weights are not fetched.
 
     Args:
-        recipe: with the student.
-        histories: samples of turns before prompts (see `sample_history`) that its chat template must render, too.
+        recipe: recipe with the student.
+        histories: samples of turns before prompts (see `sample_history`) that the chat template must also render.
 
     Raises:
-        ConfigError: there is no such model, or it has no chat template that shows all texts and ends its turns.
+        ConfigError: the model does not exist, or has no chat template that shows all texts and ends its turns.
     """
     student = recipe.student
     folder = local_model(student.model, student.revision, recipe.storage, weights=False)

@@ -1,4 +1,4 @@
-"""What may be spent at an endpoint: a request that might exceed the ceiling is not sent."""
+"""Spend budget at an endpoint: a request that might exceed the ceiling is not sent."""
 
 import asyncio
 import contextlib
@@ -11,21 +11,21 @@ from cgd_ray.inference.base import CeilingError, Request
 from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.openai.replies import error_in, is_completion, token_counts
 
-_TEMPLATE_TOKENS = 16  # that a chat template puts around a turn, at most
+_TEMPLATE_TOKENS = 16  # maximum that a chat template adds around a turn
 
 
 class Reservation:
-    """What one request may cost, and then does."""
+    """Maximum cost of one request, and then its actual cost."""
 
     def __init__(self, options: OpenAIOptions, request: Request) -> None:
         self._options = options
-        # A token of a byte-level vocabulary is a byte at least.
+        # A token of a byte-level vocabulary is at least one byte.
         prompt = sum(len(turn.content.encode()) + _TEMPLATE_TOKENS for turn in request.turns)
         self.most = options.price(prompt, request.decoding.max_tokens)
         self.due = 0.0
 
     def answered(self, answer: object) -> None:
-        """The endpoint answered; what does not say its usage is taken to have cost the most."""
+        """Record an answer; one without usage is charged the maximum cost."""
         self.due = self.most
         if not is_completion(answer):
             return
@@ -35,7 +35,7 @@ class Reservation:
             self.due = 0.0
 
     def failed(self, error: Exception) -> None:
-        """It did not; where it may have worked all the same, it will ask for the money."""
+        """Record a failure; it is charged the maximum cost if the endpoint may have done the work."""
         was_refused = isinstance(error, openai.APIStatusError)
         self.due = 0.0 if was_refused or isinstance(error.__cause__, UNSENT) else self.most
 
@@ -43,7 +43,7 @@ class Reservation:
 class SpendBudget:
     """Counts money on one event loop.
 
-    What requests under way may cost at most is set aside, so that near the ceiling fewer go at a time.
+    The maximum cost of requests in flight is reserved, so near the ceiling fewer requests run at a time.
     """
 
     def __init__(self, options: OpenAIOptions, spent: float) -> None:
@@ -55,10 +55,10 @@ class SpendBudget:
 
     @contextlib.asynccontextmanager
     async def open(self, request: Request) -> AsyncIterator[Reservation]:
-        """Set aside what the request may cost, for the length of a block, and pay what it cost.
+        """Reserve the request's maximum cost for the length of a block, then charge its actual cost.
 
         Raises:
-            CeilingError: it may exceed the ceiling.
+            CeilingError: the request may exceed the ceiling.
         """
         reservation = Reservation(self._options, request)
         await self._set_apart(reservation.most)
@@ -72,7 +72,7 @@ class SpendBudget:
                 self._changed.notify_all()
 
     def require_money(self) -> None:
-        """Stop where more was asked than could be: endpoints may bill tokens that they do not show.
+        """Stop if requests cost more than was reserved: endpoints may bill tokens that they do not show.
 
         Raises:
             CeilingError: the ceiling is reached.

@@ -1,4 +1,4 @@
-"""How many requests an endpoint is sent at a time: as many as it takes, found out as TCP does for a network."""
+"""Limit the concurrent requests to an endpoint to what it accepts, determined as TCP does for a network."""
 
 import asyncio
 import contextlib
@@ -6,15 +6,15 @@ import heapq
 import itertools
 from collections.abc import AsyncIterator
 
-_TICK = 0.001  # timers may come a clock's tick early, and there is no second one
+_TICK = 0.001  # a timer may fire one clock tick early, and there is no second timer
 
 
 class AimdConcurrencyLimiter:
-    """Lets requests through, the oldest first, at most `most` at a time; on one event loop.
+    """Admits requests, oldest first, at most `most` at a time, on one event loop.
 
-    After a refusal none goes for as long as the endpoint asks for, whoever was refused. Then one goes, and with each
-    answer one more may, until half as many are under way as were when the endpoint refused; from there on one more for
-    each round of answers (slow start and congestion avoidance of RFC 5681).
+    After a refusal of any request, no request is sent during the Retry-After window. Then one is sent, and each answer
+    admits one more, up to half the number allowed at the refusal. From there, each round of answers admits one more
+    (slow start and congestion avoidance of RFC 5681).
     """
 
     def __init__(self, most: int) -> None:
@@ -29,7 +29,7 @@ class AimdConcurrencyLimiter:
 
     @contextlib.asynccontextmanager
     async def passage(self, age: int) -> AsyncIterator[float]:
-        """Wait until a request may be sent, those of a lower age first; gives the time at which it was let through."""
+        """Wait until a request may be sent, lower ages first; yield the time at which it was admitted."""
         loop = asyncio.get_running_loop()
         turn = loop.create_future()
         heapq.heappush(self._waiting, (age, next(self._places), turn))
@@ -43,20 +43,20 @@ class AimdConcurrencyLimiter:
             self._admit()
 
     def served(self, sent: float) -> None:
-        """The endpoint answered what was sent then."""
+        """Record that the endpoint answered a request sent at time `sent`."""
         if sent <= self._refused:
             return
         more = 1.0 if self._allowed < self._threshold else 1 / self._allowed
         self._allowed = min(float(self._most), self._allowed + more)
 
     def is_news(self, sent: float) -> bool:
-        """Whether a refusal of what was sent then says more than the one before it."""
+        """Whether a refusal of a request sent at time `sent` is news: the request was sent after the last refusal."""
         return sent > self._refused
 
     def refused(self, sent: float, seconds: float) -> None:
-        """The endpoint refused what was sent then, and wants to be left alone for a while."""
+        """Record that the endpoint refused a request sent at time `sent`, and pause for `seconds`."""
         loop = asyncio.get_running_loop()
-        if self.is_news(sent):  # what was under way when another was refused says nothing new
+        if self.is_news(sent):  # requests in flight at the last refusal add no information
             self._threshold = max(1.0, self._allowed / 2)
             self._allowed = 1.0
             self._refused = loop.time()

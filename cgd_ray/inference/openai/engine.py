@@ -18,13 +18,13 @@ from cgd_ray.inference.openai.replies import completion_of, error_in, is_complet
 from cgd_ray.prompts.conversation import Turn
 from cgd_ray.redaction import read_secret
 
-_OWN_REFUSALS = 3  # for each allowed try: so often a row is refused at most, whoever was served meanwhile
+_OWN_REFUSALS = 3  # maximum refusals of a row per allowed try, whatever rows were served meanwhile
 
 
 class OpenAIEngine:
-    """Chat completions through the `openai` client.
+    """Makes chat completions through the `openai` client.
 
-    After a refusal (429, or 503 with Retry-After) no request is sent for as long as the endpoint asks for; see
+    After a refusal (429, or 503 with Retry-After), no request is sent during the Retry-After window; see
     `AimdConcurrencyLimiter`. A refusal counts against a row's tries only if no other request was served meanwhile.
     """
 
@@ -36,16 +36,16 @@ class OpenAIEngine:
         self._served = 0
         self._refusals = 0  # in a row
         rate = options.requests_per_minute
-        # One request per slot of time, not a minute's worth at once: endpoints count in shorter windows than a minute.
+        # One request per time slot, not a minute's worth at once: endpoints count in windows shorter than a minute.
         self._limiter = AsyncLimiter(1, 60 / rate) if rate else None
         self._client: openai.AsyncOpenAI | None = None
 
     async def start(self) -> None:
-        """Make the client; whether the endpoint answers was checked before the run (`check_endpoint`)."""
+        """Create the client; `check_endpoint` has checked before the run that the endpoint answers."""
         self._client = make_client(self._options)
 
     async def complete(self, request: Request) -> Completion:
-        """One chat completion; see `Engine`."""
+        """Return one chat completion; see `Engine`."""
         age, tries, refusals = next(self._ages), 0, 0
         while True:
             answer = await self._try(request, age)
@@ -57,7 +57,7 @@ class OpenAIEngine:
                 raise CompletionError(answer.text)
             if not answer.is_refusal:
                 await asyncio.sleep(backoff(tries))
-            elif tries > 1:  # it may be this row that is refused: let others ask before it
+            elif tries > 1:  # the refusals may concern this row: let other rows go first
                 age = next(self._ages)
 
     async def close(self) -> None:
@@ -69,9 +69,8 @@ class OpenAIEngine:
         async with self._budget.open(request) as reservation:
             if self._limiter:
                 await self._limiter.acquire()
-            async with self._concurrency.passage(
-                age
-            ) as sent:  # last, so that nothing is sent while the endpoint wants peace
+            # Last, so that nothing is sent during the Retry-After window.
+            async with self._concurrency.passage(age) as sent:
                 self._budget.require_money()
                 served = self._served
                 answer = await self._ask(request, reservation, sent)
@@ -81,10 +80,10 @@ class OpenAIEngine:
 
     async def _ask(self, request: Request, reservation: Reservation, sent: float) -> ChatCompletion | RetryableError:
         try:
-            # The client's own limit begins anew with each byte, such as those that keep a connection alive.
+            # The client's own timeout restarts with each byte, such as keep-alive bytes.
             async with asyncio.timeout(self._options.timeout_s):
                 answer = await self._send(request)
-        except (openai.OpenAIError, ValueError, TimeoutError) as error:  # the second: JSON that ends in the middle
+        except (openai.OpenAIError, ValueError, TimeoutError) as error:  # ValueError: truncated JSON
             reservation.failed(error)
             return self._judge(self._trouble(error), sent)
         reservation.answered(answer)
@@ -133,7 +132,7 @@ class OpenAIEngine:
 
 
 def chat_message(turn: Turn) -> ChatCompletionMessageParam:
-    """The turn in the client's form."""
+    """Convert a turn to the client's form."""
     match turn.role:
         case "system":
             return {"role": "system", "content": turn.content}
@@ -144,21 +143,21 @@ def chat_message(turn: Turn) -> ChatCompletionMessageParam:
 
 
 def make_client(options: OpenAIOptions) -> openai.AsyncOpenAI:
-    """The client with its key from the environment.
+    """Create the client with its key from the environment.
 
     Raises:
-        ConfigError: the variable that should hold the key is not set, or holds something else.
+        ConfigError: the key's variable is not set, or does not hold a key.
     """
     return openai.AsyncOpenAI(
         base_url=options.base_url,
         api_key=api_key(options),
-        max_retries=0,  # the engine's own tries know of each other
+        max_retries=0,  # the engine retries, and coordinates the tries of all rows
         timeout=options.timeout_s,
     )
 
 
 def api_key(options: OpenAIOptions) -> str:
-    """The key; a placeholder where the endpoint wants none (the client refuses an empty one)."""
+    """Return the key, or a placeholder if the endpoint needs none (the client refuses an empty key)."""
     if options.api_key_env is None:
         return "none"
     try:
@@ -174,17 +173,17 @@ def api_key(options: OpenAIOptions) -> str:
 
 
 def check_endpoint(options: OpenAIOptions) -> None:
-    """Ask the endpoint for its models, and one that is not among them for one token.
+    """List the endpoint's models; if the model is not listed, request one token from it.
 
     Raises:
-        ConfigError: it cannot be reached, refuses the key, or has no such model.
+        ConfigError: the endpoint cannot be reached, refuses the key, or does not have the model.
     """
     client = openai.OpenAI(base_url=options.base_url, api_key=api_key(options), max_retries=1, timeout=30)
     where = f"teacher.engine.base_url {options.base_url}"
     try:
         names = _listed_models(client)
         if options.model not in names:
-            # Gateways take names that they do not list, and keys that may not list: being asked decides.
+            # Gateways accept unlisted names, and keys without permission to list: only a request decides.
             hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
             client.chat.completions.create(model=options.model, messages=[hello], max_tokens=1)
     except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
@@ -198,13 +197,13 @@ def check_endpoint(options: OpenAIOptions) -> None:
             f"{where}: cannot be reached ({error.__cause__ or error}). Fix: start the server, or correct the URL"
         ) from error
     except openai.APIStatusError:
-        return  # it answers, and does not say that there is no such model
+        return  # it answers, and does not report a missing model
     finally:
         client.close()
 
 
 def _listed_models(client: openai.OpenAI) -> list[str]:
-    """Names of the endpoint's models; none where it does not give such a list."""
+    """Return the names of the endpoint's models; empty if it does not provide such a list."""
     try:
         return [model.id for model in client.models.list()]
     except (openai.APIStatusError, AttributeError):

@@ -1,4 +1,4 @@
-"""What an endpoint's errors mean: ask again, ask less, or give the row up."""
+"""Classify an endpoint's errors: retry, send fewer requests, or fail the row."""
 
 import datetime as dt
 import email.utils
@@ -14,9 +14,9 @@ from cgd_ray.inference.openai.overlong import says_too_long
 from cgd_ray.inference.openai.replies import ReplyError
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 60.0
-_PASSING = (408, 409)  # statuses below 500 of what may work the next time
+_PASSING = (408, 409)  # statuses below 500 after which a retry may succeed
 _BAD_REQUEST, _UNPAID, _TOO_LARGE, _TOO_MANY, _SERVER_ERRORS, _UNAVAILABLE = 400, 402, 413, 429, 500, 503
-_LONGEST_WORDS = 800  # characters that are kept of what an endpoint says
+_LONGEST_WORDS = 800  # characters kept of an endpoint's message
 
 _LIMITED = re.compile(r"rate.?limit|too_many|throttl|resource_exhausted", re.IGNORECASE)
 _OVERLOADED = re.compile(r"overload|unavailable|server_error|internal|timeout|upstream|provider_error", re.IGNORECASE)
@@ -31,19 +31,19 @@ class RetryableError:
 
     text: str
     is_refusal: bool
-    """The endpoint wants fewer requests, this one and all others."""
+    """Whether the endpoint refuses because of the rate of all requests."""
     wait: float | None
-    """Seconds that it asks for."""
+    """Wait in seconds that the endpoint requests."""
     counts: bool = True
-    """Whether it says something of the row, and is one of its tries."""
+    """Whether it is about the row, and counts as one of its tries."""
 
 
 def retryable_error(error: Exception) -> RetryableError:
-    """What to make of what the client raised, or of a time that ran out.
+    """Classify an exception of the client, or a timeout.
 
     Raises:
         CompletionError: the same request would fail again.
-        CeilingError: the endpoint will serve nobody until somebody pays.
+        CeilingError: the endpoint's quota is used up; it serves no request until the account is paid.
     """
     if isinstance(error, openai.APIStatusError):
         words = _words(error)
@@ -55,24 +55,24 @@ def retryable_error(error: Exception) -> RetryableError:
         except (CompletionError, CeilingError) as judgement:
             raise judgement from error
     text = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_WORDS]}"
-    if isinstance(error, openai.APIConnectionError | ValueError | TimeoutError):  # of the client's among the first
+    if isinstance(error, openai.APIConnectionError | ValueError | TimeoutError):  # the first: client timeouts too
         return RetryableError(text, is_refusal=False, wait=None)
     raise CompletionError(text) from error
 
 
 def _words(error: openai.APIStatusError) -> str:
-    """What the client makes of a refusal, and the body, where it leaves that out."""
+    """Return the client's message for an error status, plus the body if the message lacks it."""
     words, body = " ".join(str(error).split()), " ".join(error.response.text.split())
     told = error.body.get("message") if isinstance(error.body, dict) else None
     return words if not body or (told and str(told) in words) or body in words else f"{words}: {body}"
 
 
 def retryable_reply(told: ReplyError) -> RetryableError:
-    """The same for an error that came in the body of a success.
+    """Classify an error in the body of a successful response.
 
     Raises:
         CompletionError: the same request would fail again.
-        CeilingError: the endpoint will serve nobody until somebody pays.
+        CeilingError: the endpoint's quota is used up; it serves no request until the account is paid.
     """
     words = told.words[:_LONGEST_WORDS]
     text = f"the endpoint's answer holds an error in place of a completion: {words} ({told.code or 'no code'})"
@@ -83,7 +83,7 @@ def retryable_reply(told: ReplyError) -> RetryableError:
 
 
 def _judged(text: str, words: str, status: int, wait: float | None) -> RetryableError:
-    """What a status and the words beside it mean."""
+    """Classify a status and the text beside it."""
     if _QUOTA.search(words) and status in (_TOO_MANY, _UNPAID):
         raise CeilingError(f"the teacher's endpoint: its quota is used up ({text})")
     if status == _TOO_LARGE or says_too_long(words):
@@ -96,13 +96,13 @@ def _judged(text: str, words: str, status: int, wait: float | None) -> Retryable
 
 
 def backoff(tries: int) -> float:
-    """Seconds before the next try: twice as long after each, and not the same for all."""
+    """Return the seconds before the next try: doubled after each try, with random jitter."""
     longest = min(_LONGEST_BACKOFF, _FIRST_BACKOFF * 2.0 ** min(tries - 1, 10))
     return longest * secrets.SystemRandom().uniform(0.5, 1.0)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds in `retry-after-ms` or `Retry-After` (RFC 9110, 10.2.3: seconds or a date)."""
+    """Return the seconds in `retry-after-ms` or `Retry-After` (RFC 9110, 10.2.3: seconds or a date)."""
     try:
         if "retry-after-ms" in headers:
             return max(0.0, float(headers["retry-after-ms"]) / 1000)
@@ -113,5 +113,5 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
             return float(value)
         left = email.utils.parsedate_to_datetime(value) - dt.datetime.now(dt.UTC)
         return max(0.0, left.total_seconds())
-    except (ValueError, TypeError):  # no number and no date, or one without a time zone
+    except (ValueError, TypeError):  # neither a number nor a date, or a date without a time zone
         return None

@@ -32,34 +32,34 @@ class OpenAIOptions(EngineOptions):
     type: Literal["openai"]
     model: str
     revision: str | None = None
-    """What to call this version of the model in fingerprints, where the name alone does not say."""
+    """Version of the model for fingerprints, if the name alone does not identify it."""
     base_url: str = "https://api.openai.com/v1"
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = "OPENAI_API_KEY"
-    """Name of the environment variable with the key; none sends no key."""
+    """Name of the environment variable with the API key; null sends no key."""
     concurrency: PositiveInt = 32
-    """Requests in flight."""
+    """Maximum number of requests in flight."""
     requests_per_minute: PositiveInt | None = None
     max_retries: Annotated[int, Field(ge=0)] = 6
-    """Tries after the first, with exponential backoff, honouring Retry-After. A refusal (429) is no try as long as the
-    endpoint serves other rows."""
+    """Tries after the first, with exponential backoff that honours Retry-After. A refusal (429) does not count as a try
+    while the endpoint serves other rows."""
     timeout_s: Annotated[float, Field(gt=0)] = 300.0
     max_wait_s: Annotated[float, Field(gt=0)] = 600.0
-    """A refusal that asks for a longer wait than this (a quota of the day) stops the run, which the same command
-    continues: engines on GPUs would wait, too."""
+    """Longest wait in seconds that a refusal may ask for. A longer one, such as for a daily quota, stops the run, since
+    engines on GPUs would wait too; rerun the same command to resume."""
     price_per_million_prompt_tokens: Annotated[float, Field(ge=0)] = 0.0
     price_per_million_completion_tokens: Annotated[float, Field(ge=0)] = 0.0
     spend_ceiling: Annotated[float, Field(gt=0)] | None = None
-    """Money, in the currency of the prices, that the teacher's tables may cost, what earlier runs paid for their rows
-    included: a request that may exceed it is not sent, and the run stops resumably."""
+    """Maximum cost of the teacher's tables, in the currency of the prices, including what earlier runs paid for their
+    rows. A request that may exceed it is not sent; the run stops and can be resumed."""
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What the endpoint calls the longest completion; reasoning models of OpenAI take only the second."""
+    """The endpoint's field for the completion limit; OpenAI's reasoning models accept only `max_completion_tokens`."""
     omit: list[Literal["temperature", "top_p", "seed"]] = []
-    """Fields that are not sent, for models that refuse them: these then decode as they please."""
+    """Fields that are not sent, for models that refuse them; the endpoint's own defaults then apply."""
     reasoning_tags: tuple[str, str] | None = None
-    """Where thinking begins and ends in the texts, for instance `["<think>", "</think>"]`: it is cut off, and a
-    completion that never left it counts as truncated. Thinking in a field of its own needs nothing."""
+    """Start and end tags of thinking in the texts, for instance `["<think>", "</think>"]`. Thinking is removed; a
+    completion that ends while thinking counts as truncated. Thinking in a separate field needs no tags."""
     extra_body: dict[str, Any] = {}
-    """Further fields of each request's body."""
+    """Additional fields of each request's body."""
 
     @field_validator("extra_body")
     @classmethod
@@ -75,27 +75,27 @@ class OpenAIOptions(EngineOptions):
         return body
 
     def pool_size(self) -> PoolSize:
-        """One client."""
+        """Return one client with `concurrency` rows in flight."""
         return PoolSize(1, 1, self.concurrency)
 
     def identity(self) -> dict[str, object]:
-        """Fields of the request's body that change what is answered."""
+        """Return the fields of the request's body that change answers."""
         keys = ("extra_body", *(key for key in ("omit", "reasoning_tags") if getattr(self, key)))
         return {key: getattr(self, key) for key in keys}
 
     def model_identity(self, model: ModelRef, storage: "StorageSection", key: str) -> str:
-        """Its name and the revision that the recipe gives it."""
+        """Return the model's name, and its revision from the recipe."""
         del storage, key
         return f"openai:{model.name}" + (f"@{model.revision}" if model.revision else "")
 
     def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> Demand:
-        """Nothing: it would keep a node with GPUs, or start one, where the head gives no CPUs."""
+        """Return an empty demand: any other would keep or start a node with GPUs if the head offers no CPUs."""
         del cluster, sharing, key
         return Demand(cpus=0, gpus=0)
 
     def make_engine(self, model: ModelRef, storage: "StorageSection", demand: Demand, spent: float) -> "Engine":
-        """An `OpenAIEngine`."""
-        from cgd_ray.inference.openai.engine import OpenAIEngine  # a second, which each reader of rows would pay
+        """Create an `OpenAIEngine`."""
+        from cgd_ray.inference.openai.engine import OpenAIEngine  # takes a second; readers of rows do not need it
 
         del model, storage, demand
         return OpenAIEngine(self, spent)
@@ -104,7 +104,7 @@ class OpenAIOptions(EngineOptions):
         """Ask the endpoint for its models.
 
         Raises:
-            ConfigError: it cannot be reached, refuses the key, or has no such model.
+            ConfigError: the endpoint cannot be reached, refuses the key, or does not have the model.
         """
         from cgd_ray.inference.openai.engine import check_endpoint
 
@@ -112,16 +112,16 @@ class OpenAIOptions(EngineOptions):
         check_endpoint(self)
 
     def price(self, prompt_tokens: float, completion_tokens: float) -> float:
-        """What so many tokens cost, by the prices."""
+        """Return the cost of these tokens, by the recipe's prices."""
         prompt, completion = self.price_per_million_prompt_tokens, self.price_per_million_completion_tokens
         return (prompt_tokens * prompt + completion_tokens * completion) / 1e6
 
     def money_ceiling(self) -> float | None:
-        """Money that the teacher's tables may cost."""
+        """Return the maximum cost of the teacher's tables."""
         return self.spend_ceiling
 
     def secret_variables(self) -> list[str]:
-        """The variable with the key."""
+        """Return the variable with the key."""
         return [self.api_key_env] if self.api_key_env else []
 
     @model_validator(mode="after")

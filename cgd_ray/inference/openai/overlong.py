@@ -1,4 +1,4 @@
-"""How endpoints say that a prompt is too long for them."""
+"""Recognize endpoints' messages that a prompt is too long."""
 
 import re
 
@@ -24,11 +24,11 @@ _OF_COMPLETION = re.compile(r"max_(completion_|output_)?tokens\W+(is|must|cannot
 
 
 def says_too_long(words: str) -> bool:
-    """Whether an endpoint finds the prompt too long: with the same model and the same prompt it will always be so.
+    """Whether a message means that the prompt is too long, which the same model and prompt always repeat.
 
-    Words of OpenAI, Azure, vLLM, SGLang, TGI, TensorRT-LLM, llama.cpp, Ollama, LM Studio, Anthropic, Mistral, Gemini,
-    Bedrock, Cohere, Fireworks, Together, Groq, xAI and gateways before them. A `max_tokens` above what a model ever
-    writes is no matter of the prompt.
+    Covers OpenAI, Azure, vLLM, SGLang, TGI, TensorRT-LLM, llama.cpp, Ollama, LM Studio, Anthropic, Mistral, Gemini,
+    Bedrock, Cohere, Fireworks, Together, Groq, xAI and gateways in front of them. A `max_tokens` above a model's output
+    limit does not concern the prompt.
     """
     if _OF_CONTEXT.search(words):
         return True

@@ -1,4 +1,4 @@
-"""What an endpoint's answer says: the completion, or the error that stands in its place."""
+"""Parse an endpoint's answer: the completion, or the error in its place."""
 
 from dataclasses import dataclass
 from typing import TypeGuard
@@ -16,16 +16,16 @@ _THOUGHT_PARTS = {"thinking", "reasoning", "redacted_thinking", "reasoning_conte
 
 @dataclass(frozen=True)
 class ReplyError:
-    """An error in a body that came with status 200."""
+    """An error in a body with status 200."""
 
     status: int | None
-    """As the body says, where it is a number."""
+    """Status in the body, if it is a number."""
     code: str
     words: str
 
 
 def is_completion(answer: object) -> TypeGuard[ChatCompletion]:
-    """Whether the client's answer has the shape of its type: it takes what it is given, also text that is no JSON."""
+    """Whether the client's answer has the shape of its type: the client accepts anything, even text other than JSON."""
     if not isinstance(answer, ChatCompletion) or not isinstance(answer.usage, CompletionUsage | None):
         return False
     choices: object = answer.choices
@@ -39,7 +39,7 @@ def is_completion(answer: object) -> TypeGuard[ChatCompletion]:
 
 
 def error_in(answer: ChatCompletion) -> ReplyError | None:
-    """The error that the body tells in place of a completion, its own or that of its only choice."""
+    """Return the error in place of a completion, if any: the body's own, or that of its only choice."""
     choice = next(iter(answer.choices or []), None)
     if choice is not None and choice.message and choice.message.content:
         return None
@@ -53,19 +53,19 @@ def error_in(answer: ChatCompletion) -> ReplyError | None:
 
 
 def token_counts(answer: ChatCompletion) -> tuple[int, int] | None:
-    """Tokens of prompt and completion; None where the endpoint does not say them."""
+    """Return the tokens of prompt and completion; None if the endpoint does not report them."""
     counts = [getattr(answer.usage, name, None) for name in ("prompt_tokens", "completion_tokens")]
     prompt, completion = (count if isinstance(count, int) else None for count in counts)
     return None if prompt is None or completion is None else (prompt, completion)
 
 
 def completion_of(answer: ChatCompletion, most_tokens: int, tags: tuple[str, str] | None) -> Completion:
-    """The completion in an answer; endpoints leave out what the client does not check.
+    """Return the completion in an answer; endpoints leave out fields that the client does not check.
 
     Args:
-        answer: of the client, without an error in its place.
-        most_tokens: that were asked for: an answer of so many, whose end has no reason, was cut off.
-        tags: around thinking in the text, which is left out.
+        answer: the client's answer, without an error in its place.
+        most_tokens: requested maximum; an answer of this length without a finish reason counts as cut off.
+        tags: tags around thinking in the text; the thinking is removed.
 
     Raises:
         CompletionError: there is no text, or no usage.
@@ -93,7 +93,7 @@ def completion_of(answer: ChatCompletion, most_tokens: int, tags: tuple[str, str
 
 
 def _text(choice: Choice) -> str:
-    """The message's text: a string, or a list of parts. Thinking in a field or part of its own is left out."""
+    """Return the message's text: a string, or a list of parts. Thinking in a separate field or part is left out."""
     message = choice.message
     content: object = message.content
     if isinstance(content, list):

@@ -1,4 +1,4 @@
-"""The one mapping from an engine's options to vLLM's arguments: what is evaluated is what is served."""
+"""The single mapping from an engine's options to vLLM's arguments: the evaluated model is the served model."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ _MEMORY_SHARE = 0.9  # of the GPU, or of an engine's fraction of it; the rest is
 
 
 def vllm_arguments(options: VllmEngineOptions, gpus: float) -> dict[str, Any]:
-    """Arguments of vLLM's AsyncEngineArgs, without the model and where its workers run.
+    """Return the arguments of vLLM's AsyncEngineArgs, without the model and the placement of its workers.
 
     Args:
-        options: of the engine.
-        gpus: that Ray gave it, see `VllmEngineOptions.gpus`.
+        options: options of the engine.
+        gpus: GPUs that Ray gave it, see `VllmEngineOptions.gpus`.
     """
     arguments: dict[str, Any] = {
         "dtype": options.compute_dtype(),
@@ -30,23 +30,23 @@ def vllm_arguments(options: VllmEngineOptions, gpus: float) -> dict[str, Any]:
 
 
 def cpu_environment(options: VllmEngineOptions, cores: list[int] | None) -> dict[str, str]:
-    """Environment variables of an engine on CPU.
+    """Return the environment variables of an engine on CPU.
 
     Args:
-        options: of the engine.
-        cores: to which its workers' threads are pinned, an equal share each; None pins none.
+        options: options of the engine.
+        cores: cores to pin the workers' threads to, an equal share per worker; None pins none.
     """
     space = {"VLLM_CPU_KVCACHE_SPACE": str(max(1, round(options.kv_cache_gib)))}  # whole GiB
     if cores is None:
         return {**space, "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     if options.devices > 1:
         return {**space, "VLLM_CPU_OMP_THREADS_BIND": _shares(cores, options.devices)}
-    # For the engine's core, which is its worker.
+    # For the engine core process, which is the only worker.
     return {**space, "OMP_NUM_THREADS": str(len(cores)), "GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
 
 
 def _shares(cores: list[int], workers: int) -> str:
-    """Cores as vLLM takes them: those of a worker parted by commas, workers by bars."""
+    """Format cores for vLLM: commas separate the cores of a worker, bars separate workers."""
     each = max(1, len(cores) // workers)
     starts = [rank * each % len(cores) for rank in range(workers)]
     return "|".join(",".join(map(str, cores[start : start + each])) for start in starts)

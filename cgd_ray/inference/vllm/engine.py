@@ -1,4 +1,4 @@
-"""vLLM on our own devices: one AsyncLLM, greedy or sampled, token ids in."""
+"""vLLM on our own devices: one AsyncLLM, greedy or sampled, with token ids as input."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ log = structlog.get_logger(__name__)
 
 
 class VllmEngine:
-    """A model in this process's charge; its engine core is a child process that is recorded and ended with it."""
+    """A model run by this process; its engine core is a child process that is recorded and ended with it."""
 
     def __init__(
         self,
@@ -67,12 +67,12 @@ class VllmEngine:
         self._count = 0
 
     async def start(self) -> None:
-        """Bring the model to this node and load it; see `Engine`."""
+        """Fetch the model to this node and load it; see `Engine`."""
         path = await asyncio.to_thread(local_model, self._model, self._revision, self._storage)
         if installed_device() == "cpu":
             self._require_no_real_gpu()
             self._lease = lease_cores(self._cpus)
-        os.environ["HF_HUB_OFFLINE"] = "1"  # the model is here; look-ups would only hang where there is no network
+        os.environ["HF_HUB_OFFLINE"] = "1"  # the model is local; look-ups would only hang without a network
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         before = processes.children()
         try:
@@ -88,7 +88,7 @@ class VllmEngine:
 
     @contextlib.asynccontextmanager
     async def _turn(self) -> AsyncIterator[None]:
-        """Of the engines that share a GPU, one loads at a time."""
+        """Let the engines that share a GPU load one at a time."""
         with contextlib.ExitStack() as held:
             if 0 < self._gpus < 1:
                 turn = loading_alone(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
@@ -103,7 +103,7 @@ class VllmEngine:
             )
 
     def _load_again_if_killed(self, path: Path) -> None:
-        """A core that somebody killed says nothing of the model; one that failed would fail again, after minutes."""
+        """Retry once if the core was killed, which is no model fault; a failed core would fail again, after minutes."""
         try:
             self._load(path)
         except RuntimeError as error:
@@ -116,7 +116,7 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         options = self._options
-        if self._lease:  # only after the imports, at which OpenMP reads them: they are for the core's process
+        if self._lease:  # only after the imports, when OpenMP reads the variables: they are for the core's process
             os.environ.update(cpu_environment(options, self._lease.cores))
         arguments: dict[str, Any] = {
             "model": str(path),
@@ -136,7 +136,7 @@ class VllmEngine:
             self._parser = parser(self._tokenizer)
 
     async def complete(self, request: Request) -> Completion:
-        """One completion; see `Engine`. A prompt without room for `max_tokens` never reaches the engine."""
+        """Return one completion; see `Engine`. A prompt without room for `max_tokens` never reaches the engine."""
         engine = self._engine
         if engine is None:
             raise CgdError("the vLLM engine was not started")
@@ -155,7 +155,7 @@ class VllmEngine:
         return self._completion(made, opening)
 
     def _encode(self, request: Request) -> tuple[list[int], list[int]]:
-        """The prompt's tokens, and those of its generation prompt where a parser of thinking wants to know of it."""
+        """Return the prompt's tokens, and those of its generation prompt if a reasoning parser needs them."""
         messages, arguments = [turn.as_message() for turn in request.turns], request.decoding.chat_template_kwargs
         tokens = encode_chat(self._tokenizer, messages, add_generation_prompt=True, **arguments)
         if self._parser is None:
@@ -185,7 +185,7 @@ class VllmEngine:
                 final = output
         except engine_dead_error() as error:
             raise EngineDiedError(f"the vLLM engine of {self._model} died\n{own_log_tail()}".rstrip()) from error
-        except (VLLMError, ValueError) as error:  # refused, or failed though the engine lives
+        except (VLLMError, ValueError) as error:  # refused, or failed while the engine lives on
             cause = error.__cause__ or error
             raise CompletionError(f"vLLM: {type(cause).__name__}: {_one_line(cause)}") from error
         if final is None:
@@ -193,9 +193,9 @@ class VllmEngine:
         return final
 
     def _without_thinking(self, text: str, tokens: list[int], opening: list[int]) -> tuple[str, bool]:
-        """The answer's text, and whether its thinking came to an end; `opening` is the generation prompt.
+        """Return the answer's text, and whether its thinking ended; `opening` is the generation prompt.
 
-        A template may have ended the thinking (`enable_thinking: false`) or begun it, and a model may do without.
+        A template may have ended the thinking (`enable_thinking: false`) or begun it, and a model may skip it.
         """
         parser = self._parser
         if parser is None or parser.is_reasoning_end(opening):
@@ -219,7 +219,7 @@ class VllmEngine:
         )
 
     async def close(self) -> None:
-        """End the engine core and make sure of it."""
+        """End the engine core, and kill its processes if they remain."""
         if self._engine is not None:
             await asyncio.to_thread(self._engine.shutdown)
         await asyncio.to_thread(processes.end, self._children)
@@ -228,11 +228,11 @@ class VllmEngine:
 
 
 def _executor(devices: int) -> str | type:
-    """One device needs no process beside the engine's core; several must not become Ray actors of vLLM's own.
+    """Choose the executor: one device needs only the engine core; several must not become vLLM's own Ray actors.
 
-    On CPU, vLLM takes a further process for one worker, too, unless it is given a class, so that OpenMP's variables can
-    be set. They are set already (`cpu_environment`), and the process would import vLLM once more: 12 s on a slow core
-    (`python -c "import vllm.v1.engine.core"`).
+    On CPU, unless the executor is a class, vLLM starts a further process even for one worker, to set OpenMP's
+    variables. They are set already (`cpu_environment`), and the process would import vLLM once more: 12 s on a slow
+    core (`python -c "import vllm.v1.engine.core"`).
     """
     if devices > 1:
         return "mp"

@@ -35,7 +35,7 @@ _OWN_ARGUMENTS = {
     "distributed_executor_backend": "leave it out: the workers of an engine are processes of one node",
     "generation_config": "leave it out: a model's own sampling defaults never apply",
 }  # fmt: skip
-"""Arguments of vLLM that an engine sets itself, and what to write instead."""
+"""vLLM arguments that an engine sets itself, and what to set instead."""
 
 
 MEMORY_ARGS = frozenset({
@@ -43,37 +43,37 @@ MEMORY_ARGS = frozenset({
     "gpu_memory_utilization", "kv_cache_memory_bytes", "long_prefill_token_threshold", "max_num_batched_tokens",
     "max_num_seqs", "max_parallel_loading_workers", "num_gpu_blocks_override",
 })  # fmt: skip
-"""Arguments of vLLM that say how much at a time and where it lies, like our own `max_in_flight`: the table stays."""
+"""vLLM arguments that set only batch sizes and memory use, like our own `max_in_flight`; they keep the table."""
 
 
 class VllmEngineOptions(Section):
-    """One vLLM engine, wherever it runs: drafts, critiques, refinements, evaluation, and the served student."""
+    """One vLLM engine, for all uses: drafts, critiques, refinements, evaluation, and the served student."""
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Compute type. `auto`: bfloat16 on GPUs and on CPUs that multiply it natively (AVX512-BF16, AMX), else float32."""
     quantization: str | None = None
     max_model_len: PositiveInt | None = None
-    """Longest prompt plus completion in tokens; none takes the model's own."""
+    """Maximum tokens of prompt plus completion; null uses the model's own limit."""
     reasoning_parser: str | None = None
-    """vLLM's parser of thinking: it is cut off, and a completion that never left it counts as truncated."""
+    """Name of vLLM's reasoning parser. Thinking is removed; a completion that ends while thinking is truncated."""
 
     tensor_parallel_size: PositiveInt = 1
     pipeline_parallel_size: PositiveInt = 1
     accelerator_type: str | None = None
-    """Ray accelerator type, for instance `H100`; none takes any node."""
+    """Ray accelerator type, for instance `H100`; null allows any node."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | None = None
-    """GPUs of each of the TP x PP workers: 1, a fraction of one (a single worker only), or 0 for CPU. None: 1 where the
-    installed packages compute on GPUs (`make setup DEVICE=gpu`), else 0."""
+    """GPUs of each of the TP x PP workers: 1, a fraction of one (only with a single worker), or 0 for CPU. Null means 1
+    if the installed packages compute on GPUs (`make setup DEVICE=gpu`), else 0."""
     cpus: PositiveInt | None = None
-    """CPU cores of one engine; on CPU they are its threads. None: 1 beside GPUs; on CPU all of the node's, or an equal
-    share when several engines run at once."""
+    """CPU cores of one engine; on CPU, also its number of threads. Null means 1 with GPUs. On CPU, it means all cores
+    of the node, or an equal share if several engines run at once."""
     kv_cache_gib: Annotated[float, Field(gt=0)] = 2.0
-    """Key-value cache of an engine on CPU, in GiB (on GPU, vLLM fills the memory that is left)."""
+    """Key-value cache of an engine on CPU, in GiB. On GPU, vLLM fills the remaining memory."""
     enforce_eager: bool | None = None
-    """Skip compilation; none means eager on CPU (saves 75 s at the start) and compiled on GPU."""
+    """Skip compilation. Null means eager on CPU (saves 75 s at the start) and compiled on GPU."""
     engine_args: dict[str, Any] = {}
-    """Any other argument of vLLM's AsyncEngineArgs. Another value, another table, but for those that only say how much
-    at a time and where it lies (`gpu_memory_utilization`, `max_num_batched_tokens`, ...)."""
+    """Any other argument of vLLM's AsyncEngineArgs. A changed value makes a new table, except for arguments that set
+    only batch sizes and memory use (`gpu_memory_utilization`, `max_num_batched_tokens`, ...)."""
 
     @field_validator("engine_args")
     @classmethod
@@ -115,30 +115,32 @@ class VllmEngineOptions(Section):
 
     @property
     def devices(self) -> int:
-        """Workers of one engine."""
+        """Number of workers of one engine."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
 
     @property
     def gpus(self) -> float:
-        """GPUs that one engine asks Ray for: those of all its workers."""
+        """GPUs that one engine requests from Ray, for all its workers."""
         share = self.gpus_per_worker
         return (float(asks_for_gpus()) if share is None else share) * self.devices
 
     def compute_dtype(self) -> str:
-        """The type that weights have in the engine; see `fastest_type` for `auto`."""
+        """Return the type of the weights in the engine; see `fastest_type` for `auto`."""
         if self.dtype != "auto":
             return self.dtype
         return fastest_type(self.gpus_per_worker, self.accelerator_type)
 
     def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> Demand:
-        """Its GPUs in one actor (tensor and pipeline parallel on one node); else an equal share of a node's cores.
+        """Return its GPUs in one actor (tensor and pipeline parallel on one node), else a share of a node's cores.
+
+        Without `cpus`, engines that run at once get equal shares.
 
         Raises:
-            ConfigError: GPUs for packages that compute on CPU, none for those that need one, or CPU packages on a
-                cluster with GPUs.
+            ConfigError: GPUs with packages that compute on CPU, no GPU with packages that need one, or CPU packages on
+                a cluster with GPUs.
         """
         if self.gpus_per_worker is None:
-            from cgd_ray.runtime.capacity import require_same_packages  # imports Ray, which reading a recipe need not
+            from cgd_ray.runtime.capacity import require_same_packages  # imports Ray, not needed to read a recipe
 
             require_same_packages(key, cluster.gpus)
         gpus = self.gpus
@@ -149,21 +151,21 @@ class VllmEngineOptions(Section):
 
 
 class VllmOptions(VllmEngineOptions, Replicated):
-    """A Ray Data pool of actors, each around one vLLM AsyncLLM."""
+    """A Ray Data pool of actors, each with one vLLM AsyncLLM."""
 
     has_weights: ClassVar[bool] = True
 
     type: Literal["vllm"] = "vllm"
     chat_template: str | None = None
-    """A chat template (Jinja), or the file that holds it, for a model that brings none. A student is trained, exported
-    and served with it, too. None takes the model's own."""
+    """Chat template (Jinja) or the path of its file, for a model without one. A student is also trained, exported and
+    served with it. Null uses the model's own template."""
     start_timeout_s: PositiveInt = 1800
-    """Longest wait for the model to load."""
+    """Maximum seconds to load the model."""
     request_timeout_s: Annotated[float, Field(gt=0)] = 1800.0
-    """Longest wait for one completion; then the row has failed, and the next run tries it again."""
+    """Maximum seconds for one completion. After that the row counts as failed, and the next run retries it."""
 
     def identity(self) -> dict[str, object]:
-        """The options that change results."""
+        """Return the options that change results."""
         keys = ("dtype", "quantization", "max_model_len", "reasoning_parser")
         arguments = {key: value for key, value in self.engine_args.items() if key not in MEMORY_ARGS}
         template = {"chat_template": self.chat_template} if self.chat_template is not None else {}
@@ -176,21 +178,21 @@ class VllmOptions(VllmEngineOptions, Replicated):
         return model_identity(model.name, model.revision, storage, key)
 
     def make_engine(self, model: ModelRef, storage: "StorageSection", demand: "Demand", spent: float) -> "Engine":
-        """A `VllmEngine`; nothing is paid for it."""
+        """Create a `VllmEngine`, which costs no money."""
         from cgd_ray.inference.vllm.engine import VllmEngine
 
         del spent
         return VllmEngine(self, model.name, model.revision, storage, cpus=int(demand.cpus), gpus=demand.gpus)
 
     def check(self, key: str) -> None:
-        """Refuse arguments that the installed vLLM does not have: a teacher would name them only after all drafts.
+        """Reject arguments that the installed vLLM does not have: a teacher would reject them only after all drafts.
 
         Raises:
-            ConfigError: there is one.
+            ConfigError: there is such an argument.
         """
         if not self.engine_args or find_spec("vllm") is None:
             return
-        from vllm.engine.arg_utils import AsyncEngineArgs  # ten seconds, which recipes without arguments do not cost
+        from vllm.engine.arg_utils import AsyncEngineArgs  # takes ten seconds; only recipes with arguments need it
 
         known = {field.name for field in fields(AsyncEngineArgs)}
         for name in self.engine_args.keys() - known:
@@ -199,14 +201,14 @@ class VllmOptions(VllmEngineOptions, Replicated):
             raise ConfigError(f"{key}.engine_args: the installed vLLM has no argument {name}.{meant}")
 
     def pinned(self, key: str, dtype: str | None) -> Self:
-        """With the chat template's text in place of its file, and a type in place of `auto`."""
+        """Return the options with the chat template's text in place of its file, and a type in place of `auto`."""
         from cgd_ray.prompts.chat import template_text
 
         text = template_text(self.chat_template, f"{key}.chat_template")
         return self.typed(dtype).model_copy(update={"chat_template": text})
 
     def typed(self, dtype: str | None) -> Self:
-        """With a type in place of `auto`: this one, else the fastest."""
+        """Return the options with a type in place of `auto`: `dtype`, else the fastest."""
         found = self.dtype if self.dtype != "auto" else dtype or self.compute_dtype()
         return self.model_copy(update={"dtype": found})
 
