@@ -168,10 +168,10 @@ def vllm_trial(folder: Path, victim: str, seed: int, engines: list[str]) -> Outc
     return _strike_and_resume(f"vLLM, seed {seed}: {victim}", place, strike, random.Random(seed))
 
 
-Suspicion = Callable[[Place, random.Random], tuple[Parts, str]]
+Strike = Callable[[Place, random.Random], tuple[Parts, str]]
 
 
-def _strike_and_resume(title: str, place: Place, strike: Suspicion, chance: random.Random) -> Outcome:
+def _strike_and_resume(title: str, place: Place, strike: Strike, chance: random.Random) -> Outcome:
     before, said = strike(place, chance)
     place.run()
     again = paid_twice(before, place.committed())
@@ -190,7 +190,7 @@ def _phase(rows: Counter[str]) -> str:
 
 
 @contextlib.contextmanager
-def _place(fault: str, folder: Path, seed: int) -> Iterator[tuple[Place, Suspicion]]:
+def _place(fault: str, folder: Path, seed: int) -> Iterator[tuple[Place, Strike]]:
     if fault.startswith("s3"):
         (folder / "s3").mkdir()
         with s3_server(folder / "s3") as server, faulty_proxy(server.port, seed) as proxy:

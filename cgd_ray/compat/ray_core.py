@@ -11,7 +11,7 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
 
-_ANSWER_SECONDS = 30.0  # an autoscaler looks every 5 s
+_ANSWER_TIMEOUT_S = 30.0  # an autoscaler looks every 5 s
 _CAUSED = re.compile(r"\nThe above exception was the direct cause|\nDuring handling of the above exception")
 _PROCESS = re.compile(r"\(pid=(\d+), ip=([^,)\s]+)")
 
@@ -25,7 +25,7 @@ def node_groups() -> list[tuple[dict[str, float], int]]:
 def cluster_status() -> GetClusterStatusReply:
     """What the autoscaler's second version says of demands and nodes."""
     reply = GetClusterStatusReply()
-    reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_SECONDS))
+    reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_TIMEOUT_S))
     return reply
 
 

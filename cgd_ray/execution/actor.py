@@ -14,7 +14,7 @@ from ray.actor import ActorHandle
 
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.execution.chain_runner import ChainRunner
-from cgd_ray.execution.coordinator import CLOSE_SECONDS, Admission, as_ours
+from cgd_ray.execution.coordinator import CLOSE_TIMEOUT_S, Admission, as_ours
 from cgd_ray.execution.supervisor import RestartingEngine
 from cgd_ray.runtime import processes
 from cgd_ray.stages.rows import FinishedRows
@@ -29,7 +29,7 @@ T = TypeVar("T")
 # Thousands of rows are thousands of live tasks and futures. Python's default, a collection after every 700 new objects,
 # took 40 % of an engine's process with the scripted engine.
 _COLLECT = (100_000, 20, 20)
-_REPORT_SECONDS = 1.0
+_REPORT_INTERVAL_S = 1.0
 
 
 class ChainActor:
@@ -72,7 +72,7 @@ class ChainActor:
 
     def __del__(self) -> None:
         self._reporting.cancel()
-        self._soon(self._runner.close()).result(timeout=CLOSE_SECONDS)
+        self._soon(self._runner.close()).result(timeout=CLOSE_TIMEOUT_S)
 
     def _start(self, hopeless: str | None) -> None:
         """Load the engine. If that fails, another one starts elsewhere, unless this one had been up before."""
@@ -106,7 +106,7 @@ class ChainActor:
         """Report each growth of the fetched part of the model: an engine may take minutes to be up."""
         told = transfers.so_far()
         while True:
-            await asyncio.sleep(_REPORT_SECONDS)
+            await asyncio.sleep(_REPORT_INTERVAL_S)
             if (now := transfers.so_far()) != told:
                 await self._coordinator.fetching.remote(self._name, now)
                 told = now
@@ -138,11 +138,11 @@ class ChainActor:
     async def _go_on(self, rows: list[Row]) -> list[Row]:
         names = [row_name(row) for row in rows]
         admission: Admission = await self._coordinator.begin.remote(self._name, self._chain.role, names)
-        for name, strike in admission.suspicions.items():
-            self._engine.suspicions.hold(name, strike)
+        for name, suspicion in admission.suspicions.items():
+            self._engine.suspicions.hold(name, suspicion)
         if admission.look_again:
             rows = await asyncio.to_thread(self._skip_finished, rows, admission.look_again)
-        suspects = {name for name, strike in admission.suspicions.items() if strike.most is not None}
+        suspects = {name for name, suspicion in admission.suspicions.items() if suspicion.most is not None}
         rows = await self._runner.run(rows, without_slots=suspects)
         if not self._is_lost:
             await self._end(names)
@@ -169,7 +169,7 @@ class ChainActor:
         while True:  # not in a thread: the runner needs the threads for writing, and there are many blocks
             if await self._coordinator.may_release.remote():
                 break
-            await asyncio.sleep(_REPORT_SECONDS)
+            await asyncio.sleep(_REPORT_INTERVAL_S)
         await self._end([row_name(row) for row in rows])
 
     async def _report(self) -> None:
@@ -178,7 +178,7 @@ class ChainActor:
             stop = await self._coordinator.report.remote(self._name, self._runner.take_metrics(), self._runner.ceiling)
             if stop:
                 break
-            await asyncio.sleep(_REPORT_SECONDS)
+            await asyncio.sleep(_REPORT_INTERVAL_S)
         await self._runner.stop()
         await self._coordinator.stopped.remote(self._name)
 

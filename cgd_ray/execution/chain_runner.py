@@ -15,7 +15,7 @@ from cgd_ray.prompts.thinking import thinking_in
 from cgd_ray.stages.stage import TEXTS, Row, Stage, row_name
 from cgd_ray.storage.commit import Committer
 
-_IDLE_SECONDS = 0.05  # longer than the gap between consecutive blocks, short compared with any completion
+_IDLE_FLUSH_S = 0.05  # longer than the gap between consecutive blocks, short compared with any completion
 _TELEMETRY_FLUSHES = 12  # result flushes per telemetry flush
 
 
@@ -130,7 +130,7 @@ class ChainRunner:
             finally:
                 self._walks.discard(walk)
                 if not self._walks:
-                    asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._flush_if_idle)
+                    asyncio.get_running_loop().call_later(_IDLE_FLUSH_S, self._flush_if_idle)
         if self._on_left:
             await self._on_left(row_name(row))
         self._flush_if_held_up()

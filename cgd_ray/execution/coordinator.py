@@ -28,10 +28,10 @@ from cgd_ray.runtime.logs import describe_own_log, show_traceback
 from cgd_ray.storage.filesystem import store_errors
 from cgd_ray.storage.transfers import Transfer
 
-CLOSE_SECONDS = 30.0  # for the driver to detect a failure and end the run
-_ROOM_SECONDS = 0.2
-_STRANDED_SECONDS = 60.0  # without progress anywhere, after which a lost node's rows go to other engines
-_HOLD_SECONDS = 10.0  # without progress anywhere, after which only rows held by lost engines are left
+CLOSE_TIMEOUT_S = 30.0  # for the driver to detect a failure and end the run
+_ROOM_POLL_INTERVAL_S = 0.2
+_STRANDED_AFTER_S = 60.0  # without progress anywhere, after which a lost node's rows go to other engines
+_HOLD_AFTER_S = 10.0  # without progress anywhere, after which only rows held by lost engines are left
 _START_DEATHS = 2  # consecutive deaths of a loading process; the next try is on another node
 
 
@@ -178,7 +178,7 @@ class _Coordinator:
 
     def may_release(self) -> bool:
         """Whether lost engines may release the rows that they hold: the other engines have nothing left to do."""
-        if self._stopping or time.monotonic() - self._progress <= _HOLD_SECONDS:  # each held block polls once a second
+        if self._stopping or time.monotonic() - self._progress <= _HOLD_AFTER_S:  # each held block polls once a second
             return self._stopping
         living = _living_nodes()
         others = [
@@ -192,7 +192,7 @@ class _Coordinator:
         """Record that an engine is about to work on a block of these rows."""
         self._engines[engine].rows.update(rows)
         held = {row: self._suspicions.of(row) for row in rows}
-        suspicions = {row: strike for row, strike in held.items() if strike.deaths}
+        suspicions = {row: suspicion for row, suspicion in held.items() if suspicion.deaths}
         if self._begun.add((role, *rows)):
             return Admission(suspicions, 0)
         # A lost node's engine may come back long after another engine has begun its blocks.
@@ -250,7 +250,7 @@ class _Coordinator:
             broken,
             list(self._troubles),
             sum(engine.is_lost for engine in self._engines.values()),
-            self._stranded() if idle > _STRANDED_SECONDS else 0,
+            self._stranded() if idle > _STRANDED_AFTER_S else 0,
             self._fetching(),
         )
 
@@ -289,14 +289,14 @@ def open_coordinator(last_role: str, room: int, pools: Sequence[Pool], cluster: 
         yield coordinator
     finally:
         with contextlib.suppress(ray.exceptions.RayError):
-            ray.get(coordinator.remove_places.remote(), timeout=CLOSE_SECONDS)
+            ray.get(coordinator.remove_places.remote(), timeout=CLOSE_TIMEOUT_S)
         ray.kill(coordinator)
 
 
 def wait_for_room(coordinator: ActorHandle, shard: int, rows: int) -> None:
     """Wait until a shard with `rows` rows may enter the stream."""
     while not ray.get(coordinator.may_read.remote(shard, rows)):
-        time.sleep(_ROOM_SECONDS)
+        time.sleep(_ROOM_POLL_INTERVAL_S)
 
 
 def report_fatal(coordinator: ActorHandle, error: Exception) -> None:
@@ -305,7 +305,7 @@ def report_fatal(coordinator: ActorHandle, error: Exception) -> None:
     Raising the error at once would end all engines and lose their unwritten results.
     """
     ray.get(coordinator.fail.remote(as_ours(error)))
-    time.sleep(CLOSE_SECONDS)
+    time.sleep(CLOSE_TIMEOUT_S)
 
 
 def as_ours(error: BaseException) -> CgdError:

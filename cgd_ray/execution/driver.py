@@ -15,14 +15,14 @@ from ray.actor import ActorHandle
 from cgd_ray.compat.ray_core import innermost_cause
 from cgd_ray.errors import RERUN, CgdError, ConfigError, StoppedError
 from cgd_ray.execution.actor_pool import Chain, pools_of, require_chains_fit, set_context, stream_rows, through_pools
-from cgd_ray.execution.coordinator import CLOSE_SECONDS, Snapshot, on_this_node, open_coordinator
+from cgd_ray.execution.coordinator import CLOSE_TIMEOUT_S, Snapshot, on_this_node, open_coordinator
 from cgd_ray.runtime.capacity import resources_in_use, wait_for_release
 from cgd_ray.runtime.cluster import read_cluster
 
 log = structlog.get_logger(__name__)
-_LOOK_SECONDS = 0.5
-_STOP_SECONDS = 20.0
-_FETCHING_SECONDS = 15.0  # between two log lines
+_POLL_INTERVAL_S = 0.5
+_STOP_TIMEOUT_S = 20.0
+_FETCH_LOG_INTERVAL_S = 15.0  # between two log lines
 
 
 def run_chains(
@@ -61,7 +61,7 @@ def run_chains(
         stream = ray.remote(num_cpus=0, max_retries=0, **on_this_node())(_stream).remote(chains, work, coordinator)
         try:
             stranded = 0
-            while not stranded and not _ended_within(stream, _LOOK_SECONDS):
+            while not stranded and not _ended_within(stream, _POLL_INTERVAL_S):
                 stranded = look(coordinator).stranded
             if stranded:
                 log.warning("engines are gone with their nodes; the others have nothing left to do", engines=stranded)
@@ -105,7 +105,7 @@ class _Watch:
         for trouble in snapshot.troubles[self._said :]:
             log.warning(trouble)
         self._said = len(snapshot.troubles)
-        if snapshot.fetching and time.monotonic() - self._line > _FETCHING_SECONDS:
+        if snapshot.fetching and time.monotonic() - self._line > _FETCH_LOG_INTERVAL_S:
             self._line = time.monotonic()
             done, total = (f"{size / 1e9:.1f}" for size in snapshot.fetching)
             log.info("engines fetch their models", gigabytes=f"{done}/{total}")
@@ -114,9 +114,9 @@ class _Watch:
 
 def _wait_for_engines(coordinator: ActorHandle) -> None:
     """Wait until engines exit after their last row; one still running when its place is removed is killed."""
-    deadline = time.monotonic() + CLOSE_SECONDS
+    deadline = time.monotonic() + CLOSE_TIMEOUT_S
     while not ray.get(coordinator.is_vacated.remote()) and time.monotonic() < deadline:
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_INTERVAL_S)
 
 
 def _look(
@@ -143,11 +143,11 @@ def _last(troubles: list[str]) -> str:
 
 def _stop(coordinator: ActorHandle, stream: "ray.ObjectRef[None]") -> None:
     """Let the engines write finished results, then end them. A second signal ends them without waiting."""
-    deadline = time.monotonic() + _STOP_SECONDS
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
     with contextlib.suppress(ray.exceptions.RayError):
-        ray.get(coordinator.stop.remote(), timeout=_STOP_SECONDS)
-        while time.monotonic() < deadline and not _ended_within(stream, _LOOK_SECONDS):
-            if ray.get(coordinator.all_stopped.remote(), timeout=_STOP_SECONDS):
+        ray.get(coordinator.stop.remote(), timeout=_STOP_TIMEOUT_S)
+        while time.monotonic() < deadline and not _ended_within(stream, _POLL_INTERVAL_S):
+            if ray.get(coordinator.all_stopped.remote(), timeout=_STOP_TIMEOUT_S):
                 break
     ray.cancel(stream, force=True)
 

@@ -13,7 +13,7 @@ from rich.progress import Progress as Bars
 from cgd_ray.execution.metrics import Metrics, StageMetrics, add_metrics
 
 log = structlog.get_logger(__name__)
-_LINE_SECONDS = 15.0
+_LOG_INTERVAL_S = 15.0
 
 
 class Progress:
@@ -91,7 +91,7 @@ class Progress:
         if self._bars:
             for stage, counted in self._metrics.items():
                 self._bars.update(self._tasks[stage], completed=counted.rows, speed=f"{_speed(counted):.0f} tok/s")
-        elif time.monotonic() - self._line > _LINE_SECONDS:
+        elif time.monotonic() - self._line > _LOG_INTERVAL_S:
             self._line = time.monotonic()
             done = {name: f"{entry.rows}/{self._todo[name]}" for name, entry in self._metrics.items()}
             log.info("generating", **done, seconds=round(self._line - self._started))

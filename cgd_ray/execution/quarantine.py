@@ -39,10 +39,10 @@ class SuspectTracker:
         """Return the suspicion against this row."""
         return self._suspicions.get(row, Suspicion(0, None))
 
-    def hold(self, row: str, strike: Suspicion) -> None:
+    def hold(self, row: str, suspicion: Suspicion) -> None:
         """Adopt a suspicion from elsewhere, if it counts more deaths."""
-        if strike.deaths > self.of(row).deaths:
-            self._suspicions[row] = strike
+        if suspicion.deaths > self.of(row).deaths:
+            self._suspicions[row] = suspicion
 
     def clear(self, row: str) -> None:
         """Remove the suspicion against this row."""
@@ -51,7 +51,7 @@ class SuspectTracker:
     @property
     def any_suspect(self) -> bool:
         """Whether any row is a suspect."""
-        return any(strike.most is not None for strike in self._suspicions.values())
+        return any(suspicion.most is not None for suspicion in self._suspicions.values())
 
 
 class SuspectAdmission:

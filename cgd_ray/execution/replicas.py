@@ -20,8 +20,8 @@ from cgd_ray.runtime.packing import largest_first, pack
 
 _NODE = "ray.io/node-id"  # the label that Ray gives each node
 _NOWHERE = {_NODE: "none"}
-_ALIKE_SECONDS = 600.0  # for a new node to join, if no engine runs and all failed with the same error
-_SETTLE_SECONDS = 3.0  # until a new group has got the available room
+_SAME_ERROR_WAIT_S = 600.0  # for a new node to join, if no engine runs and all failed with the same error
+_PLACEMENT_WAIT_S = 3.0  # until a new group has got the available room
 _SAME_NODES, _MOST_NODES = 2, 3  # failed nodes that show that a model never starts: with one error, or with several
 _SPARE_TRIES = 3  # beyond one per replica: without a limit, an autoscaler would launch new nodes forever
 _VACANT = 1000.0  # available amount of a bundle's own resource in Ray while nothing runs in it
@@ -78,7 +78,7 @@ class _Role:
         """Whether the fault is in the model, or in something else that is the same on all nodes."""
         nodes = {failure.node for failure in self.failures}
         alike = len({failure.kind for failure in self.failures}) == 1
-        is_old = alike and time.monotonic() - self.failures[-1].time > _ALIKE_SECONDS
+        is_old = alike and time.monotonic() - self.failures[-1].time > _SAME_ERROR_WAIT_S
         return (
             not self.was_up
             and not self.starting
@@ -184,7 +184,7 @@ class Replicas:
             role.short_since = None
             return None
         role.short_since = role.short_since or time.monotonic()
-        return error if time.monotonic() - role.short_since > _SETTLE_SECONDS else None
+        return error if time.monotonic() - role.short_since > _PLACEMENT_WAIT_S else None
 
     def _to_come(self, role: _Role) -> int:
         """Count engines that have not started yet but will."""

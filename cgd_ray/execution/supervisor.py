@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 MOST_DEATHS = 16
 """Maximum deaths of an engine in a row, with nothing finished in between; halving 4,096 suspects takes 12."""
-_CLOSE_SECONDS = 30.0
+_CLOSE_TIMEOUT_S = 30.0
 
 
 class RestartingEngine:
@@ -60,7 +60,7 @@ class RestartingEngine:
             await self._alive.wait()
             if self._broken:
                 raise self._broken
-            self._require_innocent(request.row)
+            self._require_not_quarantined(request.row)
             with contextlib.suppress(EngineDiedError):
                 return await self._attempt(request)
 
@@ -107,7 +107,7 @@ class RestartingEngine:
 
     async def _revive(self, dead: Engine, death: EngineDiedError) -> None:
         with contextlib.suppress(Exception):  # the dead engine may be in any state
-            await asyncio.wait_for(dead.close(), _CLOSE_SECONDS)
+            await asyncio.wait_for(dead.close(), _CLOSE_TIMEOUT_S)
         # Catch any failure: the rows that wait for the engine must get it.
         [failure] = await asyncio.gather(self._start_anew(death), return_exceptions=True)
         if isinstance(failure, CgdError):
@@ -122,7 +122,7 @@ class RestartingEngine:
         self._engine = self._make()
         await self._engine.start()
 
-    def _require_innocent(self, row: str) -> None:
-        strike = self.suspicions.of(row)
-        if strike.most == 0:
-            raise PoisonError(f"the engine died {strike.deaths} times with this row on it, the last time alone")
+    def _require_not_quarantined(self, row: str) -> None:
+        suspicion = self.suspicions.of(row)
+        if suspicion.most == 0:
+            raise PoisonError(f"the engine died {suspicion.deaths} times with this row on it, the last time alone")

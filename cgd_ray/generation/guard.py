@@ -51,7 +51,7 @@ class Guard:
         self._errors: dict[str, str] = {}
         self._deaths = 0
         self._quarantined: dict[str, int] = {}
-        self._said_over_long: set[str] = set()
+        self._warned_over_long: set[str] = set()
 
     def check(self, snapshot: Snapshot) -> None:
         """Stop the run if it must not continue.
@@ -62,10 +62,10 @@ class Guard:
         for lease in self._leases:
             lease.require()
         metrics = self.progress.update(snapshot.metrics)
-        self._say_what_died(snapshot.deaths, metrics)
+        self._warn_of_deaths(snapshot.deaths, metrics)
         for stage, counted in metrics.items():
             self._check_failures(stage, counted)
-            self._say_over_long(stage, counted)
+            self._warn_of_over_long(stage, counted)
         if self._ceiling is not None and self.progress.total_tokens >= self._ceiling:
             raise StoppedError(f"generation.max_total_tokens {self._ceiling} is reached. Fix: raise it; {RERUN}")
         self._check_spending(metrics)
@@ -79,7 +79,7 @@ class Guard:
             if not (count.ok or count.truncated) and (lost or count.over_long >= ENOUGH_ROWS):
                 raise StoppedError(f"{stage}: all {lost + count.over_long} rows failed; the last error: {error}")
 
-    def _say_what_died(self, deaths: int, metrics: Metrics) -> None:
+    def _warn_of_deaths(self, deaths: int, metrics: Metrics) -> None:
         if deaths > self._deaths:
             log.warning("an engine's process died; restarting it", deaths=deaths)
         self._deaths = deaths
@@ -99,9 +99,9 @@ class Guard:
                 f"generation.max_failed_fraction {self._max_failed}; the last error: {counted.error}"
             )
 
-    def _say_over_long(self, stage: str, counted: StageMetrics) -> None:
-        if stage not in self._said_over_long and counted.surely_above(counted.over_long, self._max_failed):
-            self._said_over_long.add(stage)
+    def _warn_of_over_long(self, stage: str, counted: StageMetrics) -> None:
+        if stage not in self._warned_over_long and counted.surely_above(counted.over_long, self._max_failed):
+            self._warned_over_long.add(stage)
             log.warning(
                 f"{stage}: many prompts leave no room for a completion and are skipped. Fix: raise the engine's "
                 "max_model_len, or lower max_tokens",

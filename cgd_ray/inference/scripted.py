@@ -98,7 +98,7 @@ class ScriptedEngine:
         last = request.turns[-1].content
         whole = "\x00".join(turn.content for turn in request.turns)
         async with answered_within(self._options.request_timeout_s):
-            await self._suffer(whole)
+            await self._misbehave(whole)
         digest = hashlib.blake2b(f"{whole}\x00{request.decoding.seed}".encode(), digest_size=8).hexdigest()
         share = int(digest, 16) / 2**64
         if share < self._options.fail_fraction and request.key not in self._seen:
@@ -117,7 +117,7 @@ class ScriptedEngine:
             cached_tokens=0,
         )
 
-    async def _suffer(self, conversation: str) -> None:
+    async def _misbehave(self, conversation: str) -> None:
         """Wait for the scripted latency, or die, exit or hang as scripted."""
         options = self._options
         if options.kill_on and options.kill_on in conversation:

@@ -13,7 +13,7 @@ from cgd_ray.runtime.device import Device, installed_device, pretends_gpus
 from cgd_ray.storage.filesystem import Store, store_errors
 
 log = structlog.get_logger(__name__)
-_ANSWER_SECONDS = 120.0  # a node starts a process for it
+_ANSWER_TIMEOUT_S = 120.0  # a node starts a process for it
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def check_nodes(store: Store) -> None:
             "nodes). Fix: install the same packages on every node (`make setup DEVICE=gpu` or cgd-ray[gpu])"
         )
     if silent := len(nodes) - len(views):
-        log.warning("nodes that did not answer whether they see the root", nodes=silent, seconds=_ANSWER_SECONDS)
+        log.warning("nodes that did not answer whether they see the root", nodes=silent, seconds=_ANSWER_TIMEOUT_S)
 
 
 def _ask(nodes: dict[str, dict[str, dict[str, float]]], store: Store, name: str) -> dict[str, _View]:
@@ -78,7 +78,7 @@ def _ask(nodes: dict[str, dict[str, dict[str, float]]], store: Store, name: str)
         ): node
         for node, found in nodes.items()
     }
-    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_SECONDS)
+    ready, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER_TIMEOUT_S)
     views = {}
     for one in ready:
         try:

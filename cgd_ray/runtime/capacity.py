@@ -19,8 +19,8 @@ from cgd_ray.runtime.packing import holds, pack
 from cgd_ray.runtime.session import joins_cluster
 
 log = structlog.get_logger(__name__)
-_RETURN_SECONDS = 60.0
-_LOOK_SECONDS = 0.2
+_RELEASE_TIMEOUT_S = 60.0
+_POLL_INTERVAL_S = 0.2
 _ROUNDING = 1e-6
 
 
@@ -138,7 +138,7 @@ def wait_for_release(before: Demand) -> None:
         CgdError: more is held than before, on a cluster of this command's own. Elsewhere somebody else may have taken
             it: a warning.
     """
-    deadline = time.monotonic() + _RETURN_SECONDS
+    deadline = time.monotonic() + _RELEASE_TIMEOUT_S
     while (now := resources_in_use()).cpus > before.cpus + _ROUNDING or now.gpus > before.gpus + _ROUNDING:
         if time.monotonic() > deadline:
             text = (
@@ -149,7 +149,7 @@ def wait_for_release(before: Demand) -> None:
                 log.warning(text)
                 break
             raise CgdError(text)
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_INTERVAL_S)
     _end_orphans()
 
 
@@ -166,7 +166,7 @@ def _end_orphans() -> None:
     look = ray.remote(num_cpus=0, max_retries=0)(processes.end_orphans)
     places = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     looks = [look.options(scheduling_strategy=place).remote() for place in places]
-    ready, _ = ray.wait(looks, num_returns=len(looks), timeout=_RETURN_SECONDS)
+    ready, _ = ray.wait(looks, num_returns=len(looks), timeout=_RELEASE_TIMEOUT_S)
     seen = 0
     for one in ready:
         with contextlib.suppress(ray.exceptions.RayError):

@@ -14,8 +14,8 @@ from cgd_ray.runtime.demand import ACCELERATOR, Demand
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.session import joins_cluster
 
-_ANSWER_SECONDS = 30.0  # an autoscaler looks every 5 s
-_LOOK_SECONDS = 0.5
+_ANSWER_TIMEOUT_S = 30.0  # an autoscaler looks every 5 s
+_POLL_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ def _could_launch(bundles: list[dict[str, float]]) -> bool:
     groups: list[PlacementGroup] = []
     try:
         groups.extend(placement_group([bundle], "STRICT_PACK") for bundle in bundles)
-        deadline = time.monotonic() + _ANSWER_SECONDS
+        deadline = time.monotonic() + _ANSWER_TIMEOUT_S
         asked: int | None = None
-        while time.monotonic() < deadline and not all(group.wait(_LOOK_SECONDS) for group in groups):
+        while time.monotonic() < deadline and not all(group.wait(_POLL_INTERVAL_S) for group in groups):
             status = cluster_status()
             said = status.autoscaling_state
             infeasible = [

@@ -80,7 +80,7 @@ def test_what_dies_with_its_node_while_it_loads_says_nothing_of_the_model(named_
 def test_rows_of_a_node_that_is_gone_are_stranded_once_nobody_else_works(
     named_nodes: dict[str, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cgd_ray.execution.coordinator._STRANDED_SECONDS", -1)
+    monkeypatch.setattr("cgd_ray.execution.coordinator._STRANDED_AFTER_S", -1)
     pools = [Pool("teacher", Demand(1, 0), 2)]
     coordinator = _Coordinator("teacher", 100, pools)
     for engine, node in (("one", "a"), ("other", "b")):

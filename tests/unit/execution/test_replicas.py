@@ -38,7 +38,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Group]:
     monkeypatch.setattr("cgd_ray.compat.ray_core.placement_group", make)
     monkeypatch.setattr(replicas, "remove_placement_group", lambda group: setattr(group, "state", "REMOVED"))
     monkeypatch.setattr(replicas, "placement_group_table", lambda group: {"state": group.state})
-    monkeypatch.setattr(replicas, "_SETTLE_SECONDS", -1)
+    monkeypatch.setattr(replicas, "_PLACEMENT_WAIT_S", -1)
     return groups
 
 
@@ -133,7 +133,7 @@ def test_where_all_fail_alike_on_the_only_node_others_are_not_waited_for_long(mo
     for name, place in zip(("a", "b"), places, strict=True):
         refuse(run, name, place, "node0", "no room for the cache")
     assert run.broken() is None  # a node may come
-    monkeypatch.setattr(replicas, "_ALIKE_SECONDS", -1)
+    monkeypatch.setattr(replicas, "_SAME_ERROR_WAIT_S", -1)
     assert str(run.broken()) == "no room for the cache"
     run.arrive("c", "teacher", run.take("teacher").id.hex())
     assert run.broken() is None  # one has come, and loads

@@ -74,8 +74,8 @@ def run(
 
     async def scenario() -> dict[str, Outcome]:
         engine = RestartingEngine(lambda: Mortal(log, poison), report)
-        for row, strike in (held or {}).items():
-            engine.suspicions.hold(row, strike)
+        for row, suspicion in (held or {}).items():
+            engine.suspicions.hold(row, suspicion)
         await engine.start()
         made = await asyncio.gather(*(walk(engine, row, *stages) for row in rows), return_exceptions=True)
         await engine.close()
