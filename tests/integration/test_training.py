@@ -187,7 +187,7 @@ def test_a_full_gpu_of_one_rank_ends_all_and_is_not_tried_again(
 ) -> None:
     starts = tmp_path / "starts"
     monkeypatch.setattr(ray_train, "train_on_ray", partial(train_on_ray_full, starts))
-    with pytest.raises(CgdError, match=r"^a GPU has no room \(CUDA out of memory\): lower [^\n]*$"):
+    with pytest.raises(CgdError, match=r"^a GPU has no room \(CUDA out of memory\)\. Fix: lower [^\n]*$"):
         place.train("full", workers=2, max_failures=3)
     assert sorted(starts.read_text().split()) == ["0", "1"]
 
