@@ -34,8 +34,8 @@ class DataCommon(Section):
     text is drafted on, trained on, evaluated and served."""
 
     system_prompt: Annotated[str, Field(pattern=r"\S")] | None = None
-    """A system turn before every prompt, everywhere, the exported chat template included; a conversation that has its
-    own keeps that."""
+    """System turn before every prompt, in all phases and in the exported chat template. A conversation with a system
+    turn of its own keeps that."""
 
     limit: PositiveInt | None = None
     """At most this many prompts to generate and train on, in source order (held-out prompts are counted apart)."""
@@ -50,13 +50,13 @@ class DemoData(DataCommon):
     type: Literal["demo"]
 
     limit: PositiveInt = 64
-    """Number of training problems."""
+    """Number of problems to train on."""
 
     holdout: Holdout = Holdout(count=32)
     """Held-out problems; a third of them are of kinds that training never sees."""
 
     seed: int | None = None
-    """Seed of the problems; none takes `run.seed`."""
+    """Seed of the problems; null takes `run.seed`."""
 
     max_steps: Annotated[int, Field(ge=1, le=5)] = 3
     """Reasoning steps of the hardest problem."""
@@ -66,23 +66,22 @@ class ColumnData(DataCommon):
     """What the sources with columns share."""
 
     prompt_column: str = "prompt"
-    """Column with the question; text in every row. Not read where `messages_column` is given."""
+    """Column with the question, text in every row. Unused if `messages_column` is set."""
 
     messages_column: str | None = None
     """Column with conversations: lists of objects with `role` and `content`, or `from` and `value` (ShareGPT). The last
-    turn of the user is the prompt; what stands before it is shown wherever the prompt is."""
+    user turn is the prompt; the turns before it are shown wherever the prompt is."""
 
     system_column: str = "system"
-    """Column beside `messages_column` with the system turn of conversations that have none among their messages; it
-    need not be there."""
+    """Optional column beside `messages_column` with the system turn of conversations whose messages have none."""
 
     max_skipped_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    """Rows that cannot be used (a blank prompt, a line that is not JSON) are left out and counted, up to this share of
-    those that were read; `cgd inspect --skipped` shows them."""
+    """Rows that cannot be used (a blank prompt, a line that is not JSON) are skipped and counted, up to this share of
+    the rows read; `cgd inspect --skipped` shows them. A larger share stops the run before generation."""
 
     reference_column: str | None = None
-    """Column with the data set's own answer; needed for `sft`, grading and accuracy. The `messages_column` itself where
-    it is the assistant's turn behind the prompt."""
+    """Column with the data set's own answer; needed for `sft`, grading and accuracy. Name the
+    `messages_column` itself to take the assistant's turn behind the prompt."""
 
     @property
     def question_column(self) -> tuple[str, str]:
@@ -114,7 +113,7 @@ class HfData(ColumnData):
     subset: str | None = None
     split: str = "train"
     revision: str | None = None
-    """Commit, tag or branch on the hub. None takes the newest commit, which `cgd validate` shows."""
+    """Commit, tag or branch on the hub. Null takes the newest commit, which `cgd validate` prints."""
 
 
 DataSection = Annotated[DemoData | JsonlData | ParquetData | HfData, Field(discriminator="type")]

@@ -10,23 +10,23 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Sampling(Section):
-    """How a stage decodes. Everything is said explicitly: a model's own generation defaults never apply."""
+    """Decoding of a stage. A model's own generation defaults never apply."""
 
     max_tokens: PositiveInt = 1024
     temperature: Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy, the paper's setting."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int | None = None
-    """Mixed with the row's id and sample into a seed of its own for each completion; none takes `run.seed`."""
+    """Mixed with the row's id and sample into each completion's seed; null takes `run.seed`."""
     chat_template_kwargs: dict[str, Any] = {}
     """Arguments of the model's chat template, for instance `{enable_thinking: false}`."""
 
 
 class DraftStage(Sampling):
-    """y': what the untrained student answers to the bare prompt."""
+    """y': the untrained student's answer to the bare prompt."""
 
     samples: PositiveInt = 1
-    """Drafts per prompt; each gets its own critique and refinement."""
+    """Drafts per prompt, each with a critique and refinement of its own."""
 
     @model_validator(mode="after")
     def _samples_differ(self) -> Self:
@@ -41,8 +41,8 @@ class CritiqueStage(Sampling):
     """c: the teacher's explanation of what is right and wrong in the draft, with a verdict."""
 
     reference: Literal["none", "teacher", "dataset"] = "none"
-    """What the critic is shown beside the draft: nothing (the paper's setting), its own direct answer (helps small
-    teachers), or the data set's reference (leaks it into the training target)."""
+    """Shown to the critic beside the draft: nothing (the paper's setting), its own direct answer (helps small
+    teachers), or the data set's reference (which leaks into the training target)."""
 
 
 class AnswerStage(Sampling):
@@ -64,18 +64,18 @@ class GenerationSection(Section):
     critique: CritiqueStage = CritiqueStage()
     refine: Sampling = Sampling()
     max_total_tokens: PositiveInt | None = None
-    """Prompt plus completion tokens that one invocation may spend on generation; then the run stops resumably."""
+    """Prompt plus completion tokens that one command may spend on generation; then the run stops and can be resumed."""
     max_failed_fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
-    """A stage that surely fails on more than this share of its rows stops the run. It is judged by the rows that it has
-    begun, of at least 20, with a one-sided confidence bound. Over-long prompts are passed by and do not count."""
+    """Share of a stage's rows that may fail before the run stops: judged on at least 20 started rows with a one-sided
+    confidence bound. Over-long prompts are skipped and do not count."""
 
     retry_quarantined: bool = False
-    """Whether rows that killed their engine are tried again, as failed ones always are: after a mend of the engine, or
-    on nodes with more memory."""
+    """Try rows again that crashed their engine, as failed rows always are: after a fix of the engine, or on nodes with
+    more memory."""
 
     stall_timeout_s: Annotated[float, Field(gt=0)] = 3600.0
-    """A run in which for so long no row finishes a stage and no engine loads is stopped: longer than the longest
-    completion takes, and than new nodes take to come."""
+    """Seconds without progress (no row finishes a stage, no engine loads) after which the run stops. Choose it longer
+    than the longest completion and than new nodes take to start."""
 
     @property
     def needs_answer(self) -> bool:
@@ -89,10 +89,10 @@ class CurationSection(Section):
     require_verdict: bool = True
     """Drop critiques without a parseable verdict."""
     drop_mentions: bool = True
-    """Drop refinements that talk about the critique or the draft: the student would learn to speak of what no user
+    """Drop refinements that mention the critique or the draft: the student would learn to mention what no user
     wrote."""
     require_correct: bool = False
-    """Drop refinements that the grader finds wrong against the reference (needs `data.reference_column` or demo
+    """Drop refinements that the grader marks wrong against the reference (needs `data.reference_column` or demo
     data)."""
     max_refinement_tokens: PositiveInt | None = None
-    """Drop refinements longer than this, in the teacher's tokens."""
+    """Drop refinements with more of the teacher's tokens than this."""

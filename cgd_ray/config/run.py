@@ -25,16 +25,16 @@ class StorageSection(Section):
     """How an `s3://` root is reached. Keys come from the environment (AWS_ACCESS_KEY_ID, ...), never from here."""
 
     endpoint_url: PlainUrl | None = None
-    """S3 endpoint of another provider, for instance `http://127.0.0.1:9000`; none means AWS."""
+    """S3 endpoint of another provider, for instance `http://127.0.0.1:9000`; null means AWS."""
 
     region: str | None = None
-    """Region name; none leaves it to the AWS configuration."""
+    """Region name; null leaves it to the AWS configuration."""
 
     anonymous: bool = False
     """Read public buckets without keys."""
 
     flush_rows: Annotated[int, Field(ge=1)] = 256
-    """A part file is written when this many finished rows wait."""
+    """Finished rows that make a part file."""
 
     flush_seconds: Annotated[float, Field(gt=0, le=30)] = 5.0
-    """... or when the oldest of them has waited this long: the most that a kill can lose."""
+    """Longest wait of a finished row for its part file, in seconds: the most that a kill loses."""

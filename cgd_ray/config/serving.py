@@ -1,4 +1,4 @@
-"""The served student: who may ask it, and how many replicas answer. What recipes and `serving.app:build` share."""
+"""Access to the served student and its replicas: keys that recipes and `serving.app:build` share."""
 
 import ipaddress
 from pathlib import Path
@@ -19,12 +19,12 @@ def _split(given: object) -> object:
 
 
 def _absolute(given: str) -> str:
-    """Replicas run in another directory than whoever wrote the path."""
+    """Make the path absolute: replicas run in another directory."""
     return str(Path(given).expanduser().absolute())
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address, or the name localhost, is this machine's to itself."""
+    """Whether only this machine reaches an address or the name localhost."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -33,19 +33,19 @@ def is_loopback(host: str) -> bool:
 
 
 class Access(Section):
-    """Who may ask, from where, and how much at once."""
+    """Keys, origins and limits of the endpoint."""
 
     keys_file: Annotated[str, Field(min_length=1), AfterValidator(_absolute)] | None = None
-    """File with one key a line, or `sha256:` and the SHA-256 of one, on every node that runs the ingress; it is read
-    again when it changes. None: `cgd serve` makes a key at each start."""
+    """File with one key a line, or `sha256:` and the SHA-256 of one, on every node that runs the ingress. It is
+    read again when it changes. Null: `cgd serve` makes a key at each start."""
     key_digests: Annotated[tuple[Digest, ...], BeforeValidator(_split)] = ()
-    """SHA-256 of further keys, good until the next deployment."""
+    """SHA-256 of further keys, valid until the next deployment."""
     no_key: bool = False
-    """Ask without a key, from this machine alone."""
+    """Serve without keys, to programs on this machine only."""
     allowed_origins: Annotated[tuple[Origin, ...], BeforeValidator(_split)] = ()
-    """Web pages that may ask, for instance `https://chat.example.org`."""
+    """Origins of web pages that may call the endpoint, for instance `https://chat.example.org`."""
     max_body_bytes: PositiveInt = 4 * 2**20
-    """Largest request; how long a conversation may be, `max_model_len` says."""
+    """Largest request body; `max_model_len` bounds the conversation."""
 
     @model_validator(mode="after")
     def _keys_or_none(self) -> Self:
@@ -55,21 +55,22 @@ class Access(Section):
 
     @property
     def has_keys(self) -> bool:
-        """Whether somebody has a key."""
+        """Whether any key is configured."""
         return self.keys_file is not None or bool(self.key_digests)
 
 
 class Replicas(Section):
-    """How many replicas there are, and how much each takes."""
+    """Number of replicas and load of each."""
 
     model_id: Annotated[str, Field(pattern=r"^[^:\s]+$")] = "student"
     """Name that requests use; no colon, which Ray Serve LLM takes for an adapter's name."""
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 1
     target_ongoing_requests: PositiveInt = 16
-    """Requests in flight per replica that Serve's autoscaler aims at."""
+    """Requests in flight per replica that Serve's autoscaler targets."""
     max_ongoing_requests: PositiveInt = 64
-    """Requests that a replica takes at a time; further ones wait. No request asks for more answers than this."""
+    """Requests that a replica works on at a time; further ones wait. Also the most answers that one request may ask
+    for."""
     max_queued_requests: PositiveInt = 64
     """Requests that wait, or were not given to a replica yet, for each replica of the ingress; further ones get 429 and
     when to ask again."""

@@ -15,10 +15,10 @@ MethodOrMix = Literal[MethodName, "mix"]
 
 
 class TrainingResources(Section):
-    """What one training worker asks of Ray."""
+    """Ray resources of one training worker."""
 
     cpus_per_worker: PositiveInt | None = None
-    """None: an equal share of the node's cores on CPU; beside a GPU up to 8, as many as all workers have room for; 1
+    """Null: on CPU an equal share of the node's cores; beside a GPU up to 8, as many as leave room for all workers; 1
     while no node with a GPU runs."""
     gpus_per_worker: Annotated[int, Field(ge=0, le=1)] | None = None
     """None: 1 where the installed packages compute on GPUs (`make setup DEVICE=gpu`), else 0."""
@@ -34,11 +34,11 @@ class TrainingResources(Section):
 
 
 class LoraSection(Section):
-    """LoRA: the student stays frozen, and a product of two thin matrices beside each layer is learnt."""
+    """LoRA: the student stays frozen; a low-rank product beside each layer is trained."""
 
     rank: PositiveInt = 16
     alpha: PositiveInt = 32
-    """The product counts alpha / rank times."""
+    """Scale of the product: alpha / rank."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Names of the layers, for instance `[q_proj, v_proj]`; `all-linear` is all but the output layer."""
@@ -48,7 +48,7 @@ class LoraSection(Section):
 
 
 class TrackingSection(Section):
-    """Where the figures of each optimiser step go, beside the log."""
+    """Where the metrics of each optimiser step go, beside the log."""
 
     tensorboard: bool = True
     """Event files in `runs/NAME/tensorboard` of the root; on S3 they appear with each checkpoint."""
@@ -67,15 +67,15 @@ class TrainingSection(Section):
     mix: Annotated[dict[MethodName, Annotated[float, Field(gt=0)]], Field(min_length=1)] = {"cgd": 1.0, "refsft": 1.0}
     """Weights of the methods of `mix`: each row is trained with one of them, drawn by the seed."""
     compared_with: list[MethodOrMix] = []
-    """Methods that will be trained on the same rows: a row that one of them cannot use is left out for all
-    (`cgd compare` fills this in)."""
+    """Methods that are trained on the same rows: a row that one of them cannot use is dropped for all (`cgd compare`
+    sets this)."""
     context: Literal["single-turn", "multi-turn"] = "single-turn"
-    """How methods that see a draft show it: all in one user turn (the paper's way), or the draft as the assistant's
-    turn and the critique as the user's answer to it."""
+    """Form of contexts with a draft: one user turn (as in the paper), or the draft as the assistant's turn and the
+    critique as the user's reply."""
     epochs: PositiveInt = 1
     learning_rate: Annotated[float, Field(gt=0)] = 1e-6
     batch_size: PositiveInt = 64
-    """Rows of one optimiser step, over all workers; packing happens inside it."""
+    """Rows of one optimiser step, over all workers, packed inside the step."""
     micro_batch_tokens: PositiveInt = 4096
     """Tokens of one packed forward pass on one worker (a longer single row is its own pass)."""
     max_length: PositiveInt = 4096
@@ -89,8 +89,8 @@ class TrainingSection(Section):
     """Compute type. `auto`: bf16 on GPUs and on CPUs that multiply it natively (AVX512-BF16, AMX), else fp32. Master
     weights and optimiser states are fp32 in any case."""
     loss_spike: Annotated[float, Field(gt=0)] | None = 4.0
-    """A step whose loss is so many nats per token above the median of the last 32 stops training, before it changes a
-    weight. None lets it pass."""
+    """Stop training, before weights change, at a step whose loss is this many nats per token above the median of the
+    last 32. Null never stops."""
     attention: Literal["auto", "by_row", "eager", "sdpa", "flex_attention", "flash_attention_2"] = "auto"
     """What cuts attention between packed rows. `auto`: on GPU flash-attn where it is installed, else PyTorch's flex
     attention; on CPU a fused kernel for each row. Only `sdpa` and `eager` make a mask of all pairs of tokens in a pass;
@@ -109,30 +109,30 @@ class TrainingSection(Section):
     """Train an adapter only; the exported student has it merged in, and beside it in `adapter/`."""
     workers: PositiveInt = 1
     min_workers: PositiveInt | None = None
-    """With fewer, too, down to so many, where nodes are lost or not there yet: training goes on from the last
-    checkpoint with as many as there are, up to `workers`. Every ten minutes Ray looks whether there are more, and
-    starts again with them, from the last checkpoint, too. None waits for all of them."""
+    """Fewest workers to train with if nodes are lost or missing: training resumes from the last checkpoint with those
+    that are there. Every ten minutes Ray checks for more, and restarts from the last checkpoint with them. Null waits
+    for all workers."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     offload: Literal["none", "cpu"] = "none"
     """`cpu`: the host keeps fp32 weights and optimiser states (and, in stage 3, the parameters)."""
     launcher: Literal["ray", "torchrun"] = "ray"
-    """`torchrun`: the run makes the rows ready, says which command trains, and goes on when that is done. For machines
-    that a scheduler gives, without Ray."""
+    """`torchrun`: the run prepares the rows, prints the command that trains, and continues when that is done. For
+    machines from a scheduler such as Slurm, without Ray."""
     seed: int | None = None
     """None takes `run.seed`."""
     checkpoint_interval: PositiveInt = 100
     """Optimiser steps between checkpoints; the last step always writes one."""
     keep_checkpoints: PositiveInt = 2
     validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the prompts, chosen by hash, whose rows are not trained on: the loss on all of them is measured with
-    every checkpoint."""
+    """Share of the prompts, chosen by hash, whose rows are not trained on; their loss is measured at every
+    checkpoint."""
     export: Literal["last", "best"] = "last"
-    """Which checkpoint becomes the student: the last, or the one with the lowest validation loss."""
+    """Checkpoint that becomes the student: the last one, or the one with the lowest validation loss."""
     stop_timeout_s: Annotated[float, Field(ge=0)] = 60.0
-    """Longest wait for a checkpoint when the command is interrupted: a step or two, and the writing. A second signal
-    waits for nothing."""
+    """Longest wait, in seconds, for a checkpoint when the command is interrupted: a step or two and the writing. A
+    second signal ends it at once."""
     max_failures: Annotated[int, Field(ge=0)] = 3
-    """Times that Ray Train restarts dead workers from the last checkpoint."""
+    """Restarts of dead workers from the last checkpoint before training fails."""
     tracking: TrackingSection = TrackingSection()
     resources: TrainingResources = TrainingResources()
 
@@ -191,8 +191,8 @@ class EvaluationSection(Section):
 
     enabled: bool = True
     limit: PositiveInt | None = 5000
-    """At most this many held-out prompts, smallest hash first; `null` asks all. 5,000, as MATH's test set has, tell an
-    accuracy to 1.4 points; a tenth of ten million prompts would be asked for days and tell little more."""
+    """At most this many held-out prompts, smallest hash first; `null` asks all. 5,000 (the size
+    of MATH's test set) give an accuracy to 1.4 points."""
     max_tokens: PositiveInt = 1024
     temperature: Annotated[float, Field(ge=0)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -208,7 +208,7 @@ class ServingSection(Access, Replicas):
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_model_len: PositiveInt | None = None
     trial: bool = False
-    """After a run, serve the student for a moment and ask it one held-out question over HTTP (the demo does)."""
+    """After a run, serve the student briefly and ask it one held-out question over HTTP (as the demo does)."""
 
     @model_validator(mode="after")
     def _no_key_on_loopback_only(self) -> Self:
