@@ -18,7 +18,7 @@ from cgd_ray.storage.lease import Lease
 from cgd_ray.storage.tables import Table
 
 log = structlog.get_logger(__name__)
-_LOOKS = 4  # tries to read parts that another command merges
+_LIST_RETRIES = 4  # tries to read parts that another command merges
 
 
 class Guard:
@@ -131,7 +131,7 @@ def paid(recipe: Recipe, stages: list[Stage]) -> float:
     teacher = recipe.teacher.engine
     if teacher.money_ceiling() is None:
         return 0.0
-    for _ in range(_LOOKS):
+    for _ in range(_LIST_RETRIES):
         parts = [(stage.results, part) for stage in stages for part in stage.results.parts()]
         costs = list(parallel_map(partial(_cost, teacher), parts))
         if None not in costs:

@@ -28,8 +28,10 @@ PART_ROWS = 8_192
 _PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
 MERGED = "merged"
 """In the name of a part that others were merged into."""
-_LOOKS = 4  # at a listing before a reader gives up
-_ONE_LOOK = 256  # files that a store lists at one moment: S3 gives 1,000 in a page, Linux 32 KiB of names in a call
+_LIST_RETRIES = 4  # at a listing before a reader gives up
+_LISTED_AT_ONCE = (
+    256  # files that a store lists at one moment: S3 gives 1,000 in a page, Linux 32 KiB of names in a call
+)
 ID_DIGITS = 4
 """Of an id, in a part's name: 65,536 ranges. Parts of prompts begin where one of them does, so that they share none."""
 
@@ -91,7 +93,7 @@ class Table:
         are deleted from one that was not. It was written first, so a second listing has it.
         """
         found = self.sizes()
-        return sorted(found if len(found) <= _ONE_LOOK else found | self.sizes())
+        return sorted(found if len(found) <= _LISTED_AT_ONCE else found | self.sizes())
 
     def sizes(self) -> dict[str, int]:
         """Bytes of the parts, by their names, at one look; what else lies beside them is nobody's."""
@@ -140,7 +142,7 @@ class Table:
         deciding = [name for name in _DECIDING if name in self.schema.names]
         wanted = None if columns is None else [*columns, *(name for name in deciding if name not in columns)]
         ids = IdRange.around([IdRange.of_part(name) for name in names])
-        for _ in range(_LOOKS):
+        for _ in range(_LIST_RETRIES):
             try:
                 tables = list(self.batches(names, wanted))
                 break

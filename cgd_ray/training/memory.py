@@ -16,7 +16,7 @@ from cgd_ray.config.training import TrainingSection
 from cgd_ray.errors import CgdError
 from cgd_ray.training.dataset.packing import Ids, largest_pass
 from cgd_ray.training.flops import Flops
-from cgd_ray.training.loop.loss import CANNOT
+from cgd_ray.training.loop.loss import UNSUPPORTED_ERRORS
 from cgd_ray.training.lora import with_adapter
 
 _ATTENTION = "cgd_shapes"
@@ -101,7 +101,7 @@ def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervise
         raise NoEstimateError("experts with weights in fp32")
     try:
         layer, layer_input, layers, outside = _kept(model, training, lengths, supervised)
-    except CANNOT as error:
+    except UNSUPPORTED_ERRORS as error:
         raise NoEstimateError(str(error)) from error
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     return ModelSizes(

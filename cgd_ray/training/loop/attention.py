@@ -24,21 +24,25 @@ from cgd_ray.compat.transformers import attention_of
 from cgd_ray.config.training import TrainingSection
 from cgd_ray.training.dataset.packing import join
 from cgd_ray.training.job import RefusedError
-from cgd_ray.training.loop.loss import CANNOT, packed_logits
+from cgd_ray.training.loop.loss import UNSUPPORTED_ERRORS, packed_logits
 
 _Loadable = Literal["eager", "sdpa", "flex_attention", "flash_attention_2"]
 
 log = structlog.get_logger(__name__)
-_SLOW: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask of all pairs of a pass's tokens
+_MASKED: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask of all pairs of a pass's tokens
 _BY_ROW, _COMPARED = "cgd_by_row", "cgd_compared"
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
 _TOLERANCE = 3e-2  # of one attention's largest output: bfloat16 rounds to 0.4 % in each of its steps
-_SHORT = 256  # tokens up to which a CPU's backward pass of attention takes half as long in fp32 as in bfloat16
-_OFF = 0.2  # mean difference of logits over their standard deviation, of which bfloat16 leaves a tenth in deep models
+_FP32_ROW_TOKENS = (
+    256  # tokens up to which a CPU's backward pass of attention takes half as long in fp32 as in bfloat16
+)
+_MAX_LOGIT_SHIFT = (
+    0.2  # mean difference of logits over their standard deviation, of which bfloat16 leaves a tenth in deep models
+)
 _FLEX_TOKENS = 256  # two of its blocks: 3 % of a pass of 4,096 tokens at the mean
 _FLEX_KINDS = 32  # with the short passes of the checks before training
-_BROKEN = (torch.OutOfMemoryError, torch.AcceleratorError)
-_STRETCHED = ("longrope", "dynamic")
+_GPU_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
+_LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 
 
 def wanted(training: TrainingSection, device: torch.device) -> list[_Loadable]:
@@ -51,7 +55,11 @@ def wanted(training: TrainingSection, device: torch.device) -> list[_Loadable]:
         return ["sdpa", "eager"]
     flash: list[_Loadable] = ["flash_attention_2"]
     # FlashAttention takes no fp32.
-    return [*(flash if is_flash_attn_2_available() and training.precision == "bf16" else []), "flex_attention", *_SLOW]
+    return [
+        *(flash if is_flash_attn_2_available() and training.precision == "bf16" else []),
+        "flex_attention",
+        *_MASKED,
+    ]
 
 
 def load_student(folder: Path, training: TrainingSection, device: torch.device, **options: object) -> PreTrainedModel:
@@ -98,9 +106,9 @@ def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
     try:
         logits = _probe(engine, device)
-    except _BROKEN:  # this rank's device alone, perhaps: it ends, and the others with it
+    except _GPU_ERRORS:  # this rank's device alone, perhaps: it ends, and the others with it
         raise
-    except CANNOT as error:
+    except UNSUPPORTED_ERRORS as error:
         raise _refused(attention, error) from error
     if not by_row:
         return
@@ -132,12 +140,12 @@ def _compared(engine: DeepSpeedEngine, device: torch.device, masked: torch.Tenso
         _probe(engine, device)
         engine.module.set_attn_implementation(_BY_ROW)
         off = (_probe(engine, device) - masked).abs().mean() / masked.std()
-    except _BROKEN:
+    except _GPU_ERRORS:
         raise
-    except CANNOT:
+    except UNSUPPORTED_ERRORS:
         return "sdpa"
     seen = comparison.differences
-    is_same = seen and all(difference < _TOLERANCE for difference in seen) and off < _OFF
+    is_same = seen and all(difference < _TOLERANCE for difference in seen) and off < _MAX_LOGIT_SHIFT
     return _BY_ROW if is_same else "sdpa"
 
 
@@ -195,7 +203,7 @@ def require_rows_fit(config: PreTrainedConfig, longest: int) -> None:
     rope = getattr(config, "rope_parameters", None) or {}
     layers = [rope] if "rope_type" in rope else [each for each in rope.values() if isinstance(each, dict)]
     why = ""
-    for stretched in (each for each in layers if each.get("rope_type") in _STRETCHED):
+    for stretched in (each for each in layers if each.get("rope_type") in _LENGTH_DEPENDENT_ROPE):
         limit = stretched.get("original_max_position_embeddings") or limit
         why = " without stretching them, which would change all rows of a pass with the longest"
     if limit and longest > limit:
@@ -272,7 +280,7 @@ def _within_row(
 ) -> torch.Tensor:
     """Causal attention [1, heads, T, size] -> [1, T, heads, size] of one row."""
     output: torch.Tensor
-    if query.shape[2] > _SHORT or query.device.type != "cpu":
+    if query.shape[2] > _FP32_ROW_TOKENS or query.device.type != "cpu":
         output, _ = sdpa_attention_forward(module, query, key, value, None, **options)
     else:
         with torch.autocast("cpu", enabled=False):  # stage 0's would round them back

@@ -11,7 +11,7 @@ from transformers.utils.generic import is_flash_attention_requested
 from cgd_ray.training.dataset.packing import PackedRows, join
 from cgd_ray.training.job import RefusedError
 
-CANNOT = (ValueError, TypeError, AttributeError, RuntimeError)
+UNSUPPORTED_ERRORS = (ValueError, TypeError, AttributeError, RuntimeError)
 """As what architectures raise that they cannot do with an attention, or with tensors without values."""
 
 
