@@ -33,12 +33,10 @@ _MASKED: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask of all pairs o
 _BY_ROW, _COMPARED = "cgd_by_row", "cgd_compared"
 _LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
 _TOLERANCE = 3e-2  # of one attention's largest output: bfloat16 rounds to 0.4 % in each of its steps
-_FP32_ROW_TOKENS = (
-    256  # tokens up to which a CPU's backward pass of attention takes half as long in fp32 as in bfloat16
-)
-_MAX_LOGIT_SHIFT = (
-    0.2  # mean difference of logits over their standard deviation, of which bfloat16 leaves a tenth in deep models
-)
+# Up to this many tokens a CPU's backward pass of attention takes half as long in fp32 as in bfloat16.
+_FP32_ROW_TOKENS = 256
+# Mean difference of logits over their standard deviation; bfloat16 leaves a tenth of it in deep models.
+_MAX_LOGIT_SHIFT = 0.2
 _FLEX_TOKENS = 256  # two of its blocks: 3 % of a pass of 4,096 tokens at the mean
 _FLEX_KINDS = 32  # with the short passes of the checks before training
 _GPU_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)

@@ -113,7 +113,7 @@ def test_a_full_disk_is_said_before_anything_is_written(
     usage = shutil.disk_usage(tiny_dir)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage._replace(free=100_000))
     job = replace(make_job(encoded, tiny_dir), checkpoints="full")
-    with pytest.raises(CgdError, match=r"full: 0 MiB are free, and a checkpoint takes \d+ MiB; make room"):
+    with pytest.raises(CgdError, match=r"full: 0 MiB are free, and a checkpoint takes \d+ MiB\. Fix: make room"):
         train_rank(job, lambda _: False)
     assert encoded.store.folders("full") == []
 
@@ -168,7 +168,7 @@ def test_a_full_gpu_is_said_with_what_helps(
 
     monkeypatch.setattr(trainer, "summed_loss", fill)
     reason = re.escape(FULL[text])
-    with pytest.raises(GpuMemoryError, match=rf"no room \({reason}\): lower training.micro_batch_tokens"):
+    with pytest.raises(GpuMemoryError, match=rf"no room \({reason}\)\. Fix: lower training.micro_batch_tokens"):
         train_rank(replace(make_job(encoded, tiny_dir), checkpoints="full-gpu"), lambda _: False)
 
 
