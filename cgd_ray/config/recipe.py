@@ -30,7 +30,7 @@ _TAGS = {"demo", "jsonl", "parquet", "hf", "vllm", "openai", "scripted"}
 
 
 class Recipe(Section):
-    """Everything that one run needs to know."""
+    """All settings of one run."""
 
     run: RunSection
     storage: StorageSection = StorageSection()
@@ -100,7 +100,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe and apply `section.key=value` overrides, whose values are YAML too.
 
     Raises:
-        ConfigError: one line that names the file or the key, and the mend.
+        ConfigError: one line that names the file or the key, and the fix.
     """
     tree = _read_yaml(Path(path))
     for override in overrides or []:

@@ -1,4 +1,4 @@
-"""Any number of rows, sorted by prompt id in little memory: sorted runs on local disk, read back a range at a time."""
+"""Sort any number of rows by prompt id in little memory: sorted runs on local disk, merged a range at a time."""
 
 import bisect
 import contextlib
@@ -13,11 +13,11 @@ import pyarrow as pa
 
 from cgd_ray.storage.tables import ID_DIGITS
 
-_BATCH_ROWS = 512  # of each run in memory: ten million prompts are two hundred runs
+_BATCH_ROWS = 512  # rows of each run in memory: ten million prompts make two hundred runs
 
 
 class SortedRows:
-    """Takes rows in any order and gives them back as parts, each holding a range of ids. A context manager."""
+    """Takes rows in any order and returns them as parts, each with a range of ids. A context manager."""
 
     def __init__(self, schema: pa.Schema) -> None:
         self._schema = schema
@@ -37,7 +37,7 @@ class SortedRows:
     def parts(self, size: int) -> Iterator[pa.Table]:
         """The rows by id, cut at equal steps of the id's range into parts of about `size` rows; ids are hashes.
 
-        Cut where the digits in parts' names change: parts that share these are read together ever after.
+        Cuts only where the digits in the names of parts change: parts that share these digits are always read together.
         """
         number = max(1, math.ceil(self._count / size))
         cuts = [f"{16**ID_DIGITS * part // number:0{ID_DIGITS}x}" for part in range(1, number)]
@@ -66,7 +66,7 @@ class _Run:
         self._rest: pa.RecordBatch | None = next(self._batches, None)
 
     def until(self, cut: str | None) -> Iterator[pa.RecordBatch]:
-        """What follows, up to the first id that is not below the cut; all of it where there is no cut."""
+        """The next rows, up to the first id that is not below the cut; all remaining rows if `cut` is None."""
         while self._rest is not None:
             end = len(self._rest) if cut is None else _first_not_below(self._rest, cut)
             if end:

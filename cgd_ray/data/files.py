@@ -1,4 +1,4 @@
-"""The files behind `data.path`: which they are, and what identifies their content."""
+"""The files of `data.path`, and the identity of their content."""
 
 import glob
 import hashlib
@@ -34,12 +34,12 @@ class SourceFiles:
     paths: list[str]
 
     def name(self, path: str) -> str:
-        """The path as a person writes it."""
+        """The path as the user writes it."""
         return f"s3://{path}" if self.is_s3 else path
 
     @property
     def is_s3(self) -> bool:
-        """Whether the files lie in a bucket."""
+        """Whether the files are in a bucket."""
         return "s3" in self.fs.protocol
 
     def identity(self) -> list[list[str | int]]:
@@ -65,19 +65,18 @@ class SourceFiles:
 def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) -> SourceFiles:
     """The file, the files that match a glob, or those below a directory that end in one of the suffixes, sorted.
 
-    In a directory, names that begin with a dot or an underscore are left out: writers put their own files
-    there.
+    In a directory, names that begin with a dot or an underscore are ignored: writers use them for their own files.
 
     Raises:
-        ConfigError: there is none, or the place cannot be reached.
+        ConfigError: no file is found, or the place cannot be reached.
     """
     fs = open_filesystem(path, storage)
     with reporting(f"data.path {path}"):
-        fs.invalidate_cache()  # s3fs remembers listings
+        fs.invalidate_cache()  # s3fs caches listings
         base = str(fs.unstrip_protocol(path)).partition("://")[2].rstrip("/")
         if fs.isfile(path):
             return SourceFiles(fs, [base])
-        if fs.isdir(path):  # also one whose name looks like a glob
+        if fs.isdir(path):  # also a directory whose name looks like a glob
             there = [name for name in fs.find(path) if not _is_private(name, base)]
             found = [name for name in there if name.lower().endswith(suffixes)]
             _say_left_out(path, sorted(set(there) - set(found)))
@@ -91,14 +90,14 @@ def find_files(path: str, suffixes: tuple[str, ...], storage: StorageSection) ->
 
 
 def _say_left_out(path: str, names: list[str]) -> None:
-    """Files that look like data and are of another kind."""
+    """Log files that look like data but are of another kind."""
     if data := [name for name in names if name.lower().endswith(_DATA)]:
         log.warning(f"data.path {path}: files of other kinds are skipped", files=len(data), first=data[0])
 
 
 @contextmanager
 def reporting(what: str) -> Iterator[None]:
-    """Turn what file systems raise into one line for the user.
+    """Turn errors of file systems into one line for the user.
 
     Raises:
         ConfigError: the block raised an error of the file system or of the S3 client.

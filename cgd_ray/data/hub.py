@@ -18,10 +18,10 @@ _BATCH_ROWS = 1024
 
 
 def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
-    """DATASET/SPLIT:ROW and the columns of each row.
+    """Yield DATASET/SPLIT:ROW and the columns of each row.
 
-    A local directory is read as it is, without the copy that `datasets` would keep in its cache and not renew
-    when the directory changes within the same second; a hub data set comes from that cache.
+    Reads a local directory directly: `datasets` would keep a copy in its cache and not renew it when the directory
+    changes within the same second. A hub data set is read from that cache.
 
     Raises:
         ConfigError: the data set cannot be loaded, or lacks a column.
@@ -34,7 +34,7 @@ def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
         name = data.reference_column
         kind = str(getattr((rows.features or {}).get(name), "dtype", ""))
         number = 0
-        # As they are stored: an image or a recording that nobody asks for is not decoded.
+        # Take values as stored: images and recordings that the recipe does not use are not decoded.
         for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
             for values in batch.select([column for column in batch.column_names if column in wanted]).to_pylist():
                 number += 1

@@ -1,4 +1,4 @@
-"""JSON values of text files, one a line or in one array, compressed or not, each with its number."""
+"""JSON values of text files, one per line or in one array, compressed or not, each with its number."""
 
 import json
 import zipfile
@@ -18,27 +18,27 @@ Columns = dict[str, Any]
 """A row's columns by their names."""
 
 LINES = tuple(f"{kind}{packed}" for kind in (".jsonl", ".ndjson") for packed in ("", *_COMPRESSED))
-"""How the names of files with JSON lines end."""
+"""Suffixes of files with JSON lines."""
 
 
 class ShownFloat(float):
-    """A number of JSON that remembers how it was written: 3e-06, and 1e400, which no float holds."""
+    """A JSON number that keeps its written form: 3e-06, and 1e400, which exceeds the range of floats."""
 
     text: str
 
     @classmethod
     def of(cls, text: str) -> "ShownFloat":
-        """The number that this text writes."""
+        """Parse this text as a number."""
         shown = cls(text)
         shown.text = text
         return shown
 
 
 def json_rows(files: SourceFiles, path: str, on_skip: OnSkip) -> Iterator[tuple[str, Columns]]:
-    """FILE:ROW and the object of each row; blank lines are passed over, and rows that are no objects are skipped.
+    """Yield FILE:ROW and the object of each row; blank lines are ignored, and rows that are no objects are skipped.
 
     Raises:
-        ConfigError: a file that is one array is not JSON, or `on_skip` says so.
+        ConfigError: a file that is one array is not valid JSON, or `on_skip` raises it.
     """
     with _opened(files, path) as file:
         for number, line in enumerate(file, start=1):
@@ -54,7 +54,7 @@ def json_rows(files: SourceFiles, path: str, on_skip: OnSkip) -> Iterator[tuple[
 
 
 def _begins_an_array(line: bytes) -> bool:
-    """Whether a first line is a part of an array, or one of objects; another array is a line that is no object."""
+    """Whether a first line begins an array, or is one of objects; any other array is a row that is no object."""
     if not line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
         return False
     try:

@@ -1,4 +1,4 @@
-"""The question, the turns before it and the answer behind it, from a column of messages."""
+"""The question, the turns before it and the answer after it, from a column of messages."""
 
 import json
 from collections.abc import Mapping
@@ -21,28 +21,28 @@ _ROLES: dict[str, Role] = {
     "ai": "assistant",
     "model": "assistant",
 }
-"""Roles by the names that OpenAI's form (`role`, `content`), ShareGPT's (`from`, `value`) and others have for them."""
+"""Roles by their names in OpenAI's form (`role`, `content`), ShareGPT's (`from`, `value`) and other forms."""
 
 _TOOLS = {"tool", "tools", "function", "functions", "observation", "environment", "ipython"}
 _CALLS = ("tool_calls", "tool_call", "tool_call_id", "function_call", "tools", "functions")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
 BESIDE = ("tools", "functions", *_MEDIA)
-"""Columns beside a conversation that make it one of tools or media where they hold something."""
+"""Columns beside a conversation that, if not empty, mean that it uses tools or media."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A conversation by its last question."""
+    """A conversation, split at its last question."""
 
     history: History
     question: str
     answer: str | None
-    """The assistant's turn behind the question, where there is one."""
+    """The assistant's turn after the question, if any."""
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """One row's messages; every refusal names the row, the column and the message."""
+    """Reads one row's messages; every error names the row, the column and the message."""
 
     source: str
     column: str
@@ -56,7 +56,7 @@ class _Reader:
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             self.refuse("not a list of messages (objects with role and content)", "no list of messages")
         turns = [self.turn(number, message) for number, message in enumerate(messages, start=1)]
-        return [turn for turn in turns if turn.role != "system" or turn.content.strip()]  # "" says that there is none
+        return [turn for turn in turns if turn.role != "system" or turn.content.strip()]  # "" means no system turn
 
     def turn(self, number: int, message: Mapping[str, object]) -> Turn:
         given = _first_filled(message, "role", "from")
@@ -71,7 +71,7 @@ class _Reader:
         return Turn(role, self.text(number, _first_filled(message, "content", "value", "text")))
 
     def refuse_beside(self, fields: Mapping[str, object], where: str) -> None:
-        """Look for tools and media in the fields beside a text."""
+        """Refuse the row if fields beside a text hold tools or media."""
         if called := [name for name in _CALLS if _is_filled(fields.get(name))]:
             self.refuse(f"{where} has {called[0]}: no stage here can call tools", "tools")
         if shown := [name for name in _MEDIA if _is_filled(fields.get(name))]:
@@ -85,7 +85,7 @@ class _Reader:
         return "\n".join(self.part(number, part) for part in content)  # as vLLM joins them
 
     def part(self, number: int, part: object) -> str:
-        """The text of one of the parts that a message may have."""
+        """The text of one part of a message."""
         if isinstance(part, str):
             return part
         fields = part if isinstance(part, dict) else {}
@@ -98,18 +98,18 @@ class _Reader:
 
 
 def read_messages(value: object, source: str, column: str, beside: Mapping[str, object] | None = None) -> Asked:
-    """The last turn of the user with what stands before and behind it.
+    """Read the last user turn, the turns before it and the answer after it.
 
     Args:
         value: a list of objects with `role` and `content` or `from` and `value`, such a list as JSON text, or an
-            object of two lists, as `datasets` gives them.
+            object of two lists, as `datasets` returns them.
         source: FILE:ROW, for errors.
         column: the recipe's key and the column's name, for errors.
-        beside: the row's other columns, those of `BESIDE` at least.
+        beside: the row's other columns, at least those of `BESIDE`.
 
     Raises:
-        RowError: there is no such turn, something is of a tool or no text, a system turn stands behind another
-            one, or turns of user and assistant do not alternate.
+        RowError: there is no such turn, a message belongs to a tool or is not text, a system turn follows another
+            turn, or turns of user and assistant do not alternate.
     """
     reader = _Reader(source, column)
     reader.refuse_beside(beside or {}, "the row")
@@ -130,10 +130,10 @@ def read_messages(value: object, source: str, column: str, beside: Mapping[str, 
 
 
 def read_answer(value: object, source: str, column: str) -> str:
-    """The assistant's turn of a column that holds nothing else, as `completion` beside a `prompt` of messages.
+    """Read the assistant's turn of a column with nothing else, such as `completion` beside a `prompt` of messages.
 
     Raises:
-        RowError: it holds something else.
+        RowError: the column holds anything else.
     """
     reader = _Reader(source, column)
     turns = reader.turns(value)
@@ -143,7 +143,7 @@ def read_answer(value: object, source: str, column: str) -> str:
 
 
 def _is_filled(value: object) -> bool:
-    """Whether a field says anything: tables have all fields in all rows, and null in most."""
+    """Whether a field holds a value: tables have all fields in all rows, most of them null."""
     if isinstance(value, dict):
         return any(_is_filled(inner) for inner in value.values())
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The prompts table: every prompt once, rendered, with its part and its reference."""
+"""The prompts table: every prompt once, rendered, with its split and its reference."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -43,20 +43,20 @@ class PreparedPrompts:
     """Rows that could not be used."""
 
     contradictions: int = 0
-    """Merged rows with another reference than the one that was kept."""
+    """Merged rows whose reference differs from the one that was kept."""
 
     systems: int = 0
     """Prompts with a system turn before them."""
 
     exchanges: int = 0
-    """Most questions with their answers that stand before a prompt."""
+    """Largest number of question and answer pairs before a prompt."""
 
     references: int | None = None
-    """Prompts to train on that had a reference when they were read; None where nobody counted."""
+    """Training prompts that had a reference when they were read; None if the table has no such count."""
 
     @property
     def read(self) -> int:
-        """Rows of the source."""
+        """Rows read from the source."""
         return self.train + self.heldout + self.duplicates + self.skipped
 
 
@@ -73,7 +73,7 @@ class _Counts:
     references: int = 0
 
     def counted(self, row: JsonDict) -> JsonDict:
-        """The row (PROMPTS schema), once it is counted."""
+        """Count the row (PROMPTS schema) and return it."""
         roles = Counter(turn["role"] for turn in row["history"] or ())
         self.train += row["split"] == "train"
         self.heldout += row["split"] == "heldout"
@@ -84,11 +84,11 @@ class _Counts:
 
 
 def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
-    """Write the prompts table of a recipe, unless it is there.
+    """Write the prompts table of a recipe, unless it is complete.
 
     Its fingerprint covers the data section, the seed of demo problems and the content of the source.
-    `table.json` with the counts comes last: a table that has it is complete. What an interrupted call left is
-    written again, to the same parts.
+    `table.json` with the counts is written last: a table that has it is complete. After an interrupted call, the same
+    parts are written again.
 
     Raises:
         ConfigError: the source or the template is wrong, there is nothing to train on, or evaluation is
@@ -96,7 +96,7 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
     """
     table, description, reused = _written(recipe, store)
     prepared = PreparedPrompts(table, **description["counts"], reused=reused)
-    if isinstance(recipe.data, ColumnData) and prepared.skipped:  # a table may be of a run that allowed more
+    if isinstance(recipe.data, ColumnData) and prepared.skipped:  # the table may come from a run that allowed more
         require_few(description["skipped"], prepared.skipped, prepared.read, recipe.data.max_skipped_fraction)
     _require_prompts(recipe, prepared)
     log = structlog.get_logger(__name__)
@@ -107,7 +107,7 @@ def prepare_prompts(recipe: Recipe, store: Store) -> PreparedPrompts:
 
 
 def _written(recipe: Recipe, store: Store) -> tuple[Table, JsonDict, bool]:
-    """The table, what is known of it, and whether it was there before."""
+    """The table, its description, and whether it was complete before."""
     table, content = prompts_table(recipe, store)
     if (description := table.description()) is not None:
         return table, description, True
@@ -118,13 +118,13 @@ def _written(recipe: Recipe, store: Store) -> tuple[Table, JsonDict, bool]:
 
 
 def prompts_table(recipe: Recipe, store: Store) -> tuple[Table, JsonDict]:
-    """The recipe's prompts table, which may not be there yet, and what its fingerprint is made of."""
+    """The recipe's prompts table, which may not exist yet, and the content of its fingerprint."""
     content = _content(recipe)
     return Table(store, "prompts", fingerprint(content), PROMPTS), content
 
 
 def _content(recipe: Recipe) -> JsonDict:
-    # What changes no row is left out, and what older tables know nothing of where it says nothing.
+    # Leave out settings that change no row, and, at their defaults, settings that older tables lack.
     data = recipe.data.model_dump(mode="json", exclude={"max_skipped_fraction"})
     if data.get("messages_column") is None:
         data = {name: value for name, value in data.items() if name not in ("messages_column", "system_column")}
@@ -140,7 +140,7 @@ def _demo_seed(recipe: Recipe, data: DemoData) -> int:
 
 
 def skipped_rows(recipe: Recipe, store: Store) -> list[dict[str, str]]:
-    """Source, reason and error of the first rows that cannot be used; the source is read if no run has.
+    """Source, reason and error of the first rows that cannot be used; reads the source if no run has read it.
 
     Raises:
         ConfigError: the source or the template is wrong.
@@ -170,7 +170,7 @@ def _write(recipe: Recipe, table: Table) -> tuple[_Counts, SkippedRows]:
 
 
 def _answered(rows: pa.Table, answers: dict[str, str]) -> pa.Table:
-    """The rows with references that only later rows of the same prompt had."""
+    """Fill in references that only later rows of the same prompt had."""
     if not answers:
         return rows
     pairs = zip(rows["prompt_id"].to_pylist(), rows["reference"].to_pylist(), strict=True)

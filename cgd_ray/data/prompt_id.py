@@ -1,4 +1,4 @@
-"""Who a prompt is: an id that does not depend on its file, its row, or how its blanks are typed."""
+"""Identity of a prompt: an id that does not depend on its file, its row, or its white space."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ def prompt_id(prompt: str, history: History = ()) -> str:
     if not history:
         return hashlib.blake2b(canonical(prompt).encode(), digest_size=16).hexdigest()
     turns = json.dumps([[turn.role, canonical(turn.content)] for turn in with_history(prompt, history)])
-    # No prompt alone can have the id of a conversation, whatever it holds.
+    # A prompt alone never has the id of a conversation, whatever its text.
     return hashlib.blake2b(turns.encode(), digest_size=16, person=b"conversation").hexdigest()
 
 
 def canonical(prompt: str) -> str:
     """The prompt in NFC, without invisible characters, full-width forms as ordinary ones, white space folded.
 
-    Case is kept, and so is white space at the beginning of lines where a line is indented: both matter in code. What
-    differs in nothing else is the same question, which must not be trained on and held out.
+    Keeps case, and white space at the beginning of lines if a line is indented: both matter in code. Prompts that
+    differ in nothing else are the same question, which must not be both trained on and held out.
     """
     text = INVISIBLE.sub("", unicodedata.normalize("NFC", prompt)).translate(_FULL_WIDTH)
     lines = [line for line in text.splitlines() if line.strip()]
@@ -40,5 +40,5 @@ def _indentation(line: str) -> str:
 
 
 def holdout_position(identity: str) -> float:
-    """Where the prompt falls in [0, 1): uniform, and the same in every run and every source."""
+    """Position of the prompt in [0, 1): uniform, and the same in every run and every source."""
     return int.from_bytes(hashlib.blake2b(bytes.fromhex(identity), digest_size=8, person=b"holdout").digest()) / 2**64

@@ -17,14 +17,14 @@ from cgd_ray.prompts.conversation import History, with_system
 
 @dataclass(frozen=True)
 class SourceRow:
-    """A row as its source gives it, before the prompt template."""
+    """A row of its source, before the prompt template is applied."""
 
     values: Columns
-    """The columns that were read: all with text, and whatever the prompt and reference columns hold."""
+    """The columns that were read: all with text, and the prompt and reference columns of any type."""
 
     prompt: str
     reference: str | None
-    """The reference column's text whole; what the gold answer in it is, grading decides."""
+    """The whole text of the reference column; grading extracts the gold answer."""
 
     kind: str | None
     novel: bool
@@ -36,7 +36,7 @@ class SourceRow:
 
 
 def checked_row(values: Columns, source: str, data: ColumnData) -> SourceRow:
-    """Take the prompt, what stands before it, and the reference from a row's columns.
+    """Take the prompt, the turns before it, and the reference from a row's columns.
 
     Raises:
         RowError: a column is missing, the prompt is blank or not text, a conversation has no question or turns that
@@ -63,7 +63,7 @@ def _plain_row(values: Columns, source: str, data: ColumnData) -> SourceRow:
 
 
 def wanted_columns(data: ColumnData) -> set[str]:
-    """Columns that are read whatever the prompt template names; not all need be there."""
+    """Columns that are read in addition to those of the prompt template; not all need to exist."""
     named = {data.question_column[1], data.reference_column}
     if data.messages_column is not None:
         named |= {data.system_column, *BESIDE}
@@ -74,7 +74,7 @@ def require_columns(present: list[str], data: ColumnData, where: str) -> None:
     """Check the columns of a whole file before its rows.
 
     Raises:
-        ConfigError: the prompt or reference column is missing; the text lists those that are there.
+        ConfigError: the prompt or reference column is missing; the text lists the existing columns.
     """
     for key, name in (data.question_column, ("data.reference_column", data.reference_column)):
         if name is not None and name not in present:
@@ -132,7 +132,7 @@ def _reference(value: object, name: str, source: str) -> str | None:
 
 
 def as_shown(value: object, kind: str) -> object:
-    """A number of a column of less than double precision as it was written: 2.3 in float32 is not 2.299999952316284."""
+    """Shorten a number of less than double precision to its written form: 2.3 in float32, not 2.299999952316284."""
     kind = {"float": "float32", "halffloat": "float16"}.get(kind, kind)  # Arrow's names, too
     is_short = kind in ("float16", "float32") and isinstance(value, float) and math.isfinite(value)
     return str(np.dtype(kind).type(value)) if is_short else value

@@ -1,4 +1,4 @@
-"""Rows that cannot be used: left out, counted by reason, and too many of them refused."""
+"""Rows that cannot be used: skip them, count them by reason, and refuse too many."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -8,17 +8,17 @@ from cgd_ray.errors import ConfigError
 from cgd_ray.storage.runs import JsonDict
 
 _SHOWN = 200
-"""Skipped rows that are kept for people to look at."""
+"""Skipped rows that are stored for inspection."""
 
 
 class RowError(ConfigError):
-    """One row that cannot be used; others may be."""
+    """One row that cannot be used; other rows may be usable."""
 
     def __init__(self, text: str, source: str = "", reason: str = "") -> None:
-        """An error.
+        """Create an error.
 
         Args:
-            text: one line that names the row and the mend.
+            text: one line that names the row and the fix.
             source: FILE:ROW.
             reason: two or three words, under which rows are counted.
         """
@@ -28,11 +28,11 @@ class RowError(ConfigError):
 
 
 OnSkip = Callable[[RowError], None]
-"""Told of each row that cannot be used; raises it where none may be skipped."""
+"""Called with each row that cannot be used; raises the error if no row may be skipped."""
 
 
 def refuse(error: RowError) -> None:
-    """Skip none."""
+    """Raise the error: no row may be skipped."""
     raise error
 
 
@@ -51,22 +51,22 @@ class SkippedRows:
         self._shown: list[_Shown] = []
 
     def __call__(self, error: RowError) -> None:
-        """Count one."""
+        """Count one row."""
         self._reasons[error.reason] += 1
         if len(self._shown) < _SHOWN:
             self._shown.append(_Shown(error.source, error.reason, str(error)))
 
     @property
     def count(self) -> int:
-        """Rows so far."""
+        """Number of rows so far."""
         return self._reasons.total()
 
     def require_few(self, read: int, most: float) -> None:
-        """Refuse a source of which too large a share cannot be used; see `require_few`."""
+        """Refuse a source with too large a share of unusable rows; see `require_few`."""
         require_few(self.document(), self.count, read, most)
 
     def document(self) -> JsonDict:
-        """What is kept of them."""
+        """The stored document of the skipped rows."""
         return {
             "reasons": dict(self._reasons.most_common()),
             "rows": [{"source": row.source, "reason": row.reason, "text": row.text} for row in self._shown],
@@ -74,16 +74,16 @@ class SkippedRows:
 
 
 def require_few(skipped: JsonDict, count: int, read: int, most: float) -> None:
-    """Refuse a source of which too large a share cannot be used.
+    """Refuse a source with too large a share of unusable rows.
 
     Args:
         skipped: a document of `SkippedRows`.
-        count: rows that were skipped.
-        read: rows of the source that were read, these included.
-        most: the largest share.
+        count: number of skipped rows.
+        read: rows read from the source, skipped ones included.
+        most: the largest share that may be skipped.
 
     Raises:
-        ConfigError: more are skipped; the text is that of the first one.
+        ConfigError: the share is larger; the text is that of the first skipped row.
     """
     if count > most * read:
         reasons = ", ".join(f"{number} {reason}" for reason, number in skipped["reasons"].items())

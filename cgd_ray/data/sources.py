@@ -18,18 +18,18 @@ from cgd_ray.prompts.templates import template_columns
 
 log = structlog.get_logger(__name__)
 _BATCH_ROWS = 1024
-_FIRST_ROWS = 100  # none of which can be used: nor will the others
+_FIRST_ROWS = 100  # if none of these can be used, assume that no row can
 
 Located = tuple[str, Columns]
 """FILE:ROW and the row's columns."""
 
 
 def iterate_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip = refuse) -> Iterator[SourceRow]:
-    """The rows in source order: files by name, rows as they stand.
+    """The rows in source order: files by name, rows as stored.
 
     Raises:
         ConfigError: the source is missing, unreadable or empty; one line that names the key, or file and row.
-        RowError: a row is not as the recipe says, where `on_skip` raises it.
+        RowError: a row does not match the recipe, and `on_skip` raises the error.
     """
     found = False
 
@@ -51,9 +51,9 @@ def iterate_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip = re
 
 
 def check_source(data: ColumnData, storage: StorageSection) -> None:
-    """Read the first usable row of files; ask only whether a hub data set is there, which may be large to fetch.
+    """Read the first usable row of files; of a hub data set, which may be large, only check that it exists.
 
-    A hub data set that is not pinned gets a warning with the commit that this run reads.
+    Logs a warning for a hub data set that is not pinned, with the commit that this run reads.
 
     Raises:
         ConfigError: as `iterate_rows` and `source_identity`.
@@ -78,13 +78,13 @@ def check_source(data: ColumnData, storage: StorageSection) -> None:
 
 
 def source_identity(data: ColumnData, storage: StorageSection) -> object:
-    """What identifies the source's content, as JSON: another content, another value.
+    """Identity of the source's content, as JSON: different content gives a different value.
 
     Raises:
         ConfigError: the source is missing or unreadable.
     """
     if isinstance(data, HfData):
-        # Here and below: `datasets` is a second of imports that the other sources spare.
+        # Import here and below: `datasets` takes a second, which other sources save.
         from cgd_ray.data.hub import hub_identity
 
         return hub_identity(data)
@@ -141,7 +141,7 @@ def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[L
 
 
 def _is_wanted(field: pa.Field, data: ColumnData) -> bool:
-    """Text that stands in the prompt template; other columns are not worth reading."""
+    """Whether the column is read: text that the prompt template names, or a column of `data`."""
     named = wanted_columns(data)
     if field.name not in template_columns(data.prompt_template, "data.prompt_template") | named:
         return False

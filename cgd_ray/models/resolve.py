@@ -1,4 +1,4 @@
-"""Models by name: who they are (for fingerprints), and how they come to a node."""
+"""Models by name: their identity (for fingerprints), and their download to a node."""
 
 import contextlib
 import glob
@@ -15,15 +15,16 @@ from cgd_ray.models.demo import DEMO_PREFIX, demo_identity, fetch
 from cgd_ray.runtime.folders import cache_folder
 
 _WEIGHTS = ("*.safetensors",)
-_CONTENT = "content-"  # begins the revision of what has none by itself
+_CONTENT = "content-"  # prefix of the revision of models that have none of their own
 _FIRST_BYTES = 2**20
 _IGNORED = ("*.gguf", "*.bin", "*.pth", "*.msgpack", "*.h5", "original/*", "onnx/*")
 
 
 def model_identity(model: str, revision: str | None, storage: StorageSection, key: str) -> str:
-    """What makes this model this model, whatever path it is reached by.
+    """Identity of a model, independent of its path.
 
-    A demo model is known by its file's sha256, a hub id by its commit, a directory and an `s3://` prefix by content.
+    A demo model is identified by its file's sha256, a hub id by its commit, a directory and an `s3://` prefix by
+    content.
 
     Raises:
         ConfigError: there is no such model; `key` is the recipe's key that names it.
@@ -35,16 +36,16 @@ def model_identity(model: str, revision: str | None, storage: StorageSection, ke
     if _is_path(model):
         return f"dir@{_directory_digest(_existing(model, key))}"
 
-    from cgd_ray.models import hub  # seconds that models of other kinds do not cost
+    from cgd_ray.models import hub  # takes seconds, which models of other kinds save
 
     return f"hf:{model}@{hub.commit(model, revision, key)}"
 
 
 def pinned_model(model: str, revision: str | None, storage: StorageSection, key: str) -> tuple[str, str | None]:
-    """Name and revision by which all nodes load the same, whatever changes meanwhile and wherever they work.
+    """Name and revision that make all nodes load the same model, in any directory and after later changes.
 
-    A hub id gets the commit, a directory its whole path; the revision of a directory and of an `s3://` prefix is a
-    digest of what they hold, which `local_model` looks at.
+    A hub id gets its commit, a directory its absolute path. The revision of a directory and of an `s3://` prefix is a
+    digest of its content, which `local_model` checks.
 
     Raises:
         ConfigError: there is no such model; `key` is the recipe's key that names it.
@@ -62,24 +63,24 @@ def pinned_model(model: str, revision: str | None, storage: StorageSection, key:
 
 
 def local_model(model: str, revision: str | None, storage: StorageSection, *, weights: bool = True) -> Path:
-    """A directory on this node that holds the model, fetched if it is not there yet.
+    """A directory on this node that holds the model; fetches the model if it is missing.
 
-    Without `weights` it may lack them: configuration and tokenizer are there in any case.
+    Without `weights` the directory may lack them, but it always has the configuration and tokenizer.
 
     Raises:
-        ConfigError: there is no such model, or not the one that was pinned.
+        ConfigError: there is no such model, or it differs from the pinned one.
     """
     return _without_pattern(_fetched(model, revision, storage, weights=weights))
 
 
 def _without_pattern(folder: Path) -> Path:
-    """The folder, or a link to it: vLLM looks for weights with `glob`, which reads `[1]` in a path as a pattern."""
+    """The folder, or a link to it: vLLM searches weights with `glob`, which reads `[1]` in a path as a pattern."""
     if not glob.has_magic(str(folder)):
         return folder
     link = cache_folder("links") / hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     if glob.has_magic(str(link)):
         raise ConfigError(f"{link.parent}: a cache with one of *?[ in its path. Fix: set CGD_CACHE_DIR to another one")
-    with contextlib.suppress(FileExistsError):  # of another engine
+    with contextlib.suppress(FileExistsError):  # another engine made the link first
         link.symlink_to(folder.resolve(), target_is_directory=True)
     return link
 
@@ -129,7 +130,7 @@ def _existing(model: str, key: str) -> Path:
 
 
 def _quick_digest(path: Path) -> str:
-    """Hash of names, sizes and first bytes: all nodes take it when they load, and whole weights take minutes."""
+    """Hash of names, sizes and first bytes: all nodes compute it at loading, and whole weights take minutes."""
     digest = hashlib.sha256()
     for file in _files(path):
         digest.update(json.dumps([str(file.relative_to(path)), file.stat().st_size]).encode())
@@ -139,13 +140,13 @@ def _quick_digest(path: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """Of the model: hidden ones, also in hidden folders, say when and how it came."""
+    """Files of the model, without hidden files and folders, which record when and how it was downloaded."""
     inner = (file.relative_to(path) for file in path.rglob("*") if file.is_file())
     return sorted(path / file for file in inner if not any(part.startswith(".") for part in file.parts))
 
 
 def _directory_digest(path: Path) -> str:
-    """Hash of names and contents; remembered by size and modification time, since weights take minutes to read."""
+    """Hash of names and contents; cached by size and modification time, since weights take minutes to read."""
     files = _files(path)
     stats = [[str(file.relative_to(path)), (stat := file.stat()).st_size, stat.st_mtime_ns] for file in files]
     stamp = hashlib.sha256(json.dumps([str(path.resolve()), stats]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Models under an `s3://` prefix: what they are known by, and how they come to a node."""
+"""Models under an `s3://` prefix: compute their digests, and fetch them to a node."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from cgd_ray.storage.filesystem import Store, open_filesystem
 
 
 def digest(model: str, storage: StorageSection, key: str) -> str:
-    """Of the names, sizes and entity tags under the prefix.
+    """Digest of the names, sizes and entity tags under the prefix.
 
     Raises:
         ConfigError: there is no model; `key` is the recipe's key that names it.
@@ -33,12 +33,12 @@ def digest(model: str, storage: StorageSection, key: str) -> str:
 
 
 def fetch(model: str, content: str, storage: StorageSection, ignored: Sequence[str]) -> Path:
-    """The directory in this node's cache; what an interrupted download left there is continued.
+    """Fetch the model and return its directory in this node's cache; continues an interrupted download.
 
     Args:
         model: an `s3://` prefix.
         content: its digest.
-        storage: how it is reached.
+        storage: settings of the S3 connection.
         ignored: patterns of the files that are not needed.
     """
     whole = cache_folder("models") / f"s3-{content}"

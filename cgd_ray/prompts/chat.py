@@ -1,4 +1,4 @@
-"""From a conversation to token ids, the same way for generation, training and evaluation."""
+"""Turn conversations into token ids, in the same way for generation, training and evaluation."""
 
 import datetime as dt
 import re
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError)
-"""What rendering a chat template may raise: its own refusals, and Python's errors in what it computes."""
+"""Exceptions of rendering a chat template: errors that it raises, and Python's errors in its expressions."""
 
 _DATE = dt.datetime(2024, 7, 26, tzinfo=dt.UTC)
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
@@ -26,10 +26,10 @@ _OTHER_DATE_CALL = re.compile(r"strftime_now\s*\(")
 def encode_chat(
     tokenizer: Any, messages: list[dict[str, str]], *, add_generation_prompt: bool, **template_kwargs: Any
 ) -> list[int]:
-    """Token ids of the model's own chat template, which brings the BOS token where the model wants one.
+    """Token ids of the model's own chat template, which adds the BOS token if the model needs one.
 
-    Texts of models may hold control tokens (`<|im_end|>`). They become ordinary text: as control tokens they would end
-    a turn that did not end.
+    Texts of models may contain control tokens (`<|im_end|>`). They are encoded as ordinary text: as control tokens they
+    would end the turn too early.
     """
     ids = tokenizer.apply_chat_template(
         messages,
@@ -45,11 +45,12 @@ def encode_chat(
 def require_turns(
     tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], key: str, arguments: dict[str, object]
 ) -> None:
-    """Render a conversation, and look for each text in it.
+    """Render a conversation, and check that it contains each text.
 
     Raises:
-        ConfigError: the chat template fails, or a text does not stand in what it renders, once and in its place: some
-            render lists of parts alone, and drop texts without a word. `key` is the recipe's section of the model.
+        ConfigError: the chat template fails, or its output does not contain each text once and in order: some
+            templates render only lists of parts, and drop plain texts without an error. `key` is the recipe's section
+            of the model.
     """
     mend = f"Fix: name another template in {key}.engine.chat_template, or other chat_template_kwargs"
     try:
@@ -79,12 +80,12 @@ def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
 
 
 def pin_date(template: str, key: str) -> str:
-    """The chat template with a fixed date in place of today's: what a model is shown must not change overnight.
+    """The chat template with a fixed date in place of today's: a model's input must not change from day to day.
 
-    The date is 26 July 2024, which Llama 3.1's own template says where it is told none.
+    The date is 26 July 2024, the default of Llama 3.1's own template.
 
     Raises:
-        ConfigError: it asks for the date in a form that only the template knows; `key` is the model's section.
+        ConfigError: the template requests the date in a form of its own; `key` is the model's section.
     """
     pinned = _DATE_CALL.sub(lambda call: repr(_DATE.strftime(call["format"])), template)
     if _OTHER_DATE_CALL.search(pinned):
@@ -96,7 +97,7 @@ def pin_date(template: str, key: str) -> str:
 
 
 def with_defaults(template: str, arguments: dict[str, Any], system: str | None = None) -> str:
-    """A chat template (Jinja) that sets the given arguments, and the system turn, where its caller gives none."""
+    """A chat template (Jinja) that sets the given arguments and the system turn if its caller sets none."""
     lines = [
         f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
         for name, value in arguments.items()
@@ -109,7 +110,7 @@ def with_defaults(template: str, arguments: dict[str, Any], system: str | None =
 
 
 def template_text(given: str | None, key: str) -> str | None:
-    """The text of a chat template that is given as such, or as the name of a file that holds it.
+    """The text of a chat template, given directly or as the name of its file.
 
     Raises:
         ConfigError: there is no such file; `key` is the recipe's key that names it.
@@ -128,10 +129,10 @@ def load_tokenizer(folder: Path, template: str | None, key: str) -> "PreTrainedT
     """The tokenizer in a model's directory, with this chat template or its own.
 
     Raises:
-        ConfigError: there is neither: one that is guessed would teach and ask in a format that nobody knows of. `key`
-            is the recipe's section that may name one.
+        ConfigError: there is neither: a guessed template would train and query in an unknown format. `key` is the
+            recipe's section that may name one.
     """
-    from transformers import AutoTokenizer  # seconds, which an endpoint's teacher does without
+    from transformers import AutoTokenizer  # takes seconds, which a teacher behind an endpoint saves
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -142,13 +143,13 @@ def load_tokenizer(folder: Path, template: str | None, key: str) -> "PreTrainedT
 
 
 def set_template(tokenizer: "PreTrainedTokenizerBase", template: str | None, key: str) -> None:
-    """Give a tokenizer this chat template, or its own, with a fixed date.
+    """Set a tokenizer's chat template to this one, or its own, with a fixed date.
 
     Raises:
-        ConfigError: there is none, or it asks for the date in another way than `pin_date` knows.
+        ConfigError: there is none, or it requests the date in a form that `pin_date` does not support.
     """
     template = template or tokenizer.chat_template
-    if isinstance(template, dict):  # several, by their names
+    if isinstance(template, dict):  # several templates by name
         template = template.get("default")
     if not template:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Conversations to token ids, with the tokenizer's chat template."""
+"""Encode conversations as token ids, with the tokenizer's chat template."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from cgd_ray.prompts.thinking import opened_tag
 
 _SENTINEL = "targettargettarget"
 SAMPLE = Conversation(with_history("a question to answer"), "the answer to be learnt")
-"""What chat templates are tried on."""
+"""Conversation to test chat templates with."""
 
 _SAMPLE_DRAFT = (Turn("assistant", "a first answer given"), Turn("user", "a second question put"))
 
@@ -29,8 +29,8 @@ class Encoded:
 class ChatEncoder:
     """Encodes for training exactly what a chat endpoint encodes for the same messages.
 
-    Texts of models may hold control tokens (`<|im_end|>`). They are encoded as ordinary text: as control tokens they
-    would end a turn that did not end.
+    Texts of models may contain control tokens (`<|im_end|>`). They are encoded as ordinary text: as control tokens they
+    would end the turn too early.
 
     Attributes:
         tokenizer: a fast Hugging Face tokenizer with a chat template.
@@ -62,7 +62,7 @@ class ChatEncoder:
     def encode(self, conversation: Conversation) -> Encoded | SkippedRow:
         """Ids of the prompt, the target and its end-of-turn token, or why there is nothing to learn.
 
-        What the template writes behind the end-of-turn token (ChatML: a line break) is cut off: no model generates it.
+        Text of the template after the end-of-turn token (ChatML: a line break) is cut off: no model generates it.
         """
         if not conversation.target.strip():
             return SkippedRow("empty target")
@@ -78,14 +78,14 @@ class ChatEncoder:
                 Encoded(whole[:end], len(prompt)) if end > len(prompt) + 1 else SkippedRow("its target is not rendered")
             )
         # The target's first characters merged with the generation prompt's last ("\n" + "\n"), or the two differ.
-        # At inference the prompt stands alone, so the target is encoded alone as well.
+        # At inference the prompt is encoded alone, so the target is encoded alone as well.
         return Encoded([*prompt, *self._target_ids(conversation.target), self.end_of_turn], len(prompt))
 
     def require_teachable(self, history: History, *, multi_turn: bool) -> None:
-        """Render and encode conversations like those of training, and read what would be learnt.
+        """Render and encode conversations like those of training, and check the supervised tokens.
 
         Raises:
-            ConfigError: a turn is not rendered, or what is learnt is not the target and the end of its turn.
+            ConfigError: a turn is not rendered, or the supervised tokens are not the target and the end of its turn.
         """
         turns = (*history, *SAMPLE.turns)
         for shown in (turns, (*turns, *_SAMPLE_DRAFT)) if multi_turn else (turns,):
@@ -109,17 +109,17 @@ class ChatEncoder:
         return encode_chat(self.tokenizer, messages, add_generation_prompt=generation_prompt, **self.template_arguments)
 
     def _target_ids(self, text: str) -> list[int]:
-        # Control tokens are the special ones and those that the template names (`<tool_call>`), as it does here, too.
+        # Control tokens are the special ones and those that the template names (`<tool_call>`), also in this check.
         template = f"{{% if false %}}{self.tokenizer.chat_template}{{% endif %}}{{{{ messages[0]['content'] }}}}"
         alone = [{"role": "assistant", "content": text}]
         return encode_chat(self.tokenizer, alone, add_generation_prompt=False, chat_template=template)
 
     @cached_property
     def closing_of_thinking(self) -> str:
-        """What the student must write first where its template's generation prompt begins to think.
+        """Text that the student must write first if its template's generation prompt opens a thinking block.
 
-        It learns to end the thinking at once: an answer inside of it would be cut off with it. Supervised, since no
-        template writes it at inference.
+        The student is trained to close the block at once: an answer inside it would be cut off with it. The text is
+        supervised, since no template writes it at inference.
         """
         rendered = [
             self.tokenizer.apply_chat_template(
@@ -132,7 +132,7 @@ class ChatEncoder:
 
     @cached_property
     def _closing_ids(self) -> list[int]:
-        """Ids of what the template writes behind the assistant's text."""
+        """Ids of the template's text after the assistant's text."""
         text = self.tokenizer.apply_chat_template(
             as_messages([*with_history("x"), Turn("assistant", _SENTINEL)]), tokenize=False, **self.template_arguments
         )

@@ -16,13 +16,13 @@ class Turn:
     content: str
 
     def as_message(self) -> dict[str, str]:
-        """The form that chat templates, HTTP endpoints and tables take."""
+        """The turn in the form for chat templates, HTTP endpoints and tables."""
         return {"role": self.role, "content": self.content}
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns that the student is shown, the user's last, and the assistant's turn that it learns."""
+    """Input turns of the student, which end with the user's, and the assistant's turn as the target."""
 
     turns: tuple[Turn, ...]
     target: str
@@ -36,11 +36,11 @@ class SkippedRow:
 
 
 History = tuple[Turn, ...]
-"""What was said before a question: a system turn or none, then turns of user and assistant by turns."""
+"""The turns before a question: an optional system turn, then alternating turns of user and assistant."""
 
 
 def history_of(messages: Iterable[Mapping[str, str]] | None) -> History:
-    """The turns of a table's column `history`; none where it is null."""
+    """The turns of a table's column `history`; empty if it is null."""
     return tuple(Turn(_ROLES[message["role"]], message["content"]) for message in messages or ())
 
 
@@ -50,21 +50,21 @@ def with_history(prompt: str, history: History = ()) -> tuple[Turn, ...]:
 
 
 def with_system(history: History, text: str | None) -> History:
-    """The turns with this system turn first, unless they have one; unchanged where there is no text."""
+    """The turns with this system turn first, unless they have one; unchanged if there is no text."""
     if text is None or (history and history[0].role == "system"):
         return history
     return (Turn("system", text), *history)
 
 
 def sample_history(exchanges: int, *, system: bool) -> History:
-    """Turns to try a chat template on: so many questions with their answers, each text another one."""
+    """Turns to test a chat template with: `exchanges` questions with answers, all texts different."""
     spoken = [(Turn("user", f"question {n}."), Turn("assistant", f"answer {n}.")) for n in range(1, exchanges + 1)]
     history = tuple(turn for pair in spoken for turn in pair)
     return with_system(history, "rules of the conversation") if system else history
 
 
 def transcript(prompt: str, history: History) -> str:
-    """A question for a text about it: with the turns before it, where there are any, each under its role."""
+    """Text of a question for use in another prompt: with the turns before it, if any, each under its role."""
     if not history:
         return prompt
     return "\n\n".join(f"[{turn.role}]\n{turn.content}" for turn in with_history(prompt, history))

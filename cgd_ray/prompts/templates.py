@@ -1,4 +1,4 @@
-"""A set of prompts: Jinja files for what the teacher is asked and for what the student sees in training."""
+"""A set of prompts: Jinja files for the teacher's requests and for the student's training inputs."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,18 +13,18 @@ from cgd_ray.errors import ConfigError
 
 REQUIRED = ("critique", "refine", "context")
 OPTIONAL = ("again", "cft")
-"""Contexts of some training methods; a directory without one has the default's."""
+"""Contexts of some training methods; a directory without one uses the default's."""
 
 _MISTAKES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
 def render(source: str, name: str, /, **values: str | None) -> str:
-    """Render one template; `name` stands in the error.
+    """Render one template; `name` appears in the error.
 
     Jinja never reads the values as templates, so LaTeX braces and `{{` in model text are safe.
 
     Raises:
-        ConfigError: the template has a syntax error or names a value that is not there.
+        ConfigError: the template has a syntax error or names a value that does not exist.
     """
     try:
         return _compiled(source).render(values)
@@ -33,7 +33,7 @@ def render(source: str, name: str, /, **values: str | None) -> str:
 
 
 def template_columns(source: str, name: str) -> set[str]:
-    """The values that a template names, whether it always uses them or not; `name` stands in the error.
+    """The values that a template names, whether it always uses them or not; `name` appears in the error.
 
     Raises:
         ConfigError: the template has a syntax error.
@@ -45,7 +45,7 @@ def template_columns(source: str, name: str) -> set[str]:
 
 
 def _there(value: object) -> object:
-    """Nobody is to learn the word "None"."""
+    """Return the value; raise for None, which would appear as the word "None" in prompts."""
     if value is None:
         raise jinja2.UndefinedError("a value that is not always there is used without {% if ... %} around it")
     return value
@@ -53,13 +53,13 @@ def _there(value: object) -> object:
 
 @cache
 def _compiled(source: str) -> jinja2.Template:
-    """Compiling costs more than a row's rendering, and a run has a handful of templates and millions of rows."""
+    """Compile a template once: it costs more than rendering a row, and a run has few templates and millions of rows."""
     return _environment().from_string(source)
 
 
 @cache
 def _environment() -> ImmutableSandboxedEnvironment:
-    """Recipes and folders of prompts come from others, too: their templates reach nothing but their values."""
+    """A sandbox: recipes and prompt folders may come from third parties, so templates access only their values."""
     return ImmutableSandboxedEnvironment(
         undefined=jinja2.StrictUndefined,
         finalize=_there,
@@ -92,7 +92,7 @@ class PromptSet:
         return render(self.context_source, "context.jinja", prompt=prompt, draft=draft, critique=critique)
 
     def again(self, critique: str | None) -> str:
-        """The user's turn behind the draft where the context has several turns; the target follows."""
+        """The user's turn after the draft if the context has several turns; the target follows."""
         return render(self.again_source, "again.jinja", critique=critique)
 
     def cft(self, prompt: str, draft: str) -> str:
@@ -120,7 +120,7 @@ def load_prompts(where: str) -> PromptSet:
         except UnicodeDecodeError as error:
             raise ConfigError(f"generation.prompts {where}: {name}.jinja is not text in UTF-8") from error
     prompts = PromptSet(*texts)
-    # A mistake in a template is found here, not when the first row comes to it.
+    # Find errors in a template here, not when the first row uses it.
     prompts.critique("x", "y'", None)
     prompts.refine("x", "y'", "c")
     prompts.context("x", "y'", "c")

@@ -1,4 +1,4 @@
-"""Thinking that models write before their answers: the tags around it, and texts without it."""
+"""Thinking blocks before the answers of models: recognise their tags, and remove the blocks."""
 
 import re
 
@@ -16,13 +16,13 @@ TAGS = {
     "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
     "◁think▷": "◁/think▷",
 }
-"""Where thinking begins and ends, by the chat formats of the models that are in use."""
+"""Opening and closing tags of thinking in the chat formats of current models."""
 
 _WITHOUT_TOKENS = re.compile(r"\s*analysis\S.*?assistantfinal\S", re.DOTALL)  # gpt-oss, decoded without special tokens
 
 
 def without_thinking(text: str, tags: tuple[str, str]) -> tuple[str, bool]:
-    """The text behind the thinking, and whether that came to an end; a text without thinking stays as it is."""
+    """The text after the thinking, and whether the thinking ended; a text without thinking is unchanged."""
     start, end = tags
     before, found, behind = text.partition(end)
     if found:
@@ -33,9 +33,9 @@ def without_thinking(text: str, tags: tuple[str, str]) -> tuple[str, bool]:
 
 
 def thinking_in(text: str, conversation: str) -> str | None:
-    """The tag by which a text shows thinking that nothing cut off; none where the conversation itself speaks of it.
+    """The tag that shows uncut thinking in a text; None if the conversation itself contains the tag.
 
-    The opening tag counts at the beginning alone, the closing one everywhere: chat templates may write the first.
+    The opening tag counts only at the beginning, the closing one everywhere: chat templates may write the opening tag.
     """
     begins = text.lstrip()
     for start, end in TAGS.items():

@@ -1,1 +1,1 @@
-"""Processes: the Ray session, children that must not survive, logs."""
+"""Processes: the Ray session, child processes that must end with their owner, logs."""

@@ -1,4 +1,4 @@
-"""Whether what is asked of Ray has room on the cluster, and whether it is given back."""
+"""Check that requested resources fit on the Ray cluster, and that they are released."""
 
 import contextlib
 import time
@@ -29,15 +29,15 @@ class Wanted:
     """Engines or workers of one kind that run at once."""
 
     key: str
-    """What asks for them: a section of the recipe."""
+    """Section of the recipe that requests them."""
     demand: Demand
     count: int
     fewest: int
-    """How many of them must have room, where the cluster is not this command's own."""
+    """How many of them must fit on a cluster that this command did not start."""
 
 
 def require_same_packages(key: str, gpus: float) -> None:
-    """Refuse to leave a joined cluster's GPUs idle unasked; `key` is what names no number of GPUs.
+    """Refuse to leave a joined cluster's GPUs idle by default; `key` is the section that sets no number.
 
     Raises:
         ConfigError: the packages here compute on CPU, and the cluster has GPUs.
@@ -50,18 +50,18 @@ def require_same_packages(key: str, gpus: float) -> None:
 
 
 def require_room(wanted: Sequence[Wanted], *, may_start_nodes: bool = True) -> None:
-    """Refuse what could only wait for ever.
+    """Refuse requests that would wait for ever.
 
-    One engine or worker must have room on a node that lives or that an autoscaler may add. All of them must have room
-    at once on a cluster that this command started, and on a joined one so many as can do without the others.
+    One engine or worker must fit on a running node or on one that an autoscaler may add. On a cluster that this command
+    started, all of them must fit at once; on a joined one, the fewest of each kind that can work without the others.
 
     Args:
-        wanted: what is to run at once.
-        may_start_nodes: an autoscaler that does not tell its shapes of nodes is asked for all of it, and may begin to
-            start the nodes; else for one of each kind.
+        wanted: engines and workers that run at once.
+        may_start_nodes: request all of it from an autoscaler that does not list its shapes of nodes, which may then
+            start nodes; if false, request one of each kind.
 
     Raises:
-        ConfigError: names what asks for more than there is, and the largest node.
+        ConfigError: a request exceeds the cluster; the text names its section and the largest node.
     """
     cluster = read_cluster()
     for one in wanted:
@@ -83,16 +83,16 @@ def require_room(wanted: Sequence[Wanted], *, may_start_nodes: bool = True) -> N
 
 def _require_fewest(wanted: Sequence[Wanted], cluster: Cluster) -> None:
     fewest = [one.demand for one in wanted for _ in range(one.fewest)]
-    if len(fewest) == 1:  # has a place
+    if len(fewest) == 1:  # one fits
         return
-    held = resources_in_use()  # before the autoscaler is asked: nodes may come of that
+    held = resources_in_use()  # before the request to the autoscaler, which may add nodes
     if pack(fewest, cluster) is not None or (cluster.grows and could_launch(fewest)):
         if not cluster.grows:
             log.warning("the cluster does not hold all engines at once; going on with those that have room")
         return
     least = " and ".join(f"{one.key}: {one.fewest} with {one.demand}" for one in wanted)
     is_in_use = held.cpus > _ROUNDING or held.gpus > _ROUNDING
-    if cluster.grows and is_in_use:  # an autoscaler that may launch no more says the same of what is taken
+    if cluster.grows and is_in_use:  # an autoscaler at its limit reports the same for resources in use
         log.warning(f"the cluster has no room now for {least}; waiting")
         return
     raise ConfigError(
@@ -124,19 +124,19 @@ def _largest(demand: Demand, cluster: Cluster) -> str:
 
 
 def resources_in_use() -> Demand:
-    """What is held at the moment, by whomever."""
+    """CPUs and GPUs in use now, by any command."""
     total, free = ray.cluster_resources(), ray.available_resources()
     return Demand(*(total.get(kind, 0.0) - free.get(kind, 0.0) for kind in ("CPU", "GPU")))
 
 
 def wait_for_release(before: Demand) -> None:
-    """Wait until engines or workers that have ended gave back what they held: others could wait for it for ever.
+    """Wait until ended engines or workers have released their resources: others could wait for these for ever.
 
-    Actors and placement groups hold CPUs or GPUs, so that these tell of both.
+    Actors and placement groups hold CPUs or GPUs, so these numbers cover both.
 
     Raises:
-        CgdError: more is held than before, on a cluster of this command's own. Elsewhere somebody else may have taken
-            it: a warning.
+        CgdError: more is in use than before, on a cluster that this command started. On a joined cluster another
+            command may use it, so only a warning is logged.
     """
     deadline = time.monotonic() + _RELEASE_TIMEOUT_S
     while (now := resources_in_use()).cpus > before.cpus + _ROUNDING or now.gpus > before.gpus + _ROUNDING:
@@ -154,9 +154,9 @@ def wait_for_release(before: Demand) -> None:
 
 
 def _end_orphans() -> None:
-    """End what outlived its owner, on every node: of it Ray knows nothing, and gives its GPU to somebody else.
+    """End processes that outlived their owner, on every node: Ray does not track them and reassigns their GPUs.
 
-    The core of a vLLM engine looks for its parent only where it has several workers.
+    The core process of a vLLM engine checks for its parent only if it has several workers.
     """
     here = ray.get_runtime_context().get_node_id()
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here]

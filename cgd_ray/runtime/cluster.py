@@ -1,4 +1,4 @@
-"""The nodes of the connected Ray cluster: those that live, and those that an autoscaler may add."""
+"""The nodes of the connected Ray cluster: running ones, and those that an autoscaler may add."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from cgd_ray.runtime.demand import ACCELERATOR, Demand
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.runtime.session import joins_cluster
 
-_ANSWER_TIMEOUT_S = 30.0  # an autoscaler looks every 5 s
+_ANSWER_TIMEOUT_S = 30.0  # an autoscaler checks demands every 5 s
 _POLL_INTERVAL_S = 0.5
 
 
@@ -26,42 +26,42 @@ class Node:
     gpus: float
     accelerator_types: frozenset[str] = frozenset()
     name: str | None = None
-    """Ray's id of a node that lives."""
+    """Ray's id of a running node; null for a shape."""
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What placement needs to know of a Ray cluster."""
+    """The data about a Ray cluster that placement needs."""
 
     nodes: tuple[Node, ...]
     declared: tuple[tuple[Node, float], ...] = ()
-    """Shapes of nodes, and how many of each there may be at once, those that live included."""
+    """Shapes of nodes, and the most of each at once, running ones included."""
     grows: bool = False
-    """An autoscaler may add nodes of shapes that it does not tell."""
+    """Whether an autoscaler may add nodes of shapes that it does not list."""
 
     @property
     def cpus(self) -> float:
-        """Of all nodes that live."""
+        """CPUs of all running nodes."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def gpus(self) -> float:
-        """Of all nodes that live."""
+        """GPUs of all running nodes."""
         return sum(node.gpus for node in self.nodes)
 
     @property
     def shapes(self) -> list[Node]:
-        """Nodes that live or may come."""
+        """Running nodes and shapes that may be added."""
         return [*self.nodes, *(shape for shape, most in self.declared if most)]
 
     @property
     def largest_node_cpus(self) -> float:
-        """Of nodes that live or may come."""
+        """CPUs of the largest node that runs or may be added."""
         return max((node.cpus for node in self.shapes), default=0.0)
 
 
 def read_cluster() -> Cluster:
-    """The connected cluster. One that this command started does not grow."""
+    """Read the connected cluster. One that this command started does not grow."""
     nodes = tuple(_node(node["Resources"], node.get("NodeID")) for node in ray.nodes() if node["Alive"])
     if not joins_cluster():
         return Cluster(nodes)
@@ -70,10 +70,10 @@ def read_cluster() -> Cluster:
 
 
 def could_launch(demands: Sequence[Demand]) -> bool:
-    """Whether an autoscaler that does not tell its shapes of nodes can launch some that hold all of this at once.
+    """Whether an autoscaler that does not list its shapes of nodes can launch nodes for all the demands at once.
 
-    The demands are made for as long as the question takes, and nodes may be started for them. Version 2 of Ray's
-    autoscaler says which demands are infeasible; version 1 says nothing, which counts as yes.
+    The demands are submitted during the check, and the autoscaler may start nodes for them. Version 2 of Ray's
+    autoscaler reports infeasible demands; version 1 reports none, which counts as yes.
     """
     return interruptibly(partial(_could_launch, [demand.bundle() for demand in demands if not demand.is_nothing]))
 
@@ -111,10 +111,10 @@ def _most(count: int) -> float:
 
 
 def _has_autoscaler() -> bool:
-    """Whether somebody may launch nodes.
+    """Whether an autoscaler may launch nodes.
 
-    A head always has a monitor: version 1 calls a node that it did not launch `node_ID`, and version 2 says which
-    demands are infeasible.
+    A head always runs a monitor: version 1 names a node that it did not launch `node_ID`, and version 2 reports
+    infeasible demands.
     """
     if cluster_status().autoscaling_state.autoscaler_state_version:
         return True

@@ -1,6 +1,6 @@
-"""Which CPU cores an engine may pin its threads to, and who loads onto a shared GPU: file locks of this node.
+"""File locks of this node: the CPU cores that an engine may pin its threads to, and loading onto a shared GPU.
 
-They die with their process.
+A lock is released when its process ends.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ class CoreLease:
     files: list[IO[str]]
 
     def release(self) -> None:
-        """Let others have them."""
+        """Release the cores."""
         for file in self.files:
             file.close()
 
@@ -30,8 +30,8 @@ class CoreLease:
 def lease_cores(count: int) -> CoreLease:
     """Take `count` cores of this node that no other engine holds.
 
-    Ray counts CPUs but does not say which; two engines left to themselves pin their threads to the same ones. Where
-    fewer are free (Ray was told of more CPUs than there are), held ones are shared rather than left idle.
+    Ray counts CPUs but does not assign cores; without this lock, two engines pin their threads to the same ones. If
+    fewer are free (Ray is configured with more CPUs than exist), engines share cores that are held.
     """
     cores = sorted(os.sched_getaffinity(0))
     files: list[IO[str]] = []
@@ -48,9 +48,10 @@ def lease_cores(count: int) -> CoreLease:
 
 @contextlib.contextmanager
 def loading_alone(gpu: str) -> Iterator[None]:
-    """Wait until no other engine loads onto this GPU, and let none begin.
+    """Wait until no other engine loads onto this GPU, and block others while the block runs.
 
-    vLLM takes whatever the GPU's memory loses meanwhile for its own. `gpu` is the GPU as `CUDA_VISIBLE_DEVICES` has it.
+    vLLM counts all GPU memory that is allocated meanwhile as its own. `gpu` is the GPU's entry in
+    `CUDA_VISIBLE_DEVICES`.
     """
     with (state_folder("gpus") / f"{gpu}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

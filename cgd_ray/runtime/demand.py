@@ -1,21 +1,21 @@
-"""What an engine or a worker asks of Ray. Imports no Ray: recipes are read without it."""
+"""Ray resources that an engine or a worker requests. Imports no Ray: recipes are read without it."""
 
 from dataclasses import dataclass
 
 ACCELERATOR = "accelerator_type:"
-_ACCELERATOR_SHARE = 0.001  # what Ray takes of a node's accelerator for an actor that names its type
+_ACCELERATOR_SHARE = 0.001  # share of a node's accelerator that Ray reserves for an actor that names its type
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one engine or worker needs on one node, or several of them in all."""
+    """Resources of one engine or worker on one node, or of several in total."""
 
     cpus: float
     gpus: float
     accelerator_type: str | None = None
 
     def bundle(self) -> dict[str, float]:
-        """As a bundle of a placement group; Ray refuses zeros."""
+        """The demand as a bundle of a placement group, without zeros, which Ray refuses."""
         amounts = {"CPU": self.cpus, "GPU": self.gpus}
         if self.accelerator_type:
             amounts[ACCELERATOR + self.accelerator_type] = _ACCELERATOR_SHARE
@@ -23,11 +23,11 @@ class Demand:
 
     @property
     def is_nothing(self) -> bool:
-        """Whether it needs no place."""
+        """Whether it requests no resources."""
         return not self.bundle()
 
     def times(self, count: int) -> "Demand":
-        """So many of them."""
+        """The total of `count` such demands."""
         return Demand(self.cpus * count, self.gpus * count, self.accelerator_type)
 
     def __str__(self) -> str:

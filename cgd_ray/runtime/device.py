@@ -1,7 +1,7 @@
-"""What this installation computes on and with which types: decided here once, from the installed packages.
+"""Device and number types of this installation: decided only here, from the installed packages.
 
 Ray counts GPUs through NVML, whatever torch and vLLM were built for: a CPU installation on a workstation with an
-NVIDIA card has GPUs in Ray's eyes and can use none of them.
+NVIDIA card has GPUs according to Ray, but can use none of them.
 """
 
 import os
@@ -18,11 +18,11 @@ from cgd_ray.errors import ConfigError
 
 Device = Literal["cpu", "cuda"]
 PRETEND_GPUS = "CGD_RAY_PRETEND_GPUS"
-"""For tests: engines and workers ask Ray for GPUs as on a GPU cluster, and compute on CPU while they hold them."""
+"""For tests: engines and workers request GPUs from Ray as on a GPU cluster, but compute on CPU."""
 
 # Without one of these a CPU emulates bfloat16: two AVX2 cores then generate 15 tokens/s instead of the 59 of float32
 # (SmolLM2-135M), 7.5 instead of 60 (Qwen2.5-0.5B). AVX-512 alone is not enough.
-_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is what arm64 calls it
+_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # the last is arm64's name
 # Kepler to Turing, as Ray names them. RTX-4000, RTX-5000 and RTX-6000 are cards of Turing's and of Ada's.
 _CARDS_WITHOUT_BFLOAT16 = re.compile(
     r"[KMPT]\d+\w*|V100.*|G[PV]100.*|TITAN-(V|X|RTX).*|.*GTX-.*|.*RTX-20\d\d.*|Quadro-RTX-.*|RTX-8000|.*MX\d+"
@@ -38,7 +38,7 @@ def installed_device() -> Device:
 
 
 def _torch_has_gpus() -> bool:
-    """Whether the installed torch is a build for CUDA or ROCm: what `torch.version` says, in milliseconds."""
+    """Whether the installed torch is a build for CUDA or ROCm, read from `torch.version` in milliseconds."""
     found = find_spec("torch")
     if found is None or found.origin is None:
         return False
@@ -47,17 +47,17 @@ def _torch_has_gpus() -> bool:
 
 
 def asks_for_gpus() -> bool:
-    """Whether engines and workers ask Ray for GPUs where the recipe does not say how many."""
+    """Whether engines and workers request GPUs from Ray if the recipe gives no number."""
     return installed_device() == "cuda" or pretends_gpus()
 
 
 def pretends_gpus() -> bool:
-    """Whether GPUs are only counted; see `PRETEND_GPUS`."""
+    """Whether GPUs are requested but not used; see `PRETEND_GPUS`."""
     return os.environ.get(PRETEND_GPUS) == "1"
 
 
 def require_gpu_packages(key: str, gpus: float) -> None:
-    """Refuse GPUs for packages that cannot use them; `key` names what asks for them.
+    """Refuse GPUs if the packages cannot use them; `key` is the recipe's key that requests them.
 
     Raises:
         ConfigError: this installation computes on CPU.
@@ -70,7 +70,7 @@ def require_gpu_packages(key: str, gpus: float) -> None:
 
 
 def require_engine_packages(key: str, gpus: float) -> None:
-    """As `require_gpu_packages`, and no GPU is refused, too, where the installed vLLM can do nothing without.
+    """Check as `require_gpu_packages`; also refuse to run without a GPU if the installed vLLM needs one.
 
     Raises:
         ConfigError: the installed packages compute on the other device.
@@ -89,13 +89,13 @@ def has_native_bfloat16(device: Device) -> bool:
 
 
 def fastest_type(gpus: float | None, accelerator_type: str | None) -> Literal["bfloat16", "float16", "float32"]:
-    """What `auto` takes: by the cards, or by this machine's CPU.
+    """The type that `auto` selects, by the cards or by this machine's CPU.
 
-    The cards are the one that is asked for, else those of the connected Ray cluster; without them GPUs are taken for
-    ones that have bfloat16.
+    The card is the requested one, else those of the connected Ray cluster. If neither is known, GPUs are assumed to
+    have bfloat16.
 
     Args:
-        gpus: that the recipe asks for; None where it does not say.
+        gpus: number that the recipe requests; None if it gives none.
         accelerator_type: Ray's name of the card, if the recipe names one.
 
     Raises:
@@ -116,7 +116,7 @@ def fastest_type(gpus: float | None, accelerator_type: str | None) -> Literal["b
 
 
 def _cards_of_cluster() -> set[str]:
-    import ray  # seconds, which most who read this module do not need
+    import ray  # takes seconds, which most importers of this module save
 
     if not ray.is_initialized():
         return set()
@@ -126,7 +126,7 @@ def _cards_of_cluster() -> set[str]:
 
 
 def cpu_flags() -> frozenset[str]:
-    """Features that this machine's CPU has, as Linux names them; none where Linux does not say."""
+    """Features that this machine's CPU has, by their Linux names; empty where Linux lists none."""
     if not _CPU_INFO.exists():
         return frozenset()
     lines = _CPU_INFO.read_text().splitlines()
@@ -135,7 +135,7 @@ def cpu_flags() -> frozenset[str]:
 
 
 def describe_device() -> str:
-    """One line for a person: the device, the type that `auto` takes, and how to get the other device."""
+    """One line for the user: the device, the type that `auto` takes, and how to get the other device."""
     device = installed_device()
     if device == "cuda":
         return "GPU packages are installed: engines and workers ask for GPUs (for CPU: make setup DEVICE=cpu)"
@@ -147,7 +147,7 @@ def describe_device() -> str:
 
 
 def main() -> None:
-    """What `make demo` says before it starts."""
+    """Print the line of `make demo` before it starts."""
     minutes = _DEMO_MINUTES[has_native_bfloat16(installed_device())]
     estimate = f"The demo takes about {minutes} minutes on two cores."
     sys.stdout.write(f"{describe_device()}\n{estimate}\n")

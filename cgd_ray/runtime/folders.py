@@ -1,4 +1,4 @@
-"""Folders of this user on this node: a cache that is worth keeping and state that is not."""
+"""Folders of this user on this node: a cache to keep, and temporary state."""
 
 import os
 import tempfile
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def cache_folder(name: str) -> Path:
-    """A folder for what is worth keeping; made if missing.
+    """A folder of files to keep; created if missing.
 
-    It lies below `$CGD_CACHE_DIR`, else `$XDG_CACHE_HOME/cgd-ray`, else `~/.cache/cgd-ray`; without a home,
+    It is below `$CGD_CACHE_DIR`, else `$XDG_CACHE_HOME/cgd-ray`, else `~/.cache/cgd-ray`; without a home,
     below the system's temporary folder.
     """
     given = os.environ.get("CGD_CACHE_DIR")
@@ -18,12 +18,12 @@ def cache_folder(name: str) -> Path:
 
 
 def state_folder(name: str) -> Path:
-    """A folder for this node's locks and process records, below the temporary folder; made if missing."""
+    """A folder for this node's locks and process records, below the temporary folder; created if missing."""
     return _made(_temporary() / name)
 
 
 def _home() -> Path:
-    # Containers run as users that no password file knows, and some services set HOME to nothing.
+    # Containers run as users without an entry in the password file, and some services set HOME to an empty string.
     if os.environ.get("HOME") == "":
         return _temporary()
     try:

@@ -1,4 +1,4 @@
-"""Waiting for Ray in a way that signals can end."""
+"""Wait for Ray in a way that signals can interrupt."""
 
 import threading
 from collections.abc import Callable
@@ -10,15 +10,15 @@ T = TypeVar("T")
 def interruptibly(
     call: Callable[[], T], *, on_interrupt: Callable[[], object] | None = None, grace_seconds: float = 20.0
 ) -> T:
-    """Make a long, blocking call on another thread, and return or raise what it does.
+    """Make a long, blocking call on another thread, and return its result or raise its exception.
 
-    An exception that a signal handler raises inside one of Ray's calls comes out only when the call returns, hours
-    later, or as a SystemError. Here it comes out at once; the call is left to end with the Ray session.
+    An exception that a signal handler raises inside one of Ray's calls is raised only when the call returns, hours
+    later, or as a SystemError. This function raises it at once; the call ends with the Ray session.
 
     Args:
-        call: what to wait for.
-        on_interrupt: asks the call to end; it is then given time to, which a second signal cuts short.
-        grace_seconds: that time.
+        call: the call to wait for.
+        on_interrupt: requests the end of the call, which then has `grace_seconds`; a second signal ends it at once.
+        grace_seconds: seconds that the call has to end.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -34,7 +34,7 @@ def interruptibly(
 
     threading.Thread(target=run, name="ray call", daemon=True).start()
     try:
-        done.wait()  # not Thread.join, which takes a thread for ended once it was interrupted (Python 3.11)
+        done.wait()  # not Thread.join, which treats a thread as ended once it was interrupted (Python 3.11)
     except BaseException:
         if on_interrupt is not None:
             on_interrupt()

@@ -16,12 +16,12 @@ import structlog
 from cgd_ray.redaction import redact, redact_event
 
 _QUIET = {
-    "bitsandbytes": logging.ERROR,  # that it lacks kernels for a CPU, whoever imports it
+    "bitsandbytes": logging.ERROR,  # at each import: missing kernels for a CPU
     "httpx": logging.WARNING,
     "ray.data": logging.ERROR,
     "ray.serve": logging.WARNING,
     "ray.train": logging.ERROR,
-    # At every start: that token authentication is on, which is as we want it.
+    # Logged at every start: token authentication is on, which is intended.
     "ray._private.authentication.authentication_token_setup": logging.ERROR,
 }
 
@@ -39,7 +39,7 @@ def configure_logging() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
-    sys.excepthook = _show_uncaught  # of faults of ours, whose tracebacks may quote what others say
+    sys.excepthook = _show_uncaught  # for internal errors, whose tracebacks may quote output of other programs
 
 
 def _show_uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:
@@ -52,14 +52,14 @@ def show_traceback(error: BaseException) -> None:
 
 
 def quiet_libraries() -> None:
-    """Keep what libraries say about their own doings off the terminal. Again after Serve's start, which resets it."""
+    """Keep log lines of libraries off the terminal. Call it again after Serve's start, which resets it."""
     for name, level in _QUIET.items():
         logging.getLogger(name).setLevel(level)
 
 
 @contextlib.contextmanager
 def quiet_vllm() -> Iterator[None]:
-    """Import vLLM in here: it says on the terminal what it did not find, where nobody is to compute with it."""
+    """Hide vLLM's terminal output at import: it lists what it did not find, even if this process does not run it."""
     before = os.environ.get("VLLM_LOGGING_LEVEL")
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     try:
@@ -72,7 +72,7 @@ def quiet_vllm() -> Iterator[None]:
 
 
 def own_log_tail(lines: int = 25) -> str:
-    """The last lines of the file that this process's standard error goes to; empty where it is no file.
+    """The last lines of the file that this process's standard error is written to; empty if it is no file.
 
     Ray sends the output of its workers, and so of the engine cores below them, to files.
     """
@@ -84,7 +84,7 @@ def own_log_tail(lines: int = 25) -> str:
 
 
 def describe_own_log() -> str:
-    """Where this process's standard error is to be found."""
+    """Location of this process's standard error."""
     return f"{_own_log() or 'standard error'} on {platform.node()}"
 
 

@@ -1,4 +1,4 @@
-"""Which node holds which engine: large ones first, each on one node."""
+"""Assign engines to nodes: large ones first, each on one node."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ _ROUNDING = 1e-6
 
 
 def holds(node: Node, demand: Demand) -> bool:
-    """Whether the node, with nothing else on it, has room for this."""
+    """Whether the demand fits on the node while the node is empty."""
     return _Room(node).holds(demand)
 
 
 def largest_first(demands: Sequence[Demand]) -> list[int]:
-    """Indices of the demands in the order in which they are placed; of equals, those for one kind of GPU first."""
+    """Indices of the demands in the order in which they are placed; of equal ones, those for one kind of GPU first."""
 
     def size(index: int) -> tuple[float, bool, float]:
         demand = demands[index]
@@ -26,8 +26,8 @@ def largest_first(demands: Sequence[Demand]) -> list[int]:
 def pack(demands: Sequence[Demand], cluster: Cluster) -> list[Node] | None:
     """A node for each of the demands, all at once; None where they do not fit together.
 
-    First-fit decreasing, into the fullest node that has room. Where it finds a place for all, there is one; sizes that
-    divide each other, as tensor parallel ones do, lose nothing by it. Nodes that live come before those that may come.
+    First-fit decreasing, into the fullest node that has room. A packing that it finds is valid. It misses none if the
+    sizes divide each other, as tensor parallel sizes do. Running nodes are filled before those that may be added.
     """
     rooms = [_Room(node) for node in cluster.nodes] + [_Room(node) for node in _to_come(cluster, len(demands))]
     wanted = frozenset(demand.accelerator_type for demand in demands if demand.accelerator_type)
@@ -54,12 +54,12 @@ def _to_come(cluster: Cluster, most: int) -> list[Node]:
 
 
 class _Room:
-    """What is left on a node."""
+    """Free resources of a node."""
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self._cpus = node.cpus
-        self._gpus = [1.0] * int(node.gpus)  # Ray gives whole GPUs, or a part of one
+        self._gpus = [1.0] * int(node.gpus)  # Ray assigns whole GPUs, or a part of one
 
     def holds(self, demand: Demand) -> bool:
         kind = demand.accelerator_type
@@ -78,8 +78,8 @@ class _Room:
             self._gpus[self._gpus.index(fullest)] -= part
 
     def badness(self, demand: Demand, others: frozenset[str]) -> tuple[float, ...]:
-        """Small for the node that others miss least: GPUs are packed, engines on CPU share the nodes' cores evenly."""
+        """Smallest for the node that other demands need least: GPUs are packed, engines on CPU are spread evenly."""
         if demand.gpus:
-            # Of a kind that others need, and how much would stay free.
+            # Whether other demands need this kind, and how much would stay free.
             return self.node.name is None, bool(self.node.accelerator_types & others), sum(self._gpus), self._cpus
         return self.node.name is None, self.node.gpus > 0, -self._cpus

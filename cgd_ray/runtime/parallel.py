@@ -1,4 +1,4 @@
-"""The same function over many items: on the cluster where there is one, else here."""
+"""Apply a function to many items: on the cluster if Ray is connected, else in this process."""
 
 import os
 from collections import deque
@@ -26,19 +26,19 @@ class _Node(TypedDict):
     Resources: dict[str, float]
 
 
-# A task costs a worker's start and its imports: seconds for the first ones.
+# A task costs the start of a worker and its imports: seconds for the first tasks.
 _FEW = 8
-_TASK_BYTES = 2**30  # twice what one took at most
+_TASK_BYTES = 2**30  # twice the measured maximum of one task
 
 
 def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """The results in the order of the items; as Ray tasks where Ray is connected and items are many.
+    """The results in the order of the items; computed in Ray tasks if Ray is connected and items are many.
 
-    Tasks ask for no CPU, since what another command's engines hold may not be given back for hours. Ray would run all
-    of them on the driver's node, so that each is given a node: as many at a time as a node has CPUs and GiB of memory.
+    Tasks request no CPU, since engines of another command may hold all CPUs for hours. Ray would run all such tasks on
+    the driver's node, so each task is assigned a node: as many at a time as a node has CPUs and GiB of memory.
 
     Raises:
-        CgdError: a task was lost again and again.
+        CgdError: a task was lost too often.
     """
     if len(items) <= _FEW or not ray.is_initialized():
         yield from map(function, items)
@@ -50,7 +50,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> I
         try:
             yield interruptibly(partial(ray.get, made))
         except ray.exceptions.RayTaskError as error:
-            raise error.cause from error  # one line of ours, not a worker's trace
+            raise error.cause from error  # the one-line error, without the worker's traceback
         except ray.exceptions.RayError as error:
             text = " ".join(str(error).split())[:500]
             raise CgdError(f"a task on the cluster was lost: {text}. Fix: {RERUN}") from error
@@ -58,7 +58,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> I
 
 
 def _places(nodes: Sequence[_Node]) -> deque[str]:
-    """Ids of the living nodes, each as often as it may have a task; those without CPUs only where no other lives."""
+    """Ids of the running nodes, each once per task that it may run; nodes without CPUs only if no others run."""
     alive = {node["NodeID"]: node["Resources"] for node in nodes if node["Alive"]}
     working = {node: held for node, held in alive.items() if held.get("CPU", 0) >= 1} or alive
     slots = {
@@ -70,21 +70,21 @@ def _places(nodes: Sequence[_Node]) -> deque[str]:
 
 
 def _idle_cores() -> int:
-    """Of a head that Ray gives no work and that is alone yet: half of what this machine has, as heads are alike."""
+    """Cores of a head that gets no work from Ray and is still alone: half of this machine's, as heads are alike."""
     return (os.cpu_count() or 1) // 2
 
 
 def _start(
     call: RemoteFunction, free: deque[str], shared: "ray.ObjectRef[object]", item: object
 ) -> tuple[str, "ray.ObjectRef[object]"]:
-    """The task of one item on a free place; elsewhere, where that node is gone by then."""
+    """Start the task of one item on a free place; on another node, if that node has left the cluster."""
     place = free.popleft()
     strategy = NodeAffinitySchedulingStrategy(place, soft=True)
     return place, call.options(scheduling_strategy=strategy).remote(shared, item)
 
 
 def _ahead(room: int, started: Iterator[Started]) -> Iterator[Started]:
-    """The same things, so many of them started before the first is looked at."""
+    """The same items, with up to `room` of them started before the first is yielded."""
     waiting = deque(islice(started, room))
     while waiting:
         yield waiting.popleft()

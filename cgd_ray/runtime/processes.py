@@ -1,6 +1,6 @@
-"""Child processes that must not outlive us, recorded so that the next start can end what a SIGKILL left.
+"""Child processes that must end with their owner, recorded so that the next start can end those left by a SIGKILL.
 
-A process is known by its pid and the clock ticks from the machine's start to its own: a wall clock may be set.
+A process is identified by its pid and the clock ticks from the machine's start to its own: a wall clock may be set.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from cgd_ray.runtime.folders import state_folder
 
 @dataclass(frozen=True)
 class Record:
-    """A child and its owner; start times tell a process from a later one with the same pid."""
+    """A child and its owner; start times distinguish a process from a later one with the same pid."""
 
     pid: int
     started: int
@@ -26,7 +26,7 @@ class Record:
 
     @property
     def file(self) -> Path:
-        """Where the record lies on this node."""
+        """File of the record on this node."""
         return state_folder("processes") / f"{self.pid}-{self.started}.json"
 
 
@@ -36,7 +36,7 @@ def children() -> set[int]:
 
 
 def record(pid: int, kind: str) -> Record:
-    """Write down a child of this process."""
+    """Record a child of this process."""
     owner = os.getpid()
     entry = Record(pid, started(pid) or 0, kind, owner, started(owner) or 0)
     entry.file.write_text(json.dumps(asdict(entry)))
@@ -44,7 +44,7 @@ def record(pid: int, kind: str) -> Record:
 
 
 def end(records: list[Record], grace_seconds: float = 5.0) -> int:
-    """Terminate, then kill, those that still run; forget all of them. Returns how many still ran."""
+    """Terminate, then kill, the processes that still run; delete all records. Returns how many still ran."""
     alive = []
     for entry in records:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -64,13 +64,13 @@ def end(records: list[Record], grace_seconds: float = 5.0) -> int:
 
 
 def end_orphans() -> int:
-    """End the recorded children of owners that are gone. Returns how many still ran."""
+    """End the recorded children of owners that have ended. Returns how many still ran."""
     orphans = []
     for file in state_folder("processes").glob("*.json"):
         try:
             entry = Record(**json.loads(file.read_text()))
         except (json.JSONDecodeError, TypeError, FileNotFoundError):
-            file.unlink(missing_ok=True)  # torn by the kill, or removed by another start
+            file.unlink(missing_ok=True)  # cut off by the kill, or removed by another start
             continue
         if started(entry.owner_pid) != entry.owner_started:
             orphans.append(entry)
@@ -78,9 +78,10 @@ def end_orphans() -> int:
 
 
 def started(pid: int) -> int | None:
-    """When a process started, in clock ticks since the machine did; None where there is none but a zombie."""
+    """Start time of a process in clock ticks since boot; None if there is no such process or only a zombie."""
     try:
-        # Behind the name, which may hold anything: the state first, the start 19 fields later (proc(5)).
+        # The fields after the name, which may hold any character: first the state, 19 later the start
+        # (proc(5)).
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -88,6 +89,6 @@ def started(pid: int) -> int | None:
 
 
 def machine() -> str:
-    """What tells this machine's start, and this container's pids, from all others; names of hosts do not."""
+    """Id of this start of the machine and of this container's pids; host names are not unique."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"

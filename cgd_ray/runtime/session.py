@@ -1,4 +1,4 @@
-"""The Ray session of a command: joined where there is a cluster, started and ended where there is none."""
+"""The Ray session of a command: join a running cluster, or start a local one and end it with the command."""
 
 import contextlib
 import logging
@@ -21,11 +21,11 @@ log = structlog.get_logger(__name__)
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """Connect to Ray for the length of a command.
+    """Connect to Ray while a command runs.
 
-    Inside a submitted job, or where `RAY_ADDRESS` is set, the running cluster is joined; elsewhere a local one is
-    started and ended with the command. What a SIGKILL left of an earlier command on this node is ended first. A process
-    that is connected already, such as a notebook, stays so.
+    Joins the running cluster inside a submitted job, or if `RAY_ADDRESS` is set; otherwise starts a local one and ends
+    it with the command. First ends processes that a SIGKILL left of an earlier command on this node. A process that is
+    already connected, such as a notebook, keeps its connection.
 
     Raises:
         CgdError: the cluster cannot be reached.
@@ -38,15 +38,15 @@ def ray_session() -> Iterator[None]:
         log.warning("ended processes that an earlier run left behind", count=ended)
     before = processes.children()
     _connect()
-    # For the next start: most of Ray's processes end with a killed driver, its agents do not.
+    # For the next start: most of Ray's processes end when the driver is killed, but its agents do not.
     cluster = _record_cluster(before)
     try:
-        # Only now: connecting puts a handler of Ray's own in place, which aborts.
+        # Only now: connecting installs Ray's own signal handler, which aborts.
         with _signals_end_the_run():
             yield
     finally:
-        # Again: workers came, and one may not notice that its cluster ended. Where Ray's raylet was killed, its agents
-        # are no longer children of ours, and the first record has them.
+        # Record again: workers were added, and a worker may not notice that its cluster ended. If Ray's raylet was
+        # killed, its agents are no longer children of this process, but the first record has them.
         cluster += _record_cluster(before)
         ray.shutdown()
         processes.end(cluster)
@@ -54,7 +54,7 @@ def ray_session() -> Iterator[None]:
 
 
 def _record_cluster(before: set[int]) -> list[processes.Record]:
-    """Write down the processes of the cluster that this command started; none where it joined one."""
+    """Record the processes of the cluster that this command started; none if it joined one."""
     return [] if joins_cluster() else [processes.record(pid, "ray") for pid in processes.children() - before]
 
 
@@ -64,12 +64,12 @@ def joins_cluster() -> bool:
 
 
 def in_job() -> bool:
-    """Whether this process is the driver of a submitted job, whose working directory is Ray's."""
+    """Whether this process is the driver of a submitted job, whose working directory Ray sets."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def _connect() -> None:
-    # Workers inherit the driver's environment where Ray is started here; keep tokenizers from forking warnings there.
+    # Workers inherit the driver's environment if Ray is started here; this avoids fork warnings of tokenizers there.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -85,19 +85,19 @@ def _connect() -> None:
                 logging_level=logging.WARNING,
                 num_gpus=None if asks_for_gpus() else 0,  # None: as many as Ray finds
             )
-    except Exception as error:  # of a node that starts too slowly, Ray raises nothing more exact
+    except Exception as error:  # Ray raises no more specific error for a node that starts too slowly
         raise CgdError(f"cannot connect to Ray: {' '.join(str(error).split())}") from error
-    quiet_libraries()  # connecting set up their loggers
+    quiet_libraries()  # connecting has configured their loggers
 
 
 @contextlib.contextmanager
 def _signals_end_the_run() -> Iterator[None]:
-    """SIGTERM becomes an exception, so that a preempted run ends as an interrupted one does."""
+    """Turn SIGTERM into an exception, so that a preempted run ends like an interrupted one."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise StoppedError(f"stopped by signal {signal.Signals(number).name}; {RERUN}")
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may set handlers
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
     before = signal.signal(signal.SIGTERM, stop)

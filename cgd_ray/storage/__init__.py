@@ -1,1 +1,1 @@
-"""Paths, file systems, tables, fingerprints and models: the only code that knows where things lie."""
+"""Paths, file systems, tables, fingerprints and models: the only code that decides where files are kept."""

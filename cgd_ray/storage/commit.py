@@ -1,4 +1,4 @@
-"""Group commit: rows of many coroutines share a part, and each coroutine learns when its row is safe."""
+"""Group commit: rows of many coroutines share a part, and each coroutine is notified when its row is on storage."""
 
 import asyncio
 import secrets
@@ -14,10 +14,11 @@ _Entry = tuple[dict[str, Any], "asyncio.Future[None]"]
 class Committer:
     """Collects rows for one table and writes them as parts, on one event loop.
 
-    A part is written when `flush_rows` wait, when the oldest has waited `flush_seconds`, or on `flush`. No part holds
-    rows of two shards: an engine works on several at a time, and who reads one of them would read all. Part names hold
-    the attempt and a token of this writer, so writers never meet. What `after` was given before is on storage first,
-    and where it could not be written, nothing more is: a row whose input is lost would have to be made again.
+    Writes a part when `flush_rows` rows wait, when the oldest has waited `flush_seconds`, or on `flush`. No part holds
+    rows of two shards: an engine works on several shards at a time, and reading one shard would read them all. Part
+    names hold the attempt and a token of this writer, so writers never use the same name. Rows given to `after`
+    earlier are on storage first. If they could not be written, nothing more is written: a row whose input is lost
+    would have to be generated again.
     """
 
     def __init__(
@@ -30,15 +31,15 @@ class Committer:
         after: "Committer | None" = None,
         borders: Sequence[str] = (),
     ) -> None:
-        """A committer.
+        """Create a committer.
 
         Args:
-            table: where the rows go.
-            attempt: of the command, for the parts' names.
-            flush_rows: of one shard, that make a part.
-            flush_seconds: the longest time that a row waits for others.
-            after: the committer of what these rows are made from.
-            borders: between shards, see `shard_of`.
+            table: table that the rows are written to.
+            attempt: number of the command's attempt, for the parts' names.
+            flush_rows: rows of one shard that make a part.
+            flush_seconds: longest time in seconds that a row waits for others.
+            after: the committer of the rows that these rows are made from.
+            borders: borders between shards, see `shard_of`.
         """
         self._table = table
         self._borders = borders
@@ -51,10 +52,10 @@ class Committer:
         self._writes: set[asyncio.Task[None]] = set()
         self._sequence = 0
         self.failure: BaseException | None = None
-        """Why something was not written."""
+        """The first error of a write; None while all writes succeed."""
 
     def add(self, row: dict[str, Any]) -> "asyncio.Future[None]":
-        """Take a row; the future ends when the row is on storage, or with the error that kept it from there."""
+        """Take a row; the future ends when the row is on storage, or with the error that prevented the write."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[None] = loop.create_future()
         shard = shard_of(self._borders, row["prompt_id"])
@@ -67,16 +68,16 @@ class Committer:
 
     @property
     def waiting(self) -> int:
-        """Rows that nobody writes yet."""
+        """Number of rows whose write has not started."""
         return sum(map(len, self._waiting.values()))
 
     def flush(self) -> None:
-        """Start writing what waits."""
+        """Start writing all waiting rows."""
         for shard in list(self._waiting):
             self._begin(shard)
 
     async def close(self) -> None:
-        """Write what waits and wait for all writes."""
+        """Write all waiting rows and wait for all writes."""
         self.flush()
         await asyncio.gather(*self._writes)
 
@@ -89,7 +90,7 @@ class Committer:
             self._timer = None
 
     async def settle(self, shard: int) -> None:
-        """Write what waits of a shard, and wait for all writes."""
+        """Write the waiting rows of a shard, and wait for all writes."""
         if shard in self._waiting:
             self._begin(shard)
         await asyncio.gather(*self._writes)
@@ -103,7 +104,7 @@ class Committer:
             self.failure = self.failure or self._after.failure
         failure = self.failure
         if failure is None:
-            # Whatever the store raises: each waiting coroutine gets it.
+            # Any exception of the store is passed to each waiting coroutine.
             write = asyncio.to_thread(self._table.write_part, part, rows)
             [failure] = await asyncio.gather(write, return_exceptions=True)
             self.failure = self.failure or failure

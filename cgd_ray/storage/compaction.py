@@ -1,11 +1,11 @@
-"""Small parts of a table merged into large ones: parts of a few seconds each are soon too many to list and open.
+"""Merge small parts of a table into large ones: parts of a few seconds each are soon too many to list and open.
 
-A merged part is written before its sources are deleted, and a note before both: whoever is killed in between leaves
-rows twice, which readers take once, and the next command reads the note and ends what was begun. Whoever read the
-listing before finds the rows in the parts that are there then (`Table.read`).
+A merged part is written before its sources are deleted, and a note before both. A command killed in between leaves
+rows stored twice. Readers take such rows once, and the next command reads the note and completes the merge. A reader
+with an older listing finds the rows in the parts that exist by then (`Table.read`).
 
-Nothing is merged while an earlier merge cannot be ended, and one group goes before the others: where the store keeps
-what should be deleted, each merge would double its rows.
+Nothing is merged while an earlier merge cannot be completed, and one group is merged before the others: if the store
+does not delete the sources, each merge would double its rows.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ SMALL_BYTES = 2**20
 """A part below this is small."""
 
 FEW_PARTS = 64
-"""So many small parts are left alone, or eight for each part of the prompts: they cost less than merging would."""
+"""Most small parts that are not merged, or eight per part of the prompts if that is more: merging costs more."""
 
 EVERY_SECONDS = 600.0
-"""While a run goes on."""
+"""Seconds between two merges during a run."""
 
 _PER_SHARD = 8
 _LAST_SECONDS = 5.0
@@ -47,12 +47,12 @@ _Each = Callable[[_Merge, Sequence[list[str]]], Iterator[JsonDict | None]]
 
 
 def compact(table: Table, parts: Sequence[str], borders: Sequence[str]) -> bool:
-    """Merge a table's small parts, unless another command works on it; whether anything may have changed.
+    """Merge a table's small parts, unless another command works on it. Returns whether anything may have changed.
 
     Args:
-        table: to be looked at.
-        parts: those that it has now.
-        borders: where the parts of the prompts begin (`shard_of`).
+        table: the table to check.
+        parts: its current parts.
+        borders: ids at which the parts of the prompts begin (`shard_of`).
     """
     few = _few(borders)
     is_many = sum(map(_is_unmerged, parts)) > few and len(_small_parts(table)) > few
@@ -68,7 +68,7 @@ def compact(table: Table, parts: Sequence[str], borders: Sequence[str]) -> bool:
         _end_merges(table)
         if is_many:
             merge_parts(table, _small_parts(table), borders)
-    except (NotDeletedError, PermissionError) as error:  # the run needs no merging
+    except (NotDeletedError, PermissionError) as error:  # the run works without merging
         log.warning(f"{table.stage}: small parts are not merged: {error}")
     finally:
         lease.give_back()
@@ -77,9 +77,9 @@ def compact(table: Table, parts: Sequence[str], borders: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def merging(tables: Sequence[Table], borders: Sequence[str]) -> Iterator[None]:
-    """Merge the tables' small parts time and again, beside the block: engines write some thousands a day each.
+    """Merge the tables' small parts periodically while the block runs: each engine writes some thousands a day.
 
-    Whoever begins a run of days anew would otherwise merge for an hour before the first row. To be used by who holds
+    Otherwise a command that resumes a run of days would merge for an hour before its first row. The caller must hold
     the tables' leases.
     """
     few, ended = _few(borders), threading.Event()
@@ -95,11 +95,11 @@ def merging(tables: Sequence[Table], borders: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(_LAST_SECONDS)  # what it leaves half done, the next command ends
+        thread.join(_LAST_SECONDS)  # the next command completes an unfinished merge
 
 
 def _merge_if_many(table: Table, few: int, ended: threading.Event, borders: Sequence[str] = ()) -> None:
-    """One group after the other, here: nobody waits for it."""
+    """Merge one group after the other in this process, since no command waits for the result."""
     passing: tuple[type[Exception], ...] = (CgdError, *store_errors())
 
     def here(merge: _Merge, groups: Sequence[list[str]]) -> Iterator[JsonDict | None]:
@@ -110,7 +110,7 @@ def _merge_if_many(table: Table, few: int, ended: threading.Event, borders: Sequ
         small = _small_parts(table)
         if len(small) > few:
             _merge_groups(table, small, borders, here)
-    except passing as error:  # the next time, or by the next command
+    except passing as error:  # tried again at the next merge, or by the next command
         log.warning(f"{table.stage}: small parts are not merged: {error}")
 
 
@@ -119,13 +119,13 @@ def _few(borders: Sequence[str]) -> int:
 
 
 def merge_parts(table: Table, parts: dict[str, int], borders: Sequence[str] = ()) -> None:
-    """Merge these parts (bytes by name), those of a shard together. To be called by who holds the table's lease."""
+    """Merge these parts (bytes by name), those of a shard together. The caller must hold the table's lease."""
     merged = _merge_groups(table, parts, borders, parallel_map)
     log.info(f"{table.stage}: merged small parts", parts=merged, table=table.folder)
 
 
 def _merge_groups(table: Table, parts: dict[str, int], borders: Sequence[str], each: _Each) -> int:
-    """Merge groups of these parts, the first one alone; returns the number of parts that are no more."""
+    """Merge groups of these parts, the first one alone; returns the number of parts that were merged."""
     groups, merged = list(_groups(parts, borders)), 0
     for some in (groups[:1], groups[1:]):
         merges = [merge for merge in each(partial(_merge, table, borders), some) if merge]
@@ -143,7 +143,7 @@ def _is_unmerged(part: str) -> bool:
 
 
 def _groups(parts: dict[str, int], borders: Sequence[str]) -> Iterator[list[str]]:
-    """Parts to be merged: those that begin in one shard, up to so many bytes."""
+    """Groups of parts to merge: parts that begin in one shard, up to `_GROUP_BYTES` a group."""
     ordered = sorted(parts, key=IdRange.of_part)
     for _, ours in itertools.groupby(ordered, lambda part: shard_of(borders, IdRange.of_part(part).first)):
         group, size = list[str](), 0
@@ -158,7 +158,7 @@ def _groups(parts: dict[str, int], borders: Sequence[str]) -> Iterator[list[str]
 
 
 def _split(rows: pa.Table, borders: Sequence[str]) -> Iterator[pa.Table]:
-    """Rows in the order of their ids, cut at the borders: who works on one shard should not have to read another."""
+    """Cut rows, ordered by id, at the borders: work on one shard then reads no other shard."""
     shards = [shard_of(borders, identity) for identity in rows["prompt_id"].to_pylist()]
     start = 0
     for _, ours in itertools.groupby(shards):
@@ -169,10 +169,10 @@ def _split(rows: pa.Table, borders: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def _merge(table: Table, borders: Sequence[str], parts: list[str]) -> JsonDict | None:
-    """Write what these parts hold as one, or a few; to be ended."""
+    """Write the rows of these parts as one part, or a few; `_end` completes the merge."""
     try:
         rows = pa.concat_tables(table.batches(parts)).drop_columns("part")
-    except FileNotFoundError:  # merged by somebody who has taken the lease since
+    except FileNotFoundError:  # merged by a command that has taken the lease since
         return None
     rows = rows.sort_by("prompt_id")
     writer = f"part-{max(int(part.split('-')[1]) for part in parts):04d}-{MERGED}{secrets.token_hex(6)}"
@@ -189,7 +189,7 @@ def _notes(table: Table) -> str:
 
 
 def _begun(table: Table) -> list[str]:
-    """Notes of merges that were not ended; who holds the table's lease finds those of killed commands only."""
+    """Names of notes of incomplete merges; for the holder of the table's lease, these are of killed commands only."""
     return table.store.names(_notes(table))
 
 
@@ -198,13 +198,13 @@ def _end_merges(table: Table) -> None:
 
 
 def _end(table: Table, merges: list[JsonDict]) -> None:
-    """Delete the sources of merges whose parts are all there.
+    """Delete the sources of merges whose parts are all written.
 
-    Merged parts are never deleted, not even of a merge that seems to be given up: who began it may live, though its
-    lease is lost, and delete the sources a moment later. Rows that then stand twice are read once.
+    Merged parts are never deleted, not even of a merge that seems abandoned. The command that began it may still run
+    without its lease, and delete the sources a moment later. Rows that are then stored twice are read once.
 
     Raises:
-        NotDeletedError: sources are still there; so is the note, and the next to merge tries again.
+        NotDeletedError: sources still exist. The note stays too, and the next merge tries again.
     """
     if not merges:
         return

@@ -1,4 +1,4 @@
-"""One root, local or S3, with whole-or-not-at-all writes."""
+"""One root, local or S3, with atomic writes."""
 
 import contextlib
 import os
@@ -24,20 +24,20 @@ from cgd_ray.storage import transfers
 
 log = structlog.get_logger(__name__)
 
-# botocore waits up to 20 s before each further try: a store that is away or says "slow down" costs minutes, no run.
+# botocore waits up to 20 s before each retry: an unreachable or throttling store delays a run, but does not end it.
 _PATIENCE = {"mode": "standard", "max_attempts": 12}
-_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # botocore takes them as they stand
-_MOST_KEYS = 1000  # that S3 deletes with one request
-_PIECE_BYTES, _PIECES = 16 * 2**20, 8  # of a large file, fetched at once: one connection gives 100 MB/s
-_AT_A_TIME = 16  # files that are fetched: a small one takes some 20 ms, whatever its size
+_S3_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")  # botocore uses them unchanged
+_MOST_KEYS = 1000  # most keys that S3 deletes with one request
+_PIECE_BYTES, _PIECES = 16 * 2**20, 8  # pieces of a large file fetched in parallel: one connection gives 100 MB/s
+_AT_A_TIME = 16  # files fetched in parallel: a small one takes some 20 ms, whatever its size
 
 
 class NotDeletedError(OSError):
-    """Files are still there. S3 answers a bulk delete with success, and says for each key whether it may be deleted."""
+    """Files could not be deleted. S3 answers a bulk delete with success, and reports refused keys one by one."""
 
 
 class _Entry(TypedDict):
-    """What a listing says of a file or folder."""
+    """A file or folder in a listing."""
 
     name: str
     size: int
@@ -46,12 +46,12 @@ class _Entry(TypedDict):
 
 @dataclass(frozen=True)
 class Store:
-    """Files below a root, named by relative POSIX paths. Cheap to pickle: the connection is made where it is used."""
+    """Files below a root, named by relative POSIX paths. Cheap to pickle: each process opens its own connection."""
 
     root: str
     storage: StorageSection = field(default_factory=StorageSection)
     patient: bool = False
-    """Whether S3 may be away for minutes. Not for a first look: a wrong endpoint would take as long to be said."""
+    """Retry S3 for minutes. Not for a first access: the error of a wrong endpoint would take as long to appear."""
 
     @property
     def is_s3(self) -> bool:
@@ -67,16 +67,16 @@ class Store:
         return {"root": self.root, "storage": self.storage, "patient": self.patient}
 
     def path(self, name: str) -> str:
-        """The full path of `name` as this store's file system takes it (no scheme on S3)."""
+        """The full path of `name` for this store's file system (no scheme on S3)."""
         base = self.root.removeprefix("s3://").rstrip("/")
         return f"{base}/{name}" if name else base
 
     def url(self, name: str = "") -> str:
-        """The full path of `name` as a person or another library writes it."""
+        """The full path of `name` for users and other libraries (with the scheme on S3)."""
         return f"s3://{self.path(name)}" if self.is_s3 else self.path(name)
 
     def exists(self, name: str) -> bool:
-        """Whether a file or folder of that name is there."""
+        """Whether a file or folder of that name exists."""
         return bool(self.fs.exists(self.path(name)))
 
     def read(self, name: str) -> bytes:
@@ -89,7 +89,7 @@ class Store:
         return content
 
     def read_each(self, names: Sequence[str]) -> Iterator[bytes]:
-        """The files' bytes, in the order of the names; from S3, where each takes a while to come, a few at a time.
+        """The files' bytes, in the order of the names; on S3, where each read is slow, several are read in parallel.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -121,7 +121,7 @@ class Store:
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(final)
-            _sync(final.parent)  # else a power cut may take the name back
+            _sync(final.parent)  # without it a power cut may undo the rename
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
@@ -131,7 +131,7 @@ class Store:
         return list(self.sizes(folder, suffix))
 
     def sizes(self, folder: str, suffix: str = "") -> dict[str, int]:
-        """Bytes of the files directly in a folder, by their names, sorted; none where there is no such folder."""
+        """Bytes of the files directly in a folder, by name, sorted; none where there is no such folder."""
         files = ((_last(entry), entry["size"]) for entry in self._entries(folder) if entry["type"] == "file")
         return dict(sorted((name, size) for name, size in files if name.endswith(suffix) and not name.startswith(".")))
 
@@ -140,7 +140,7 @@ class Store:
         return sorted(_last(entry) for entry in self._entries(folder) if entry["type"] == "directory")
 
     def _entries(self, folder: str) -> list[_Entry]:
-        # s3fs remembers listings; another process may have added files since.
+        # s3fs caches listings; another process may have added files since.
         self.fs.invalidate_cache(self.path(folder))
         try:
             entries: list[_Entry] = self.fs.ls(self.path(folder), detail=True)
@@ -149,16 +149,16 @@ class Store:
         return entries
 
     def upload(self, local: Path, name: str) -> None:
-        """Copy a local directory into the store. Its files appear one by one: write a manifest after it."""
+        """Copy a local directory into the store. Its files become visible one by one: write a manifest after it."""
         for file in _files(local):
             target = self.path(f"{name}/{file.relative_to(local).as_posix()}")
             self.fs.makedirs(target.rsplit("/", 1)[0], exist_ok=True)
             self.fs.put_file(str(file), target)
 
     def download(self, name: str, local: Path, *, ignored: Sequence[str] = ()) -> None:
-        """Copy a folder of the store into a local directory, but for files whose names match one of the patterns.
+        """Copy a folder of the store into a local directory, except files that match one of the patterns in `ignored`.
 
-        What an interrupted download left in the directory is continued: the folder must still be the same.
+        Continues an interrupted download in the directory: the folder must not have changed since.
         """
         base = self.path(name)
         self.fs.invalidate_cache(base)
@@ -173,7 +173,7 @@ class Store:
                 self._append(source, size, file)
 
     def _append(self, source: str, size: int, file: BinaryIO) -> None:
-        """Add what a file lacks, some pieces at a time, which are whole on disk before the next ones are fetched."""
+        """Append the missing bytes, several pieces at a time; all are on disk before the next ones are fetched."""
 
         def piece(start: int) -> bytes:
             content: bytes = self.fs.cat_file(source, start=start, end=min(size, start + _PIECE_BYTES))
@@ -187,7 +187,7 @@ class Store:
                 transfers.arrived(file.tell() - done)
 
     def remove(self, name: str) -> None:
-        """Delete a file or folder, if it is there.
+        """Delete a file or folder, if it exists.
 
         Raises:
             NotDeletedError: the store keeps some of it.
@@ -196,11 +196,11 @@ class Store:
             self.fs.invalidate_cache(self.path(name))
             self._delete_keys([str(path) for path in self.fs.find(self.path(name))])
         elif self.fs.exists(self.path(name)):
-            with contextlib.suppress(FileNotFoundError):  # somebody else was faster
+            with contextlib.suppress(FileNotFoundError):  # another process deleted it first
                 self.fs.rm(self.path(name), recursive=True)
 
     def remove_files(self, names: list[str]) -> None:
-        """Delete files, those that are there: on S3 a thousand with one request.
+        """Delete those of the files that exist; on S3, a thousand with one request.
 
         Raises:
             NotDeletedError: the store keeps some of them.
@@ -212,7 +212,7 @@ class Store:
             Path(self.path(name)).unlink(missing_ok=True)
 
     def discard(self, name: str) -> bool:
-        """Delete what only takes room; returns whether that was allowed, and says where it was not."""
+        """Delete a file or folder that only takes space. Returns whether that was allowed; logs a warning if not."""
         try:
             self.remove(name)
         except (NotDeletedError, PermissionError) as error:
@@ -221,13 +221,13 @@ class Store:
         return True
 
     def may_delete(self, folder: str = "") -> bool:
-        """Whether a file of this folder can be deleted, found out with one."""
+        """Whether files of this folder can be deleted, tested with a probe file."""
         probe = f"{folder}/.probe-{secrets.token_hex(4)}".lstrip("/")
         self.write(probe, b"probe")
         return self.discard(probe) and not self.exists(probe)
 
     def _delete_keys(self, paths: list[str]) -> None:
-        """As s3fs does it, which does not look at what is said of single keys."""
+        """Delete keys in bulk, as s3fs does, and also check the errors of single keys, which s3fs ignores."""
         bucket, _, _ = self.fs.split_path(self.path(""))
         refused: list[dict[str, str]] = []
         for start in range(0, len(paths), _MOST_KEYS):
@@ -237,7 +237,7 @@ class Store:
             refused += answer.get("Errors", [])
             for path in some:
                 self.fs.invalidate_cache(path)
-        # Somebody else may have been faster.
+        # Another process may have deleted it first.
         if kept := next((error for error in refused if self.fs.exists(f"{bucket}/{error['Key']}")), None):
             raise NotDeletedError(
                 f"s3://{bucket}/{kept['Key']}: {kept.get('Code')}: {len(refused)} of {len(paths)} files are not "
@@ -249,7 +249,7 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
     """The fsspec file system for a local path or an `s3://` URL.
 
     Raises:
-        ConfigError: the URL has another scheme, or looks mistyped, or a key in the environment is none.
+        ConfigError: the URL has another scheme, or looks mistyped, or a key in the environment is malformed.
     """
     try:
         checked_place(url)
@@ -261,7 +261,7 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
                 tidy_secret(variable, "storage")
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        from cgd_ray.compat.s3fs import LiteralS3  # half a second, which local runs do without
+        from cgd_ray.compat.s3fs import LiteralS3  # takes half a second, which local runs save
 
         return LiteralS3(
             endpoint_url=storage.endpoint_url,
@@ -273,17 +273,17 @@ def open_filesystem(url: str, storage: StorageSection, *, patient: bool = False)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
-    """What comes out of a store that cannot be reached, refuses, or is full."""
-    from botocore.exceptions import BotoCoreError, ClientError  # half a second, which many commands do without
+    """Exceptions of a store that is unreachable, refuses the access, or is full."""
+    from botocore.exceptions import BotoCoreError, ClientError  # takes half a second, which many commands save
 
     return (OSError, BotoCoreError, ClientError)
 
 
 def require_writable(store: Store) -> None:
-    """Write and delete a probe file. Where it cannot be deleted, a warning says what that costs.
+    """Write and delete a probe file. If it cannot be deleted, log a warning with the consequences.
 
     Raises:
-        CgdError: the root cannot be written; the text says why and what to check.
+        CgdError: the root cannot be written; the text gives the reason and what to check.
     """
     try:
         if not store.may_delete():

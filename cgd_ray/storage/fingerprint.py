@@ -1,4 +1,4 @@
-"""Digests that decide what is the same work: of tables (fingerprints) and of rows (parents)."""
+"""Digests that identify equal work: of tables (fingerprints) and of rows (parents)."""
 
 import hashlib
 import json
@@ -19,12 +19,12 @@ def text_digest(text: str, kind: str = "") -> str:
 def parent_digest(*digests: str) -> str:
     """Thirty-two hex digits of the digests of the texts that something was made from, in this order.
 
-    Digests, not texts: whether a result belongs to its row can then be told without reading any text.
+    Takes digests, not texts: a result can then be matched to its row without reading any text.
     """
     return hashlib.blake2b("".join(digests).encode(), digest_size=16).hexdigest()
 
 
 def derived_seed(*parts: str | int) -> int:
-    """A seed below 2**31 that depends on every part; distinct parts do not collide by addition as seed + i would."""
+    """A seed below 2**31 that depends on every part; distinct parts do not collide, as sums like seed + i would."""
     digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest) & 0x7FFF_FFFF

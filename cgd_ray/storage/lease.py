@@ -1,8 +1,8 @@
-"""Who works on a folder of a root: one command at a time, locally and on S3, without clocks that agree.
+"""Lease of a folder of a root for one command at a time, locally and on S3, without synchronised clocks.
 
-Object stores have no lock to rest on, so a lease here keeps two commands from paying for the same rows; it is not what
-keeps tables whole. Parts are never changed and rows name their parents: two commands that both believe in their lease
-waste money, and harm nothing.
+Object stores have no reliable lock, so this lease only prevents two commands from paying for the same rows. Tables do
+not depend on it: parts are never changed and rows name their parents. Two commands that each consider the lease theirs
+waste money, but damage nothing.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from cgd_ray.storage.filesystem import Store, store_errors
 
 log = structlog.get_logger(__name__)
 
-_BEAT_SECONDS = 5.0  # between two signs of life of a holder
+_BEAT_SECONDS = 5.0  # between two heartbeats of a claim
 _GIVE_SECONDS = 5.0
 _SAY_SECONDS = 60.0
-_LOOKS_A_BEAT = 5  # of who waits
-_DEAD_BEATS = 6  # without a sign of life, by the clock of who waits: the holder is gone
+_LOOKS_A_BEAT = 5  # of a waiting command
+_DEAD_BEATS = 6  # without a heartbeat, by the clock of the waiting command: the holder has ended
 
 
 @dataclass(frozen=True)
 class Claim:
-    """What a command writes into `FOLDER/.lease/NAME.json`."""
+    """Claim of a command, written to `FOLDER/.lease/NAME.json`."""
 
     name: str
     host: str
     pid: int
     machine: str
-    """With `pid` and `started`: one process, of all that there ever were (see `cgd_ray.runtime.processes`)."""
+    """Identifies, with `pid` and `started`, one process uniquely (see `cgd_ray.runtime.processes`)."""
     started: int
     beat: int = 0
     holds: bool = False
@@ -53,14 +53,15 @@ class _Seen:
     beat: int
     since: float
     changed: bool  # since this command first looked
-    looks: int = 1  # at this very beat: after an outage one look says nothing
+    looks: int = 1  # at this same beat: after an outage, one look proves nothing
 
 
 class Lease:
     """A folder that this command holds or waits for.
 
-    Who wants it writes a claim, and holds it when no living claim holds it and none of a lower name asks for it. Two
-    that write at the same moment may both hold it for two beats; then the one with the higher name has lost it.
+    A command writes a claim to request the folder. It holds the folder when no live claim holds it and no live claim
+    with a lower name requests it. Two commands that write at the same moment may both hold it for two beats; then the
+    one with the higher name has lost it.
     """
 
     def __init__(self, store: Store, folder: str, beat_seconds: float = _BEAT_SECONDS) -> None:
@@ -78,10 +79,10 @@ class Lease:
         self._heart = threading.Thread(target=self._live, name="lease", daemon=True)
 
     def take(self, *, wait: bool) -> bool:
-        """Hold the folder as soon as nobody else does; returns whether somebody did.
+        """Hold the folder as soon as no other command does; returns whether this command had to wait.
 
         Raises:
-            CgdError: somebody holds it who shows signs of life, and this command does not wait.
+            CgdError: a live command goes before this one, and `wait` is false.
         """
         self._say(holds=False)
         self._heart.start()
@@ -92,19 +93,19 @@ class Lease:
             raise
 
     def require(self) -> None:
-        """Stop where the lease is lost.
+        """Stop the command if the lease is lost.
 
         Raises:
-            StoppedError: it is.
+            StoppedError: the lease is lost.
         """
         if self.lost:
             raise StoppedError(f"{self._url}: another command works on it. Fix: wait for it; {RERUN}")
 
     def give_back(self) -> None:
-        """Let others have it; where the storage is away, they find out that this process has ended."""
+        """Release the folder; if the storage is unreachable, other commands detect the end of this process later."""
         self._ended.set()
         self._heart.join(_GIVE_SECONDS)
-        if self._heart.is_alive():  # S3 is asked for minutes, and who is told to end has half a minute
+        if self._heart.is_alive():  # S3 is retried for minutes, and a command has half a minute to end
             return
         with contextlib.suppress(*store_errors()):
             self._withdraw(self._mine.name)
@@ -129,7 +130,7 @@ class Lease:
         return f"{self.folder}/.lease/{name}.json"
 
     def _say(self, *, holds: bool | None = None) -> None:
-        """Give a sign of life; `holds` changes what it says."""
+        """Write a heartbeat; `holds`, unless None, changes the state in the claim."""
         with self._lock:
             holds = self._mine.holds if holds is None else holds
             self._mine = replace(self._mine, beat=self._mine.beat + 1, holds=holds and not self.lost)
@@ -137,7 +138,7 @@ class Lease:
             self._written = time.monotonic()
 
     def _rival(self) -> Claim | None:
-        """Who goes before this command; nobody: it holds the folder now."""
+        """The claim that goes before this command; if None, this command holds the folder now."""
         others = self._others()
         before = next((claim for claim in others if claim.holds or claim.name < self._mine.name), None)
         if before is None:
@@ -151,22 +152,22 @@ class Lease:
         return next((claim for claim in self._others() if claim.holds and claim.name < self._mine.name), None)
 
     def _is_taken_after_silence(self, written: float) -> bool:
-        """Whether somebody holds what this command could not say that it holds, since it wrote then."""
+        """Whether another command holds the folder after this one wrote no heartbeat since `written`."""
         silent = time.monotonic() - written
         limit = (_DEAD_BEATS - 1) * self._beat_seconds
         return self._mine.holds and silent > limit and any(claim.holds for claim in self._others())
 
     def _outrun(self) -> bool:
-        """Whether a holder of a lower name holds it, too, and did so a beat ago.
+        """Whether a claim with a lower name holds the folder, too, now and a beat ago.
 
-        One look is not enough: a sign of life that was long under way may come from who lost the folder meanwhile, and
-        will take it back.
+        One look is not enough: a heartbeat whose write was delayed may come from a command that has lost the folder
+        meanwhile, and will correct its claim.
         """
         before, self._doubted = self._doubted, self._mine.holds and self._lower_holder() is not None
         return before and self._doubted
 
     def _others(self) -> list[Claim]:
-        """The claims of other commands that live; those of dead ones are taken away."""
+        """The claims of other running commands; removes the claims of ended ones."""
         claims = [self._read(name) for name in self._store.names(f"{self.folder}/.lease", suffix=".json")]
         others = [claim for claim in claims if claim is not None and claim.name != self._mine.name]
         dead = [claim for claim in others if self._is_dead(claim)]
@@ -175,14 +176,14 @@ class Lease:
         return [claim for claim in others if claim not in dead]
 
     def _withdraw(self, name: str) -> None:
-        """Take a claim away; one that cannot be deleted is made none, for which nobody has to wait."""
+        """Delete a claim; one that cannot be deleted is overwritten with `{}`, for which no command waits."""
         if not self._store.discard(self._file(name)):
             self._store.write(self._file(name), b"{}")
 
     def _read(self, file: str) -> Claim | None:
         try:
             return Claim(**json.loads(self._store.read(f"{self.folder}/.lease/{file}")))
-        except (FileNotFoundError, TypeError, ValueError):  # given back or withdrawn, or another version's
+        except (FileNotFoundError, TypeError, ValueError):  # released or withdrawn, or written by another version
             return None
 
     def _is_dead(self, claim: Claim) -> bool:
@@ -198,17 +199,17 @@ class Lease:
         return silent > _DEAD_BEATS * self._beat_seconds and seen.looks > 2 * _LOOKS_A_BEAT
 
     def _lives(self, claim: Claim) -> bool:
-        """Whether a claim showed a sign of life while this command looked."""
+        """Whether the claim's process is on this machine, or its heartbeat changed while this command watched it."""
         return claim.machine == self._mine.machine or self._seen[claim.name].changed
 
     def _live(self) -> None:
         while not self._ended.wait(self._beat_seconds):
-            # A store fails in many ways and comes back. Who cannot write a sign of life cannot commit rows either, so
-            # it is enough to look who holds the folder then.
+            # A store fails in many ways and recovers. A command that cannot write a heartbeat cannot commit rows
+            # either, so it is enough to check the holder of the folder after the store has recovered.
             with contextlib.suppress(Exception):
                 written = self._written
-                # Before it says that it holds the folder, since the other one would believe it; and afterwards, since
-                # a store may take minutes for one write.
+                # Check before the claim is written, since the other command would give way to it; and after it, since
+                # one write to a store may take minutes.
                 self.lost = self.lost or self._is_taken_after_silence(written)
                 self._say()
                 self.lost = self.lost or self._is_taken_after_silence(written) or self._outrun()
@@ -218,7 +219,7 @@ class Lease:
 
 @contextlib.contextmanager
 def hold_lease(store: Store, folder: str, *, wait: bool) -> Iterator[Lease]:
-    """Hold a folder for the length of a block; see `Lease.take`."""
+    """Hold a folder while the block runs; see `Lease.take`."""
     lease = Lease(store, folder)
     lease.take(wait=wait)
     try:

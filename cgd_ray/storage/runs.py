@@ -23,11 +23,11 @@ class Run:
         return f"runs/{self.name}/{name}"
 
     def write_json(self, name: str, content: JsonDict) -> None:
-        """Put a JSON document into the run."""
+        """Write a JSON document of the run."""
         self.store.write(self.path(name), _as_json(content))
 
     def read_json(self, name: str) -> JsonDict | None:
-        """A JSON document of the run, or None where it is not there yet."""
+        """A JSON document of the run, or None if it does not exist yet."""
         try:
             content: JsonDict = json.loads(self.store.read(self.path(name)))
         except FileNotFoundError:
@@ -40,5 +40,5 @@ def _as_json(content: JsonDict) -> bytes:
 
 
 def deciding_settings(config: JsonDict) -> JsonDict:
-    """The sections of a recipe that decide what a run's phases come to."""
+    """The sections of a recipe that decide the results of a run's phases."""
     return {name: section for name, section in config.items() if name not in ("serving", "storage")}

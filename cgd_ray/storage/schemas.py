@@ -13,8 +13,8 @@ PROMPTS = pa.schema(
         pa.field("split", pa.string(), nullable=False),  # "train" or "heldout"
         pa.field("prompt", pa.string(), nullable=False),  # x, rendered by data.prompt_template
         pa.field("reference", pa.string()),  # y_ref
-        pa.field("kind", pa.string()),  # kind of problem, where the source knows it
-        pa.field("novel", pa.bool_(), nullable=False),  # a kind that training never sees
+        pa.field("kind", pa.string()),  # kind of problem, if the source gives it
+        pa.field("novel", pa.bool_(), nullable=False),  # a kind that is never trained on
         pa.field("source", pa.string(), nullable=False),  # FILE:ROW, for messages and inspection
         HISTORY,
     ]
@@ -25,10 +25,10 @@ RESULTS = pa.schema(
         *KEY,
         pa.field("parent", pa.string(), nullable=False),  # digest of exactly the texts it was made from
         pa.field("digest", pa.string()),  # of `text`, from which the parents of later stages are made
-        # "ok", "truncated", "over-long" (the prompt leaves no room for a completion), "quarantined" (the row kills the
-        # engine) or "failed" (to be tried again)
+        # "ok", "truncated", "over-long" (the prompt leaves no room for a completion), "quarantined" (the row crashes
+        # the engine) or "failed" (to be tried again)
         pa.field("status", pa.string(), nullable=False),
-        pa.field("text", pa.string()),  # null where it failed or was over-long
+        pa.field("text", pa.string()),  # null for failed and over-long rows
         pa.field("finish_reason", pa.string()),
         pa.field("verdict", pa.string()),  # "right" or "wrong"; critiques only
         pa.field("error", pa.string()),  # why it failed
@@ -38,7 +38,7 @@ RESULTS = pa.schema(
         pa.field("attempt", pa.int32(), nullable=False),
     ]
 )
-"""What a generation or evaluation stage makes of one row. Deterministic under greedy decoding, but for `attempt`."""
+"""Result of a generation or evaluation stage for one row. Under greedy decoding all but `attempt` is deterministic."""
 
 TELEMETRY = pa.schema(
     [
@@ -49,7 +49,7 @@ TELEMETRY = pa.schema(
         pa.field("host", pa.string(), nullable=False),
     ]
 )
-"""How a result came about: times and places, kept apart since no two runs agree on them."""
+"""Times and hosts of the results; a separate table, since they differ between runs."""
 
 EXAMPLES = pa.schema(
     [

@@ -1,7 +1,7 @@
 """Append-only tables of Parquet parts: `root/tables/STAGE/FINGERPRINT/part-*.parquet`, `table.json` beside them.
 
-Work is given out in the order of prompt ids, so a part holds a narrow range of them. Its name ends in that range:
-what a listing says is the index, and rows of some prompts are found without opening the other parts.
+Work is distributed in the order of prompt ids, so a part holds a narrow range of them. Its name ends in that range.
+A listing thus serves as the index, and rows of some prompts are found without opening the other parts.
 """
 
 import bisect
@@ -27,7 +27,7 @@ PART_ROWS = 8_192
 
 _PART = re.compile(r"part-.+-[^-]*-[^-]*\.parquet")
 MERGED = "merged"
-"""In the name of a part that others were merged into."""
+"""Marks the name of a part that others were merged into."""
 _LIST_RETRIES = 4  # at a listing before a reader gives up
 _LISTED_AT_ONCE = (
     256  # files that a store lists at one moment: S3 gives 1,000 in a page, Linux 32 KiB of names in a call
@@ -35,7 +35,7 @@ _LISTED_AT_ONCE = (
 ID_DIGITS = 4
 """Of an id, in a part's name: 65,536 ranges. Parts of prompts begin where one of them does, so that they share none."""
 
-# Readers take success over failure. What the same model would truncate or refuse again counts as a success here.
+# Readers prefer success to failure. Rows that the same model would truncate or refuse again count as successes here.
 _DECIDING = ("prompt_id", "sample", "parent", "status", "attempt")
 _STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "quarantined": 1, "failed": 2}
 
@@ -55,7 +55,7 @@ class Table:
         return f"tables/{self.stage}/{self.fingerprint}"
 
     def describe(self, content: dict[str, Any]) -> None:
-        """Write what the fingerprint was made of, once."""
+        """Write the content that the fingerprint was computed from, once."""
         name = f"{self.folder}/table.json"
         if not self.store.exists(name):
             self.store.write(
@@ -63,7 +63,7 @@ class Table:
             )
 
     def description(self) -> dict[str, Any] | None:
-        """What `describe` wrote, or None for a table that nobody has written to.
+        """The content that `describe` wrote, or None for a table without it.
 
         Raises:
             CgdError: it is damaged.
@@ -80,7 +80,7 @@ class Table:
         return content
 
     def write_part(self, part: str, rows: list[dict[str, Any]] | pa.Table) -> None:
-        """Commit rows as the part of that name, whole or not at all; the range of their ids goes into the name."""
+        """Commit rows atomically as the part of that name; the range of their ids is appended to the name."""
         table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(rows, schema=self.schema)
         buffer = io.BytesIO()
         pq.write_table(table.cast(self.schema), buffer, compression="zstd", write_page_checksum=True)
@@ -96,14 +96,14 @@ class Table:
         return sorted(found if len(found) <= _LISTED_AT_ONCE else found | self.sizes())
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of the parts, by their names, at one look; what else lies beside them is nobody's."""
+        """Bytes of the parts by name, from one listing; other files in the folder are ignored."""
         return {name: size for name, size in self.store.sizes(self.folder).items() if _PART.fullmatch(name)}
 
     def batches(self, parts: Iterable[str] | None = None, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """Parts one by one, as they were written, with a column `part` added; all of them where none are named.
+        """Parts one by one, as they were written, with a column `part` added; null `parts` takes all.
 
         Raises:
-            FileNotFoundError: a part is no longer there; its rows are in another one.
+            FileNotFoundError: a part no longer exists; its rows are in another one.
             CgdError: a part is damaged.
         """
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
@@ -119,7 +119,7 @@ class Table:
             return pq.read_table(
                 io.BytesIO(content), schema=schema, columns=schema.names, page_checksum_verification=True
             )
-        except (pa.ArrowException, OSError) as error:  # damaged pages come as the latter
+        except (pa.ArrowException, OSError) as error:  # damaged pages raise OSError
             raise CgdError(
                 f"{self.store.url(name)}: damaged ({' '.join(str(error).split())}). "
                 "Fix: restore it, or delete it and its "
@@ -129,14 +129,15 @@ class Table:
     def read(self, parts: list[str] | None = None, columns: list[str] | None = None) -> pa.Table:
         """Rows, one per key (and parent, where results have one), sorted by key.
 
-        Where it was written more than once, success wins over failure, then the lowest attempt, then the lowest digest.
+        Of a row that was written more than once, success precedes failure, then the lowest attempt, then the lowest
+        digest.
 
         Args:
             parts: names of parts; none takes all.
-            columns: names of columns; those that tell which of two rows counts are read with them in any case.
+            columns: names of columns; the columns that decide between duplicate rows are always read too.
 
         Raises:
-            CgdError: a part is damaged, or gone without another one that may have its rows.
+            CgdError: a part is damaged, or is missing and no other part can hold its rows.
         """
         names = self.parts() if parts is None else parts
         deciding = [name for name in _DECIDING if name in self.schema.names]
@@ -160,7 +161,7 @@ class Table:
         return _one_per_key(pa.concat_tables(tables)).select(columns or self.schema.names)
 
     def _require_merged(self, names: Sequence[str], now: Sequence[str]) -> None:
-        """Of parts that are gone, the rows are in merged ones, which a listing made meanwhile may have had, too."""
+        """Check that merged parts can hold the rows of missing ones; the first listing may name merged parts, too."""
         before = set(names)
         new = [IdRange.of_part(name) for name in now if name not in before or MERGED in name]
         for gone in before.difference(now):
@@ -191,12 +192,12 @@ class IdRange:
 
     @staticmethod
     def around(ranges: "list[IdRange]") -> "IdRange":
-        """The range that holds them all."""
+        """The smallest range that holds all of them."""
         return IdRange(min((ids.first for ids in ranges), default=""), max((ids.last for ids in ranges), default=""))
 
     @staticmethod
     def of_part(name: str) -> "IdRange":
-        """The range that a part's name says."""
+        """The range in a part's name."""
         return IdRange(*name.removesuffix(".parquet").split("-")[-2:])
 
     def meets(self, other: "IdRange") -> bool:
@@ -213,7 +214,7 @@ def next_attempt(parts: Sequence[str]) -> int:
 
 
 def shard_of(borders: Sequence[str], prompt_id: str) -> int:
-    """Which of the stretches between the borders an id lies in; a border is where a part of the prompts begins."""
+    """Index of the shard between the borders that holds an id; each border is the first id of a part of the prompts."""
     return bisect.bisect_right(borders, prompt_id)
 
 

@@ -1,20 +1,20 @@
-"""How far this process is with bringing models to its node, for whoever waits for it."""
+"""Progress of this process in fetching models to its node, for display while a command waits."""
 
 import threading
 from typing import NamedTuple
 
 
 class Transfer(NamedTuple):
-    """Bytes of models, of all that this process fetched or fetches."""
+    """Bytes of all models that this process has fetched or is fetching."""
 
     done: int
     total: int
-    """As far as it is known: a hub names a file's size when it begins with it."""
+    """Total known so far: a hub gives the size of a file when its download begins."""
 
 
 class _Count:
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # hubs are read by several threads
+        self._lock = threading.Lock()  # several threads download from hubs
         self.transfer = Transfer(0, 0)
 
     def add(self, done: int, total: int) -> None:
@@ -26,15 +26,15 @@ _COUNT = _Count()
 
 
 def expect(size: int) -> None:
-    """So many bytes will be fetched."""
+    """Add `size` bytes to the total to fetch."""
     _COUNT.add(0, size)
 
 
 def arrived(size: int) -> None:
-    """So many bytes are on this node's disk."""
+    """Add `size` bytes that are now on this node's disk."""
     _COUNT.add(size, 0)
 
 
 def so_far() -> Transfer:
-    """What was fetched up to now."""
+    """The progress up to now."""
     return _COUNT.transfer

@@ -1,4 +1,4 @@
-"""More kinds of word problem that training sees."""
+"""More kinds of word problem that are trained on."""
 
 from cgd_ray.data.demo.words import NAMES, TREATS, Draw, Worked, amount, money
 

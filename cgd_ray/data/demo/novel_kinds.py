@@ -1,4 +1,4 @@
-"""The kinds of word problem that only the held-out part has: getting better at them is transfer."""
+"""The kinds of word problem that only the held-out part has: improvement on them is transfer."""
 
 from fractions import Fraction
 
@@ -9,7 +9,7 @@ _COLORS = ("red", "blue", "green", "white", "yellow", "black")
 
 
 def averages(draw: Draw, steps: int) -> Worked:
-    """The mean of some numbers, or the number that brings it about."""
+    """The mean of some numbers, or the missing number that gives a mean."""
     name = draw.pick(NAMES)
     what = draw.pick(("points in a quiz", "kilometers on a run", "emails a day", "goals in a season"))
     count, mean = draw.number(3, 5), draw.number(8, 40)
@@ -18,7 +18,7 @@ def averages(draw: Draw, steps: int) -> Worked:
         question = f"In {count} weeks {name} counts {total} {what} in all. What is the average per week?"
         return Worked(question, [f"The average is {total} / {count} = {mean}."], str(mean))
     parts = [mean + draw.number(-6, 6) for _ in range(count - 1)]
-    if sum(parts) >= total:  # nobody counts fewer than none: mirrored, they leave more than the mean
+    if sum(parts) >= total:  # no count is negative: mirrored numbers leave more than the mean
         parts = [2 * mean - part for part in parts]
     last = total - sum(parts)
     if steps == 2:
@@ -162,7 +162,7 @@ def phone_plan(draw: Draw, steps: int) -> Worked:
 
 
 def machines(draw: Draw, steps: int) -> Worked:
-    """What machines make in a time."""
+    """Output of machines in a period."""
     things = draw.pick(("bolts", "caps", "labels", "spoons", "tiles", "bottles"))
     name, rate, minutes = draw.pick(NAMES), draw.number(4, 40), draw.number(5, 55)
     if steps == 1:

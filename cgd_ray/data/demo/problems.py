@@ -53,14 +53,14 @@ class DemoProblem:
     kind: str
     gold: str
     novel: bool
-    """Whether training never sees its kind."""
+    """Whether its kind is never trained on."""
 
 
 def demo_problem(seed: int, index: int, max_steps: int, *, novel: bool) -> DemoProblem:
     """Problem `index` of the seen or of the novel kinds: a pure function of its arguments.
 
     Kinds take turns, so that every stretch of problems has each of them; steps are drawn from 1 to
-    `max_steps` (a kind that knows fewer stops there).
+    `max_steps` (a kind with fewer steps stops at its own maximum).
     """
     kinds = NOVEL_KINDS if novel else SEEN_KINDS
     kind = kinds[index % len(kinds)]

@@ -1,4 +1,4 @@
-"""The kinds of word problem that training sees, each a function of seeded draws and of the steps to take."""
+"""The kinds of word problem that are trained on, each a function of seeded draws and of the number of steps."""
 
 from cgd_ray.data.demo.words import GOODS, NAMES, TREATS, Draw, Worked, amount, money
 
