@@ -182,7 +182,7 @@ def test_a_count_that_leaves_nothing_is_refused(tmp_path: Path, count: int) -> N
     prompts = [f"prompt {i}" for i in range(40)] * 2
     message = error_of(tmp_path, jsonl(tmp_path, prompts, holdout={"count": count}))
     assert message.startswith(
-        f"data.holdout.count {count} is not smaller than the 40 distinct prompts of data.path {tmp_path}/data.jsonl: "
+        f"data.holdout.count {count} is not smaller than the 40 distinct prompts of data.path {tmp_path}/data.jsonl. Fix: "
     )
 
 
