@@ -181,9 +181,8 @@ def test_a_count_holds_out_the_smallest_positions(tmp_path: Path) -> None:
 def test_a_count_that_leaves_nothing_is_refused(tmp_path: Path, count: int) -> None:
     prompts = [f"prompt {i}" for i in range(40)] * 2
     message = error_of(tmp_path, jsonl(tmp_path, prompts, holdout={"count": count}))
-    assert message.startswith(
-        f"data.holdout.count {count} is not smaller than the 40 distinct prompts of data.path {tmp_path}/data.jsonl. Fix: "
-    )
+    problem = f"data.holdout.count {count} is not smaller than the 40 distinct prompts of data.path"
+    assert message.startswith(f"{problem} {tmp_path}/data.jsonl. Fix: ")
 
 
 def test_nothing_to_train_on_or_to_evaluate_on_is_refused(tmp_path: Path) -> None:
