@@ -21,8 +21,8 @@ def store(tmp_path: Path) -> Store:
     return Store(str(tmp_path))
 
 
-def lease(store: Store) -> Lease:
-    return Lease(store, "tables/draft/f", beat_seconds=BEAT)
+def lease(store: Store, beat: float = BEAT) -> Lease:
+    return Lease(store, "tables/draft/f", beat_seconds=beat)
 
 
 def claims(tmp_path: Path) -> list[str]:
@@ -55,24 +55,25 @@ def test_who_waits_gets_it_after_the_holder(store: Store) -> None:
 def test_of_many_that_come_together_one_holds_it_at_a_time(store: Store) -> None:
     inside: list[int] = []
     most: list[int] = []
+    beat = 3 * BEAT  # of several threads in one process, each of which writes and lists
 
     def work(number: int) -> None:
-        mine = lease(store)
+        mine = lease(store, beat)
         mine.take(wait=True)
         inside.append(number)
-        time.sleep(3 * BEAT)
+        time.sleep(3 * beat)
         if not mine.lost:
             most.append(len(inside))
         inside.remove(number)
         mine.give_back()
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(most) >= 5
-    assert most.count(1) >= 5  # at most one pair may meet for a beat
+    assert len(most) >= 3
+    assert most.count(1) >= 3  # at most one pair may meet for a beat
 
 
 def test_a_dead_process_of_this_host_holds_nothing(store: Store) -> None:
