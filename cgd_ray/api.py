@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal, get_args
 
 import pyarrow as pa
+import structlog
 from rich.console import Console
 
 from cgd_ray.config.recipe import Recipe, load_recipe, parse_recipe
@@ -25,8 +26,9 @@ from cgd_ray.pipeline.compare import compare_recipes
 from cgd_ray.pipeline.connect import connected_run, existing_run
 from cgd_ray.pipeline.run import PHASES, PhaseName, run_pipeline
 from cgd_ray.report.outcome import Outcome
+from cgd_ray.runtime.logs import configure_logging
 from cgd_ray.stages.resolved import ResolvedRun
-from cgd_ray.storage.tables import Table
+from cgd_ray.storage.schemas import RESULTS
 
 __all__ = ["CgdError", "Recipe", "compare", "load_recipe", "parse_recipe", "read_table", "run"]
 
@@ -43,6 +45,10 @@ def run(recipe: Recipe, phases: Collection[PhaseName] = PHASES) -> Outcome:
     Raises:
         CgdError: a phase cannot go on; run it again to resume.
     """
+    _log_redacted()
+    unknown = sorted({phases} if isinstance(phases, str) else set(phases) - PHASES)
+    if unknown:
+        raise ConfigError(f"phases {', '.join(unknown)}: unknown. Fix: take a list of {', '.join(sorted(PHASES))}")
     with connected_run(recipe) as found:
         return run_pipeline(found, set(phases))
 
@@ -58,6 +64,7 @@ def compare(recipe: Recipe, methods: Sequence[str]) -> dict[str, Outcome]:
         ConfigError: there is no such method.
         CgdError: a phase cannot go on; run it again to resume.
     """
+    _log_redacted()
     tree = recipe.model_dump(mode="json")
     recipes = {}
     for method in methods:
@@ -67,7 +74,9 @@ def compare(recipe: Recipe, methods: Sequence[str]) -> dict[str, Outcome]:
 
 
 def read_table(recipe: Recipe, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-    """A table of the recipe's run, whole and in memory: `.to_pandas()`, or `datasets.Dataset(...)` around it.
+    """Rows of the recipe's run, all in memory: `.to_pandas()`, or `datasets.Dataset(...)` around it.
+
+    Tables are shared by the runs of a root; rows that only other runs made are left out.
 
     Args:
         recipe: of the run.
@@ -75,21 +84,36 @@ def read_table(recipe: Recipe, name: TableName, columns: Sequence[str] | None = 
         columns: these alone; None reads all (`cgd_ray.storage.schemas`).
 
     Raises:
-        ConfigError: there is no such table yet.
+        ConfigError: there is no such table yet, or no such column.
     """
+    _log_redacted()
     if name not in get_args(TableName):
         raise ConfigError(f"table {name}: unknown. Fix: take one of {', '.join(get_args(TableName))}")
     with existing_run(recipe) as found:
-        table = _tables(found, name)
-        if table is None or not table.parts():
-            raise ConfigError(f"table {name}: not made yet by run {recipe.run.name}. Fix: run the recipe first")
-        return table.read(table.parts(), None if columns is None else list(columns))
+        rows = _rows(found, name)
+    if rows is None:
+        raise ConfigError(f"table {name}: not made yet by run {recipe.run.name}. Fix: run the recipe first")
+    unknown = set(columns or ()).difference(rows.schema.names)
+    if unknown:
+        raise ConfigError(
+            f"table {name}: no column {', '.join(sorted(unknown))}. Fix: take some of {', '.join(rows.schema.names)}"
+        )
+    return rows if columns is None else rows.select(list(columns))
 
 
-def _tables(run: ResolvedRun, name: TableName) -> Table | None:
+def _rows(run: ResolvedRun, name: TableName) -> pa.Table | None:
+    """The run's rows of a table; None before there are any."""
     if name == "prompts":
-        return run.prompts.table
+        return run.prompts.table.read()
     if name in ("examples", "dropped"):
         examples, dropped = curated_tables(run.recipe, run.join())
-        return examples if name == "examples" else dropped
-    return {stage.name: stage.results for stage in run.stages.all}.get(name)
+        is_curated = examples.description() is not None
+        return (examples if name == "examples" else dropped).read() if is_curated else None
+    results = [result for row in run.join() if (result := row.results.get(name))]
+    return pa.Table.from_pylist(results, RESULTS) if results else None
+
+
+def _log_redacted() -> None:
+    """Keep secrets out of log lines, unless the program has arranged its own logging."""
+    if not structlog.is_configured():
+        configure_logging()

@@ -14,7 +14,7 @@ from rich.console import Console
 from cgd_ray.config.recipe import Recipe, load_recipe
 from cgd_ray.errors import RERUN, CgdError, StoppedError
 from cgd_ray.redaction import redact
-from cgd_ray.runtime.logs import configure_logging
+from cgd_ray.runtime.logs import configure_logging, redact_uncaught
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False, help=__doc__)
 
@@ -146,6 +146,10 @@ def inspect(
     overrides: Overrides = None,
     *,
     rows: Annotated[int, typer.Option(min=1, help="Number of rows.")] = 3,
+    row: Annotated[
+        str | None, typer.Option(help="This row alone: its prompt id, the beginning of it, or FILE:ROW of the source.")
+    ] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only rows that failed in a stage, with the error.")] = False,
     dropped: Annotated[bool, typer.Option("--dropped", help="Only rows that curation dropped.")] = False,
     skipped: Annotated[bool, typer.Option("--skipped", help="Only rows of the source that cannot be used.")] = False,
 ) -> None:
@@ -153,13 +157,13 @@ def inspect(
     loaded = load_recipe(recipe, overrides)
     from cgd_ray.pipeline.connect import existing_run
     from cgd_ray.pipeline.preflight import existing_store
-    from cgd_ray.report.status import print_rows, print_skipped
+    from cgd_ray.report.status import Wanted, print_rows, print_skipped
 
     if skipped:
         print_skipped(loaded, existing_store(loaded), _console(120), rows)
         return
     with existing_run(loaded) as found:
-        print_rows(found, _console(120), rows, dropped=dropped)
+        print_rows(found, _console(120), rows, Wanted(dropped, failed, row))
 
 
 @_command
@@ -215,6 +219,7 @@ def run_phases(recipe: Path, overrides: list[str], phases: Collection[str] | Non
 
 def _exit_code(command: Callable[[], None]) -> int:
     configure_logging()
+    redact_uncaught()
     # Else a thread that asks Ray for something after the end starts another cluster; read when ray is imported.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:

@@ -61,9 +61,9 @@ class ScriptedOptions(Replicated):
         return {key: getattr(self, key) for key in ("truncate_fraction", "verdict")}
 
     def model_identity(self, model: ModelRef, storage: "StorageSection", key: str) -> str:
-        """Return the model's name and revision."""
+        """Return the model's name, and the options' revision; no weights are read, so the pinned one does not count."""
         del storage, key
-        return f"scripted:{model.name}" + (f"@{model.revision}" if model.revision else "")
+        return f"scripted:{model.name}" + (f"@{self.revision}" if self.revision else "")
 
     def demand(self, cluster: "Cluster", *, sharing: int, key: str) -> Demand:
         """Return a hundredth of a core, and the GPUs in the options."""

@@ -31,9 +31,11 @@ def compare_recipes(recipes: Mapping[str, Recipe], console: Console) -> dict[str
     Returns the outcomes by method, which also become `comparison.json` and `comparison.md` of run `NAME`.
 
     Raises:
-        ConfigError: training or evaluation is switched off.
+        ConfigError: there is no method, or training or evaluation is switched off.
         CgdError: a phase cannot go on; the same command continues.
     """
+    if not recipes:
+        raise ConfigError("compare: no method. Fix: name some of training.method's values")
     for recipe in recipes.values():
         if not (recipe.training.enabled and recipe.evaluation.enabled):
             raise ConfigError(
@@ -48,9 +50,11 @@ def compare_recipes(recipes: Mapping[str, Recipe], console: Console) -> dict[str
     outcomes = {}
     with ray_session():
         check_nodes(store)
-        for method, recipe in renamed.items():
-            log.info("method", method=method, of=", ".join(renamed))
-            outcomes[method] = run_pipeline(resolve(recipe, store, runs=names))
+        # All before the first is trained, hours later: a model that changes meanwhile is refused, not compared.
+        resolved = {method: resolve(recipe, store, runs=names) for method, recipe in renamed.items()}
+        for method, run in resolved.items():
+            log.info("method", method=method, of=", ".join(resolved))
+            outcomes[method] = run_pipeline(run)
     folder = Run(store, first.run.name)
     folder.write_json("comparison.json", {method: asdict(outcome) for method, outcome in outcomes.items()})
     write_comparison(folder, outcomes)

@@ -1,6 +1,7 @@
 """What a recipe's tables hold: counts per stage, and the rows themselves."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 
 from rich.console import Console
@@ -18,6 +19,9 @@ from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.stages.rows import Join, JoinedRow, Shard
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.runs import deciding_settings
+from cgd_ray.storage.tables import ID_DIGITS, IdRange
+
+_FAILURES = {"failed", "quarantined", "over-long"}
 
 
 def print_status(run: ResolvedRun, console: Console) -> None:
@@ -53,14 +57,43 @@ def print_status(run: ResolvedRun, console: Console) -> None:
     console.print(f"{run.store.url(folder.path('')).rstrip('/')}: {state}", soft_wrap=True)
 
 
-def print_rows(run: ResolvedRun, console: Console, count: int, *, dropped: bool) -> None:
-    """The first rows with all their texts, in the order of their keys."""
+@dataclass(frozen=True)
+class Wanted:
+    """Which rows to print: those that meet all conditions."""
+
+    dropped: bool = False
+    """Curation dropped it."""
+    failed: bool = False
+    """A stage failed on it, quarantined it, or found it over-long."""
+    row: str | None = None
+    """Its prompt id or the beginning of it, or its place in the source (FILE:ROW)."""
+
+    def may_be_in(self, shard: Shard) -> bool:
+        """Whether the shard may hold such a row, by the range of its ids."""
+        if self.row is None or ":" in self.row:
+            return True
+        ids, start = IdRange.of_part(shard.prompts), self.row[:ID_DIGITS]
+        return ids.first[: len(start)] <= start <= ids.last[: len(start)]
+
+    def has(self, row: JoinedRow, reason: str | None) -> bool:
+        """Whether the row, with the reason for which curation dropped it, is one of them."""
+        identity, source = row.texts["prompt_id"], row.texts["source"]
+        is_named = self.row is None or identity.startswith(self.row) or f"/{source}".endswith(f"/{self.row}")
+        has_failed = any(result and result["status"] in _FAILURES for result in row.results.values())
+        return is_named and (reason is not None or not self.dropped) and (has_failed or not self.failed)
+
+
+def print_rows(run: ResolvedRun, console: Console, count: int, wanted: Wanted) -> None:
+    """The first rows that are wanted with all their texts, in the order of their keys."""
     joined = run.join()
-    tell = dropped_reasons(run.recipe, joined)
-    if tell is None:
+    reasons_in = dropped_reasons(run.recipe, joined)
+    if reasons_in is None:
         console.print("these rows were not curated yet with these settings: what is dropped is not known")
-    for row, reason in islice(_with_reasons(joined, tell, dropped=dropped), count):
+    rows = list(islice(_with_reasons(joined, reasons_in, wanted), count))
+    for row, reason in rows:
         _print_row(console, row, reason)
+    if not rows:
+        console.print("no row to train on is like that; held-out rows are not generated")
 
 
 def print_skipped(recipe: Recipe, store: Store, console: Console, count: int) -> None:
@@ -73,15 +106,15 @@ def print_skipped(recipe: Recipe, store: Store, console: Console, count: int) ->
 
 
 def _with_reasons(
-    joined: Join, tell: Callable[[Shard], dict[Key, str]] | None, *, dropped: bool
+    joined: Join, reasons_in: Callable[[Shard], dict[Key, str]] | None, wanted: Wanted
 ) -> Iterator[tuple[JoinedRow, str | None]]:
-    for shard in joined.shards():
-        reasons = tell(shard) if tell else {}
-        if dropped and not reasons:
+    for shard in filter(wanted.may_be_in, joined.shards()):
+        reasons = reasons_in(shard) if reasons_in else {}
+        if wanted.dropped and not reasons:
             continue
         for row in joined.rows(shard):
             reason = reasons.get(_key(row))
-            if reason or not dropped:
+            if wanted.has(row, reason):
                 yield row, reason
 
 

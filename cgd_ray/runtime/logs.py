@@ -27,7 +27,7 @@ _QUIET = {
 
 
 def configure_logging() -> None:
-    """Log lines on standard error: a time, the event, its values. Entry points call this once."""
+    """Log lines on standard error: a time, the event, its values, without secrets."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -39,7 +39,11 @@ def configure_logging() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(file=sys.stderr),
     )
-    sys.excepthook = _show_uncaught  # for internal errors, whose tracebacks may quote output of other programs
+
+
+def redact_uncaught() -> None:
+    """Mask secrets in the traceback of an internal error, which may quote output of other programs."""
+    sys.excepthook = _show_uncaught
 
 
 def _show_uncaught(_kind: type[BaseException], error: BaseException, _trace: TracebackType | None) -> None:

@@ -25,13 +25,14 @@ def ray_session() -> Iterator[None]:
 
     Joins the running cluster inside a submitted job, or if `RAY_ADDRESS` is set; otherwise starts a local one and ends
     it with the command. First ends processes that a SIGKILL left of an earlier command on this node. A process that is
-    already connected, such as a notebook, keeps its connection.
+    already connected, such as a notebook, keeps its connection, and its cluster counts as a joined one.
 
     Raises:
         CgdError: the cluster cannot be reached.
     """
     if ray.is_initialized():
-        yield
+        with _joined(ray.get_runtime_context().gcs_address):
+            yield
         return
     ended = processes.end_orphans()
     if ended:
@@ -51,6 +52,20 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
         processes.end(cluster)
         processes.end_orphans()
+
+
+@contextlib.contextmanager
+def _joined(address: str) -> Iterator[None]:
+    """Name the cluster that this process joined by itself, for `joins_cluster`."""
+    before = os.environ.get("RAY_ADDRESS")
+    os.environ["RAY_ADDRESS"] = before or address
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["RAY_ADDRESS"]
+        else:
+            os.environ["RAY_ADDRESS"] = before
 
 
 def _record_cluster(before: set[int]) -> list[processes.Record]:

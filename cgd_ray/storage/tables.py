@@ -36,7 +36,7 @@ ID_DIGITS = 4
 """Of an id, in a part's name: 65,536 ranges. Parts of prompts begin where one of them does, so that they share none."""
 
 # Readers prefer success to failure. Rows that the same model would truncate or refuse again count as successes here.
-_DECIDING = ("prompt_id", "sample", "parent", "status", "attempt")
+_DECIDING = ("prompt_id", "sample", "parent", "status", "attempt", "digest")
 _STATUS_RANK = {"ok": 0, "truncated": 0, "over-long": 0, "quarantined": 1, "failed": 2}
 
 

@@ -22,7 +22,7 @@ from cgd_ray.execution.driver import run_chains
 from cgd_ray.generation import run
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.pipeline.run import run_pipeline
-from cgd_ray.report.status import print_status
+from cgd_ray.report.status import Wanted, print_rows, print_status
 from cgd_ray.stages.resolved import open_run
 from cgd_ray.storage.filesystem import Store
 from cgd_ray.storage.schemas import RESULTS
@@ -93,6 +93,28 @@ def test_status_tells_what_is_there_and_what_would_be_made(tmp_path: Path) -> No
     ]
     assert "generation.refine.max_tokens is 9, was 1024" in more
     assert more.endswith("/runs/r: not complete\n")
+
+
+def test_inspect_finds_failed_rows_and_single_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cgd_ray.data.prepare.PART_ROWS", 10)
+    engine = {"type": "scripted", "fail_fraction": 0.05}
+    made = recipe(tmp_path, student={"engine": engine})
+    drafts = generate(made).stages.all[0].results.read().to_pylist()
+    failed = [row["prompt_id"] for row in drafts if row["status"] == "failed"]
+    assert 0 < len(failed) < 20
+
+    def inspect(wanted: Wanted, count: int = 100) -> list[str]:
+        text = io.StringIO()
+        print_rows(open_run(made, Store(made.run.root)), Console(file=text, width=200), count, wanted)
+        return [line.split()[1] for line in text.getvalue().splitlines() if " sample 0" in line]
+
+    assert inspect(Wanted(failed=True)) == failed
+    assert inspect(Wanted(row=drafts[7]["prompt_id"])) == [drafts[7]["prompt_id"]]
+    assert inspect(Wanted(row=drafts[40]["prompt_id"][:10])) == [drafts[40]["prompt_id"]]
+    start = drafts[20]["prompt_id"][0]
+    assert inspect(Wanted(row=start)) == [row["prompt_id"] for row in drafts if row["prompt_id"].startswith(start)]
+    assert len(inspect(Wanted(row="demo/seen:3"))) == 1
+    assert inspect(Wanted(row="0" * 32)) == []
 
 
 def test_many_shards_are_planned_on_the_cluster_and_give_the_same_tables(

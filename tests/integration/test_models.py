@@ -85,7 +85,7 @@ def test_a_prefix_that_changes_is_refused(model: str, storage: StorageSection, b
     assert (name, pinned_model(model, revision, storage, "student.model")[1]) == (model, revision)
     assert local_model(name, revision, storage)
     bucket.pipe_file(f"{model.removeprefix('s3://')}/config.json", b"{ }")
-    with pytest.raises(ConfigError, match=r"^model on \S+: s3://\S+ has changed since the command began; bring"):
+    with pytest.raises(ConfigError, match=r"^model on \S+: s3://\S+ has changed since the command began. Fix: bring"):
         local_model(name, revision, storage)
 
 

@@ -116,7 +116,7 @@ class VllmEngine:
         from vllm.engine.arg_utils import AsyncEngineArgs
 
         options = self._options
-        if self._lease:  # only after the imports, when OpenMP reads the variables: they are for the core's process
+        if self._lease:  # variables that OpenMP reads in the core's process
             os.environ.update(cpu_environment(options, self._lease.cores))
         arguments: dict[str, Any] = {
             "model": str(path),

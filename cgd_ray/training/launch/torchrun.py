@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import NoReturn
@@ -23,7 +24,7 @@ import torch
 from cgd_ray.config.run import StorageSection
 from cgd_ray.errors import CgdError, ConfigError
 from cgd_ray.redaction import redact
-from cgd_ray.runtime.logs import configure_logging, quiet_libraries
+from cgd_ray.runtime.logs import configure_logging, quiet_libraries, redact_uncaught
 from cgd_ray.storage.filesystem import open_filesystem, store_errors
 from cgd_ray.storage.lease import hold_lease
 from cgd_ray.training.distributed import host_group, join_ranks, raise_on_all_ranks
@@ -31,6 +32,7 @@ from cgd_ray.training.job import OUTCOME, GpuMemoryError, RankJob, RankOutcome, 
 
 log = structlog.get_logger(__name__)
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's end, Ctrl-C, a closed terminal
+_FIRST_RANK_S = 20
 
 
 def main() -> None:
@@ -38,6 +40,7 @@ def main() -> None:
     if len(sys.argv) != 2 or "RANK" not in os.environ:
         sys.exit("usage: torchrun --standalone --nproc-per-node N -m cgd_ray.training.launch.torchrun JOB.json")
     configure_logging()
+    redact_uncaught()
     quiet_libraries()
     stores: tuple[type[Exception], ...] = store_errors()
     try:
@@ -45,13 +48,21 @@ def main() -> None:
     except CgdError as error:
         _end(str(error), error.exit_code, of_all=not isinstance(error, GpuMemoryError))
     except stores as error:
-        _end(f"{type(error).__name__}: {' '.join(str(error).split())}; is the storage there, and its keys?", 1)
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        _end(f"{cause}. Fix: check that the storage is there, and its keys", 1)
 
 
 def _end(reason: str, code: int, *, of_all: bool = True) -> NoReturn:
-    """Say it once, where all ranks end with it."""
-    if _is_first() or not of_all:
-        sys.stderr.write(f"error: {redact(reason)}\n")
+    """Say it once, where all ranks end with it.
+
+    torchrun ends all ranks as soon as one has ended. So the others wait for the first one, which may be slower, and say
+    it themselves if it does not end.
+    """
+    if of_all and not _is_first():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        time.sleep(_FIRST_RANK_S)
+    sys.stderr.write(f"error: {redact(reason)}\n")
     sys.exit(code)
 
 
@@ -94,7 +105,11 @@ def _read_job(url: str) -> RankJob:
         content = open_filesystem(url, StorageSection()).cat_file(url)
         return RankJob.from_json(content, device, threads=max(1, len(os.sched_getaffinity(0)) // ranks))
     except (OSError, KeyError, ValueError) as error:
-        raise ConfigError(f"{url}: no job of `cgd run` with training.launcher=torchrun: {error}") from error
+        cause = " ".join(str(error).split())
+        raise ConfigError(
+            f"{url}: not a job of this version ({cause}). Fix: run `cgd run` with training.launcher=torchrun, which "
+            "writes it"
+        ) from error
 
 
 def _write(job: RankJob, outcome: RankOutcome) -> None:

@@ -140,7 +140,8 @@ class TrainingRun:
             exported_step=outcome.exported_step,
             dropped=self.encoded.counts.dropped,
         )
-        manifest = {"identity": self.identity, "training": self.content, "result": asdict(result)}
+        recorded = asdict(result) | {"resumed_from_step": outcome.resumed_from_step}
+        manifest = {"identity": self.identity, "training": self.content, "result": recorded}
         self.store.write(f"{self.student}/manifest.json", json.dumps(manifest, indent=1).encode())
         return TrainedStudent(result, reused=False, resumed_from_step=outcome.resumed_from_step)
 
