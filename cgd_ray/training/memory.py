@@ -1,4 +1,4 @@
-"""How much memory training takes, from the model's configuration alone: no weight is read, no GPU is needed."""
+"""Estimate training memory from the model's configuration alone: no weights are read, no GPU is needed."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -22,72 +22,72 @@ from cgd_ray.training.lora import with_adapter
 _ATTENTION = "cgd_shapes"
 _HALF, _SINGLE = 2, 4  # bytes
 _MOMENTS = 2
-_STATES = 3  # master weights and two moments: what a checkpoint holds
-_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, a scale of 8 bits for 64 of them, one of fp32 for 256 of those
+_STATES = 3  # master weights and two moments: the content of a checkpoint
+_NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: 4 bits, an 8-bit scale per 64 weights, an fp32 scale per 256 scales
 SHARD_BYTES = 4_000_000_000
-"""Of a file of a merged student, which is made in memory; one weight may be larger."""
-_LIVE = 1_000_000_000  # parameters of other ranks that ZeRO-3 holds at most, DeepSpeed's default
+"""Maximum size of a merged student's file, which is built in memory; a single weight may be larger."""
+_LIVE = 1_000_000_000  # maximum parameters of other ranks that ZeRO-3 holds, DeepSpeed's default
 
 
 class NoEstimateError(CgdError):
-    """This student's passes cannot be told without running them."""
+    """The memory of this student's passes cannot be estimated without running them."""
 
 
 @dataclass(frozen=True)
 class ModelSizes:
-    """What of a model decides on memory."""
+    """Model sizes that determine memory."""
 
     trained: int
     """Parameters with a gradient."""
     frozen: int
     quantized: int
-    """Of the frozen ones, those in 4 bits."""
+    """Frozen parameters in 4 bits."""
     layer: int
     """Bytes that one layer keeps for the backward pass of one packed pass."""
     layer_input: int
-    """Bytes of what goes into a layer: all that it keeps under gradient checkpointing."""
+    """Bytes of a layer's input: all that the layer keeps under gradient checkpointing."""
     layers: int
     largest: int
-    """Parameters of the largest one with a gradient."""
+    """Elements of the largest parameter with a gradient."""
     widest: int
-    """Parameters of the largest one of all."""
+    """Elements of the largest parameter of all."""
     outside: int
-    """Bytes that all else keeps, the logits and their gradients above all."""
+    """Bytes kept outside the layers, mainly the logits and their gradients."""
     flops: Flops | None
     """None for a mixture of experts."""
 
     def activations(self, *, checkpointed: bool) -> int:
-        """Bytes at the peak of one pass."""
+        """Return the bytes of activations at the peak of one pass."""
         kept = self.layers * self.layer_input + self.layer if checkpointed else self.layers * self.layer
         return kept + self.outside
 
     @property
     def saved(self) -> int:
-        """Bytes that gradient checkpointing leaves free."""
+        """Bytes that gradient checkpointing saves."""
         return self.activations(checkpointed=False) - self.activations(checkpointed=True)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one rank."""
+    """Memory of one rank in bytes."""
 
     device: float
     host: float
 
 
 def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervised: Ids) -> ModelSizes:
-    """Sizes of the student in a directory (its weights need not be there) in the longest pass.
+    """Return the sizes of a student (its weights need not exist) in the longest pass.
 
-    A forward pass over tensors without memory says what is kept for the backward pass.
+    Measures what a forward pass over tensors without storage keeps for the backward pass.
 
     Args:
-        folder: of the student.
-        training: the recipe's.
-        lengths: [rows] tokens of each; one that is longer than the recipe's passes is a pass.
-        supervised: [rows] supervised tokens of each.
+        folder: the student's directory.
+        training: section of the recipe.
+        lengths: [rows] tokens of each row; a row longer than the recipe's passes is a pass of its own.
+        supervised: [rows] supervised tokens of each row.
 
     Raises:
-        NoEstimateError: this architecture needs values, as experts do whose weights are in fp32.
+        NoEstimateError: this architecture needs tensor values, as experts with fp32 weights do.
     """
     AttentionInterface.register(_ATTENTION, _attention)
     config = AutoConfig.from_pretrained(folder)
@@ -119,18 +119,18 @@ def model_sizes(folder: Path, training: TrainingSection, lengths: Ids, supervise
 
 
 def reduce_bucket(trained: int, *, on_gpu: bool) -> int:
-    """Elements that ZeRO reduces at a time, of so many parameters with a gradient.
+    """Return the elements that ZeRO reduces at a time; `trained` is the number of parameters with a gradient.
 
-    Buffers of them are allocated whole: 1 GB at DeepSpeed's default, more than a small model or an adapter itself.
+    Their buffers are allocated in full: 1 GB at DeepSpeed's default, more than a small model or an adapter.
     """
     return min(trained, 500_000_000 if on_gpu else 50_000_000)
 
 
 def export_memory(sizes: ModelSizes, training: TrainingSection) -> float:
-    """Bytes that the first worker's host holds beside what training holds there, as the student is exported.
+    """Return the bytes that export adds to training's on the first worker's host.
 
-    A student that was trained whole is gathered in bfloat16. An adapter is gathered, and merged file by file: one file,
-    which safetensors copies as it writes it, and one weight in fp32 with what is added to it.
+    A student trained in full is gathered in bfloat16. An adapter is gathered and merged file by file. The merge holds
+    one file, which safetensors copies on write, and one weight in fp32 with its update.
     """
     if training.lora is None:
         return _HALF * sizes.trained
@@ -141,7 +141,7 @@ def export_memory(sizes: ModelSizes, training: TrainingSection) -> float:
 
 
 def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True) -> Memory:
-    """What one of the recipe's workers holds, with its stage, offload and checkpointing."""
+    """Return the memory of one of the recipe's workers, with its stage, offload and checkpointing."""
     stage = training.zero_stage
     placed = _placed(sizes, training)
     overlapping = 2 if stage == 2 and on_gpu else 1
@@ -151,28 +151,28 @@ def memory(sizes: ModelSizes, training: TrainingSection, *, on_gpu: bool = True)
 
 
 def _half(training: TrainingSection) -> int:
-    """Bytes of a weight of the forward pass."""
+    """Return the bytes per weight in the forward pass."""
     return _HALF if training.precision == "bf16" and training.zero_stage > 0 else _SINGLE
 
 
 def _casts(training: TrainingSection) -> bool:
-    """Whether weights in fp32 are rounded as they are used."""
+    """Whether fp32 weights are rounded on use."""
     return training.precision == "bf16" and training.zero_stage == 0
 
 
 def _weights(sizes: ModelSizes, training: TrainingSection) -> tuple[float, float]:
-    """Bytes of a rank's weights of the forward pass, and of those of others that it has at times."""
+    """Return the bytes of a rank's forward-pass weights, and of weights gathered temporarily from other ranks."""
     half, whole = _half(training), sizes.trained + sizes.frozen
     weights: float = half * (whole - sizes.quantized) + _NF4 * sizes.quantized
     if training.zero_stage == 3:
         return weights / training.workers, half * min(_LIVE, whole)
     if _casts(training):
-        weights += _HALF * sizes.trained  # which autocast rounds to bfloat16, and keeps for the pass
+        weights += _HALF * sizes.trained  # autocast keeps bfloat16 copies for the pass
     return weights, 0.0
 
 
 def _placed(sizes: ModelSizes, training: TrainingSection) -> Memory:
-    """What is held between passes, where the recipe's offload puts it."""
+    """Return the memory held between passes, on device or host according to the recipe's offload."""
     stage, workers, trained = training.zero_stage, training.workers, sizes.trained
     weights, gathered = _weights(sizes, training)
     share = trained / (workers if stage else 1)
@@ -182,21 +182,21 @@ def _placed(sizes: ModelSizes, training: TrainingSection) -> Memory:
     if training.offload == "cpu" and stage == 3:
         return Memory(gathered, weights + optimiser + gradients + copy)
     if training.offload == "cpu":
-        # The device adds gradients up all the same; the host has a rounded copy of its share, too.
+        # The device still accumulates gradients; the host also holds a rounded copy of its share.
         largest, moved = _HALF * sizes.largest, (_SINGLE + _half(training)) * share
         return Memory(weights + gradients + largest, optimiser + moved + largest + copy)
     return Memory(weights + gathered + gradients + optimiser, copy)
 
 
 def _quantized(model: PreTrainedModel) -> int:
-    """Parameters of linear layers but those of the output and of the adapter, which bitsandbytes leaves as they are."""
+    """Return the parameters of linear layers, except output and adapter, which bitsandbytes does not quantize."""
     head = model.get_output_embeddings()
     layers = (module for module in model.modules() if isinstance(module, nn.Linear) and module is not head)
     return sum(layer.weight.numel() for layer in layers if not layer.weight.requires_grad)
 
 
 class _Shapes(torch.autograd.Function):
-    """Attention that computes nothing, and keeps what a fused kernel keeps."""
+    """Attention that computes nothing, but keeps the tensors that a fused kernel keeps."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -216,12 +216,12 @@ def _attention(
 def _kept(
     model: PreTrainedModel, training: TrainingSection, lengths: Ids, supervised: Ids
 ) -> tuple[int, int, int, int]:
-    """Bytes kept by one layer, those of its input, the number of layers, bytes kept by all else."""
+    """Return bytes kept by one layer, bytes of its input, the number of layers, and bytes kept outside them."""
     capacity = training.micro_batch_tokens
     tokens, targets = largest_pass(lengths, supervised, training.batch_size, training.workers, capacity)
     layers = max((module for module in model.modules() if isinstance(module, nn.ModuleList)), key=len)
     casts = _casts(training)
-    mode = FakeTensorMode()  # as without memory as "meta", of which autocast knows nothing
+    mode = FakeTensorMode()  # without storage, like "meta", which autocast does not support
     with mode:
         states = {name: _without_memory(state) for name, state in (*model.named_parameters(), *model.named_buffers())}
     counter = _Counter(states.values())
@@ -239,8 +239,8 @@ def _kept(
         functional.cross_entropy(logits, torch.zeros(targets, dtype=torch.long), reduction="sum")
     for handle in handles:
         handle.remove()
-    gradients = 2 * logits.nbytes  # of the logits, in fp32, and what they are made from
-    # Autocast's copies of weights stay for the whole pass; `_weights` has them.
+    gradients = 2 * logits.nbytes  # of the fp32 logits, and of what they are computed from
+    # Autocast keeps its copies of weights for the whole pass; `_weights` counts them.
     inside, outside = (_HALF * _multiplied(part) if casts else 0 for part in (layers, model.get_output_embeddings()))
     return (counter.inside - inside) // len(layers), counter.input, len(layers), counter.outside - outside + gradients
 
@@ -250,18 +250,18 @@ def _without_memory(state: torch.Tensor) -> torch.Tensor:
 
 
 def _multiplied(part: nn.Module) -> int:
-    """Parameters with a gradient in the matrices of its linear layers."""
+    """Return the number of parameters with a gradient in the matrices of linear layers."""
     weights = (module.weight for module in part.modules() if isinstance(module, nn.Linear))
     return sum(weight.numel() for weight in weights if weight.requires_grad)
 
 
 class _Counter:
-    """Bytes of distinct storages that autograd keeps, inside the layers and outside."""
+    """Counts the bytes of distinct storages that autograd keeps, inside and outside the layers."""
 
     def __init__(self, states: Iterable[torch.Tensor]) -> None:
         self.inside = self.outside = self.input = 0
         self._is_inside = False
-        # Kept alive: else another one may get a counted one's place.
+        # References keep counted storages alive: otherwise a new one may get the same id.
         self._seen = {id(storage): storage for storage in (state.untyped_storage() for state in states)}
 
     def enter(self, _module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""How far a training is."""
+"""Training progress."""
 
 import statistics
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ _FEWEST = 8
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is, over all interruptions."""
+    """Progress of one training across all interruptions."""
 
     step: int = 0
     """Optimiser steps done."""
@@ -21,7 +21,7 @@ class Progress:
     loss: float = float("nan")
     """Mean loss per supervised token of the last step."""
     validation_loss: float | None = None
-    """The same over all validation rows, at the last checkpoint that measured it."""
+    """Mean loss per supervised token of all validation rows, as of the last checkpoint that measured it."""
     best_step: int = 0
     """The step with the lowest validation loss; 0: none was measured."""
     best_loss: float = float("inf")
@@ -30,11 +30,11 @@ class Progress:
 
     @staticmethod
     def from_json(content: JsonDict) -> "Progress":
-        """What `asdict` made of it."""
+        """Restore progress from the output of `asdict`."""
         return Progress(**content | {"recent": tuple(content.get("recent", ()))})
 
     def stepped(self, loss: float, seconds: float, supervised: int, total: int) -> "Progress":
-        """After one more step."""
+        """Return the progress after one more step."""
         return replace(
             self,
             step=self.step + 1,
@@ -46,10 +46,10 @@ class Progress:
         )
 
     def jump(self, loss: float) -> float:
-        """How far a loss is above the usual of the last steps; 0 where there were too few to tell."""
+        """Return a loss minus the median of `recent`; 0 if `recent` has fewer than `_FEWEST` losses."""
         return loss - statistics.median(self.recent) if len(self.recent) >= _FEWEST else 0.0
 
     def validated(self, loss: float) -> "Progress":
-        """With a validation loss that was measured now."""
+        """Return the progress with the validation loss of the current step."""
         progress = replace(self, validation_loss=loss)
         return replace(progress, best_step=self.step, best_loss=loss) if loss < self.best_loss else progress

@@ -1,4 +1,4 @@
-"""What training keeps for a while in a machine's temporary folder, without what kills left there."""
+"""Training files in a machine's temporary folder, and removal of those that killed processes left."""
 
 import contextlib
 import shutil
@@ -10,27 +10,27 @@ from pathlib import Path
 _HOUR = 3600.0
 _ENCODED, _STUDENT = "cgd-encoded-", "cgd-student-"
 _OLDEST = {_ENCODED: _HOUR, _STUDENT: 24 * _HOUR}
-"""Seconds since the last write into it, after which no process can need it: rows are mapped minutes after they were
-written, a student is uploaded."""
+"""Seconds since the last write after which no process needs the file or folder: rows are mapped minutes after they are
+written, and a student is uploaded within a day."""
 
 
 def encoded_file(name: str) -> Path:
-    """Where a node's ranks find the rows of a training with a random name."""
+    """Return the path at which a node's ranks find a training's rows; `name` is random."""
     return Path(tempfile.gettempdir(), f"{_ENCODED}{name}.arrow")
 
 
 @contextlib.contextmanager
 def student_folder() -> Iterator[Path]:
-    """For a student on its way to the store."""
+    """Yield a temporary folder for a student before its upload; delete leftovers first."""
     remove_leftovers()
     with tempfile.TemporaryDirectory(prefix=_STUDENT) as folder:
         yield Path(folder)
 
 
 def remove_leftovers() -> None:
-    """Delete what a kill left: gigabytes each."""
+    """Delete leftovers of killed processes: gigabytes each."""
     for prefix, oldest in _OLDEST.items():
         for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
-            with contextlib.suppress(OSError):  # another user's, or gone by now
+            with contextlib.suppress(OSError):  # another user's, or already deleted
                 if time.time() - path.stat().st_mtime > oldest:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

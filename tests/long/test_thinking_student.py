@@ -26,16 +26,16 @@ ROWS = 24  # a stage stops for failed rows once it has started 20
 def _tokenizer_that_opens_thinking(student: Path) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(student)
     tokenizer.add_tokens(["<think>", "</think>"])
-    prompt = repr(OPENING.removesuffix("<think>\n"))[1:-1]
+    prompt = OPENING.removesuffix("<think>\n")
     assert prompt in tokenizer.chat_template
-    tokenizer.chat_template = tokenizer.chat_template.replace(prompt, repr(OPENING)[1:-1])
+    tokenizer.chat_template = tokenizer.chat_template.replace(prompt, OPENING)
     return tokenizer
 
 
 def _train_to_close(model: Any, tokenizer: Any) -> None:
     """Take some steps on solved problems: the model thinks a line, closes the block, and answers."""
     model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     for problem in itertools.islice(demo_rows(1, 1, novel=False), STEPS):
         turn = [{"role": "user", "content": problem.prompt}]
         prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
@@ -57,6 +57,10 @@ def thinking(tmp_path_factory: pytest.TempPathFactory, student_dir: Path) -> Pat
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(student_dir, dtype=torch.float32)
     model.resize_token_embeddings(len(tokenizer))
+    old, *new = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<think>", "</think>"])
+    with torch.no_grad():  # few steps do not learn to write a token that begins as the mean of all
+        weights = model.get_input_embeddings().weight
+        weights[new] = weights[old]
     _train_to_close(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Gradient checkpointing where memory asks for it: layers keep their inputs only, and are computed again backwards."""
+"""Gradient checkpointing if memory requires it: layers keep only inputs, and are recomputed in the backward pass."""
 
 from pathlib import Path
 
@@ -12,25 +12,25 @@ from cgd_ray.training.memory import NoEstimateError, memory, model_sizes
 
 log = structlog.get_logger(__name__)
 
-_USABLE = 0.9  # of a GPU: the CUDA context, NCCL's buffers and the allocator's gaps take the rest
+_USABLE = 0.9  # of a GPU: the CUDA context, NCCL's buffers and allocator fragmentation take the rest
 
 
 def resolve_checkpointing(
     training: TrainingSection, student: Path, rows: EncodedRows, device: torch.device, group: dist.ProcessGroup
 ) -> TrainingSection:
-    """The recipe's section with `gradient_checkpointing` decided where it leaves that open. All ranks call it together.
+    """Return the recipe's section with `gradient_checkpointing` decided if unset. All ranks call it together.
 
     Args:
-        training: the recipe's.
-        student: its directory.
-        rows: what is trained on.
+        training: section of the recipe.
+        student: directory of the student.
+        rows: rows to train on.
         device: of this rank.
         group: of all ranks, on the host.
     """
     if training.gradient_checkpointing is not None:
         return training
     rooms: list[int | None] = [None] * dist.get_world_size()
-    # The smallest of all: in ZeRO-3 a layer that one rank computes again gathers weights from the others.
+    # The minimum over ranks: under ZeRO-3 a layer that one rank recomputes gathers weights from the others.
     dist.all_gather_object(rooms, gpu_bytes(device), group=group)
     room = min((room for room in rooms if room is not None), default=None)
     here = training.model_copy(update={"workers": dist.get_world_size()})
@@ -51,10 +51,10 @@ def _exceeds(room: float, training: TrainingSection, student: Path, rows: Encode
 
 
 def gpu_bytes(device: torch.device) -> int | None:
-    """Memory of a GPU; None for a CPU, whose memory others share."""
+    """Return a GPU's memory in bytes; None for a CPU, whose memory is shared with other processes."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def needed_bytes(training: TrainingSection, student: Path, rows: EncodedRows) -> float:
-    """Estimate of what a rank holds on its GPU at the peak of the longest pass, without gradient checkpointing."""
+    """Estimate a rank's GPU memory in bytes at the peak of the longest pass, without gradient checkpointing."""
     return memory(model_sizes(student, training, rows.lengths, rows.supervised), training).device

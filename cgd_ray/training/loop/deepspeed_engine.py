@@ -19,10 +19,10 @@ from cgd_ray.training.memory import reduce_bucket
 
 
 def engine_config(training: TrainingSection, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration. Accumulation and the learning rate are the loop's own, so it holds neither.
+    """Return DeepSpeed's configuration; the loop itself controls accumulation and the learning rate.
 
     Args:
-        training: the recipe's.
+        training: section of the recipe.
         device: of this rank.
     """
     on_cpu = device.type == "cpu"
@@ -50,28 +50,28 @@ def engine_config(training: TrainingSection, device: torch.device) -> dict[str, 
 def _in_bfloat16(training: TrainingSection) -> bool:
     """Whether the forward pass has bfloat16 weights beside the fp32 master weights.
 
-    Without ZeRO, DeepSpeed would also add up gradients in bfloat16; there the fp32 weights are cast as they are used.
+    Without ZeRO, DeepSpeed would also accumulate gradients in bfloat16; there the fp32 weights are cast on use.
     """
     return training.precision == "bf16" and training.zero_stage > 0
 
 
 def start_engine(training: TrainingSection, model_path: Path, device: torch.device, seed: int) -> tuple[Any, bool]:
-    """Load the student and wrap it; also whether its loss is fused with the output layer.
+    """Load the student and wrap it in an engine; also return whether its loss is fused with the output layer.
 
     The default process group must exist.
 
-    Master weights and optimiser states are fp32; with `bf16` the weights of the forward pass are their rounded copy.
+    Master weights and optimiser states are fp32; with `bf16` the forward pass uses copies rounded to bfloat16.
 
     Raises:
-        RefusedError: the recipe asks for what this student cannot do.
+        RefusedError: this student does not support a setting of the recipe.
     """
     config = engine_config(training, device)
     _quieten()
     if device.type == "cpu":
-        # An all-reduce through shared memory would be compiled at the first start: 38 s and a C++ compiler for
-        # what gloo does as well at the sizes that a CPU can train.
+        # DeepSpeed would compile a shared-memory all-reduce at the first start, which takes 38 s and a C++ compiler.
+        # At the sizes that a CPU can train, gloo does as well.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Under ZeRO-3 `from_pretrained` shards the weights as it reads them, as long as this object lives.
+    # Under ZeRO-3 `from_pretrained` shards the weights as it reads them, as long as this object exists.
     sharding = HfDeepSpeedConfig(config) if training.zero_stage == 3 else None
     model = load_student(
         model_path,
@@ -100,7 +100,7 @@ def start_engine(training: TrainingSection, model_path: Path, device: torch.devi
 
 
 def apply_step(engine: Any, rate: float) -> float:
-    """Clip, update the weights with this learning rate, clear the gradients; the gradient's norm before clipping."""
+    """Clip, update the weights at this learning rate, clear the gradients; return the gradient norm before clipping."""
     for group in engine.optimizer.param_groups:
         group["lr"] = rate
     norm = None
@@ -120,13 +120,13 @@ def _quieten() -> None:
 def _optimizer(
     training: TrainingSection, parameters: Iterable[tuple[str, torch.nn.Parameter]], device: torch.device
 ) -> torch.optim.Optimizer:
-    """AdamW with decay on matrices only: norms and biases pull towards no zero."""
+    """Return AdamW with decay on matrices only: norms and biases should not shrink to zero."""
     decayed: list[torch.nn.Parameter] = []
     plain: list[torch.nn.Parameter] = []
     for _, parameter in parameters:
         if not parameter.requires_grad:
             continue
-        # A parameter sharded by ZeRO-3 shows its full shape in `ds_shape` only.
+        # A parameter sharded by ZeRO-3 has its full shape only in `ds_shape`.
         shape = getattr(parameter, "ds_shape", parameter.shape)
         (decayed if len(shape) > 1 else plain).append(parameter)
     groups = [

@@ -1,7 +1,7 @@
 """Faster layers: Liger's fused Triton kernels, and torch.compile.
 
-Liger (arXiv 2410.10989) has kernels of a layer's norms, positions and gates, and of the loss, which comes with the
-output layer, whose logits are then never held whole. For GPUs; Triton's interpreter runs them on CPU, for tests.
+Liger (arXiv 2410.10989) has kernels for a layer's norms, positions and gates, and for the loss. The loss kernel
+includes the output layer, so the full logits never exist. For GPUs; Triton's interpreter runs them on CPU for tests.
 """
 
 import os
@@ -19,18 +19,18 @@ from cgd_ray.training.loop.attention import attends_by_row, wanted
 from cgd_ray.training.loop.loss import summed_loss
 
 LAYERS = {"rope": True, "rms_norm": True, "swiglu": True, "geglu": True}
-"""Kernels in the place of a layer's own; an architecture takes those that it has a use for."""
+"""Kernels that replace a layer's own functions; an architecture uses those that apply to it."""
 
-_TOLERANCE = 2e-2  # of the loss: kernels round elsewhere, in bfloat16
+_TOLERANCE = 2e-2  # relative to the loss: in bfloat16, the kernels round at other points
 
 
 def offloads(training: TrainingSection, device: torch.device) -> bool:
-    """Whether states move to the host: never where the device is the host."""
+    """Whether states are offloaded to the host: never if the device is the host."""
     return training.offload == "cpu" and device.type != "cpu"
 
 
 def lacking(training: TrainingSection, device: torch.device) -> str | None:
-    """What this machine lacks of what the recipe asks for, with the mend; None where it has all."""
+    """Return the recipe's first requirement that this machine lacks, with the fix; None if it lacks none."""
     if training.liger and device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return "training.liger: its kernels are for GPUs; leave it out on CPU"
     if training.liger and find_spec("liger_kernel") is None:
@@ -51,22 +51,22 @@ def lacking(training: TrainingSection, device: torch.device) -> str | None:
 
 
 def _has_c_compiler() -> bool:
-    """Whether Triton has one for what starts its kernels."""
+    """Whether Triton finds a C compiler for its kernel launchers."""
     named = os.environ.get("CC")
     return any(shutil.which(name) for name in ([named] if named else ["gcc", "clang"]))
 
 
 def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:
-    """Put the kernels in the place of the model's own functions; returns whether the loss is among them.
+    """Replace the model's own functions with the kernels; return whether the loss is among them.
 
-    Under ZeRO-3 it is not, whose weights are gathered for their own layer's forward pass only, nor with an adapter of
-    the output layer, of which the kernel would see the frozen weights only.
+    The loss is not fused under ZeRO-3, which gathers weights only for their own layer's forward pass. Nor is it fused
+    with an adapter of the output layer: the kernel would use the frozen weights only.
 
     Raises:
         RefusedError: the package has no kernels for this architecture.
     """
     from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    from peft.tuners.tuners_utils import BaseTunerLayer  # seconds, as is the next
+    from peft.tuners.tuners_utils import BaseTunerLayer  # takes seconds, like the next
     from transformers.integrations.liger import apply_liger_kernel
 
     kind = model.config.model_type
@@ -78,9 +78,9 @@ def with_liger(model: PreTrainedModel, training: TrainingSection) -> bool:
 
 
 def compile_layers(model: PreTrainedModel, training: TrainingSection) -> None:
-    """Have each layer compiled when it first runs, for passes of any length.
+    """Compile each layer at its first run, for passes of any length.
 
-    Layer by layer, as they are all alike: one of them is compiled, and the time does not grow with their number.
+    Layers are alike: compiled one by one, they share one compilation, whose time does not grow with their number.
 
     Raises:
         RefusedError: nothing would be compiled.
@@ -99,10 +99,10 @@ def compile_layers(model: PreTrainedModel, training: TrainingSection) -> None:
 
 @torch.no_grad()
 def require_same_loss(engine: torch.nn.Module, vocabulary: int, device: torch.device) -> None:
-    """Check on the very model that the fused loss is the one that its logits have.
+    """Check on the model itself that the fused loss matches the loss of its logits.
 
     Raises:
-        RefusedError: an architecture does something between its last layer and its logits that the kernel leaves out.
+        RefusedError: the architecture has operations between its last layer and its logits that the kernel omits.
     """
     ids = torch.randint(vocabulary, (48,), generator=torch.Generator().manual_seed(0)).numpy()
     rows = join([(ids[:20], 4), (ids[20:], 9)])

@@ -6,10 +6,10 @@ from cgd_ray.config.training import TrainingSection
 
 
 def learning_rate(training: TrainingSection, step: int, steps: int) -> float:
-    """Rate of the step with that number (from 0) out of `steps`.
+    """Return the rate of step number `step` (from 0) out of `steps`.
 
-    It rises linearly over the warm-up, whose last step has the full rate, and then falls so that a step behind the last
-    one would have 0 (`constant`: stays).
+    The rate rises linearly over the warm-up, whose last step has the full rate. It then falls so that a step after the
+    last one would have 0 (`constant`: stays).
     """
     warmup = round(training.warmup_fraction * steps)
     if step < warmup:
