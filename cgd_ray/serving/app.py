@@ -3,9 +3,9 @@
     serve run serving.app:build model=/path/to/student cpus=2 keys_file=FILE
     serve deploy serving/serve.yaml
 
-Answers `/v1/chat/completions`, `/v1/completions` (both with streaming) and `/v1/models`, to those who have a key of
-FILE. Ask the bare prompt x: no draft, no critique. Chat requests are rendered with the template of the
-exported tokenizer, which is the one that training used.
+Serves `/v1/chat/completions`, `/v1/completions` (both with streaming) and `/v1/models` to clients with a key from
+FILE. Send the bare prompt x: no draft, no critique. Chat requests are rendered with the template of the exported
+tokenizer, which is the one that training used.
 """
 
 from typing import Any
@@ -19,11 +19,11 @@ from cgd_ray.runtime.demand import Demand
 from cgd_ray.runtime.device import require_engine_packages
 from cgd_ray.serving.options import ServeArgs, parse_args
 
-# Ray Serve LLM may log prompts unless told otherwise.
+# Ray Serve LLM may log prompts unless this is 0.
 _PRIVATE = {"RAYLLM_ENABLE_REQUEST_PROMPT_LOGS": "0"}
 
 _BACKPRESSURE = {"status_code": 429, "retry_after_s": 5.0}
-_MOST_WAITING = 1000  # for the ingress itself
+_MOST_WAITING = 1000  # requests for the ingress itself
 
 
 def build(args: dict[str, Any]) -> Application:
@@ -33,7 +33,7 @@ def build(args: dict[str, Any]) -> Application:
         args: see `cgd_ray.serving.options.ServeArgs`; values may be text.
 
     Raises:
-        ConfigError: one line that names the argument and the mend.
+        ConfigError: one line that names the argument and the fix.
     """
     options = parse_args(args)
     if not options.has_keys and not options.no_key:
@@ -53,13 +53,13 @@ def build(args: dict[str, Any]) -> Application:
                 },
             },
             "ingress_deployment_config": {
-                "graceful_shutdown_timeout_s": options.drain_timeout_s,  # answers go through it to their end
-                # Far more than the student takes, which refuses in OpenAI's words: for an ingress that hangs.
+                "graceful_shutdown_timeout_s": options.drain_timeout_s,  # answers pass through it to their end
+                # For an ingress that hangs: far above the student's own limit, whose refusals have OpenAI's format.
                 "max_ongoing_requests": 8 * (options.max_replicas * options.max_ongoing_requests + _MOST_WAITING),
                 "max_queued_requests": _MOST_WAITING,
                 "backpressure_config": _BACKPRESSURE,
-                # The ingress only passes requests on. On CPU it asks for no core, so that two are enough for it and
-                # the student; on a GPU cluster it asks for one, which keeps it off the head, which has none.
+                # The ingress only forwards requests. On CPU it reserves no core, so that two suffice for it and the
+                # student. On a GPU cluster it reserves one, which keeps it off the head node, which has none.
                 "ray_actor_options": {
                     "num_cpus": ingress_cpus,
                     "runtime_env": {"env_vars": _PRIVATE},
@@ -70,7 +70,7 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def llm_config(options: ServeArgs) -> LLMConfig:
-    """Ray Serve LLM's description of the model, its engine and its replicas.
+    """Return Ray Serve LLM's configuration of the model, its engine and its replicas.
 
     Raises:
         ConfigError: the installed packages compute on the other device.
@@ -91,7 +91,7 @@ def llm_config(options: ServeArgs) -> LLMConfig:
         accelerator_config={"kind": "gpu" if gpus else "cpu"},
         placement_group_config=placement(options, gpus),
         runtime_env={"env_vars": _environment(options, gpus)},
-        # Needs vLLM's own statistics.
+        # Engine metrics need vLLM's own statistics.
         log_engine_metrics=not options.engine_args.get("disable_log_stats", False),
         deployment_config=_deployment(options),
     )
@@ -99,15 +99,15 @@ def llm_config(options: ServeArgs) -> LLMConfig:
 
 def _engine_kwargs(options: ServeArgs, gpus: float) -> dict[str, Any]:
     kwargs = vllm_arguments(options, gpus)
-    # The reply's `reasoning_content` then holds the thinking, and `content` what was evaluated.
+    # The reply's `reasoning_content` then holds the thinking, and `content` the evaluated text.
     return kwargs | ({"reasoning_parser": options.reasoning_parser} if options.reasoning_parser else {})
 
 
 def placement(options: ServeArgs, gpus: float) -> dict[str, Any]:
-    """Ray's bundles of a replica: one per worker, all on one node, which is the one with the local copy.
+    """Return Ray's bundles of a replica: one per worker, all on one node, the one with the local copy.
 
-    They name the card as Ray's nodes do; `LLMConfig.accelerator_type` knows only some cards, and takes an A10 for an
-    A10G.
+    They name the card as Ray's nodes do; `LLMConfig.accelerator_type` supports only some cards, and treats an A10 as
+    an A10G.
 
     Args:
         options: of the replica.
@@ -122,7 +122,7 @@ def placement(options: ServeArgs, gpus: float) -> dict[str, Any]:
 
 
 def cores(options: ServeArgs) -> int:
-    """CPU cores that a replica reserves."""
+    """Return the number of CPU cores that a replica reserves."""
     return options.cpus or 1
 
 
@@ -131,7 +131,7 @@ def _environment(options: ServeArgs, gpus: float) -> dict[str, str]:
         return {**_PRIVATE, "VLLM_RAY_PER_WORKER_GPUS": f"{gpus:g}"}
     if gpus:
         return dict(_PRIVATE)
-    # Ray assigns a number of cores, not which ones: pinning would put all replicas of a node on the same.
+    # Ray assigns a number of cores, not specific ones: pinning would put all replicas of a node on the same cores.
     return {**_PRIVATE, **cpu_environment(options, cores=None), "OMP_NUM_THREADS": str(cores(options))}
 
 

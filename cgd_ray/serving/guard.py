@@ -1,4 +1,4 @@
-"""What stands before the served student: who may ask, how much at once, and errors in OpenAI's form."""
+"""Guard of the served student: access control, request size limits, and errors in OpenAI's format."""
 
 import asyncio
 import json
@@ -13,26 +13,26 @@ from cgd_ray.serving.keys import Keys
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
 _PASSED = {b"accept", b"content-type", b"content-length", b"host", b"origin", b"user-agent", b"x-request-id"}
-"""Headers that go on: neither the key, nor those by which a client would steer Serve and vLLM."""
+"""Headers that are forwarded: neither the key, nor those with which a client could control Serve and vLLM."""
 _OURS = ("x-request-disconnect-disabled", "x-request-timeout-seconds")
-"""Headers by which a client would have Serve's proxy keep its place when it is gone, and how long."""
+"""Headers with which a client could make Serve's proxy keep a request after a disconnect, and set its timeout."""
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 _BODY_SECONDS = 60.0
 _CODES = {401: "invalid_api_key", 413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
 def error_response(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as OpenAI's clients know it."""
+    """Return an error in the format of OpenAI's clients."""
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "param": None, "code": _CODES.get(status)}
     return JSONResponse({"error": error}, status, headers)
 
 
 class Guard:
-    """Lets requests through that have a good key and a body of a bearable size.
+    """Forwards requests that have a valid key and a body within the size limit.
 
-    Without keys only this machine may ask, by a name of this machine, and nothing that passes on others' requests or
-    belongs to a web page.
+    Without keys, only programs on this machine may send requests, addressed to a loopback name. Requests that a proxy
+    forwards or that belong to a web page are refused.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys | None, max_body_bytes: int) -> None:
@@ -41,10 +41,10 @@ class Guard:
         self._most = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
-        elif scope["type"] == "websocket":  # the student has none
+        elif scope["type"] == "websocket":  # the student serves none
             await send({"type": "websocket.close", "code": 1008})
         elif refusal := self._refusal(scope):
             await refusal(scope, receive, send)
@@ -75,14 +75,14 @@ class Guard:
         return error_response(401, text, {"WWW-Authenticate": "Bearer"})
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The whole body is read first: nothing of an oversized one reaches the application."""
+        """Read the whole body first: nothing of an oversized one reaches the application."""
         try:
             async with asyncio.timeout(_BODY_SECONDS):
                 content = await self._read(scope, receive)
         except TimeoutError:
             await error_response(408, f"the body did not come within {_BODY_SECONDS:g} s")(scope, receive, send)
             return
-        if content is None:  # the client is gone
+        if content is None:  # the client disconnected
             return
         if len(content) > self._most:
             await error_response(413, f"the body is larger than {self._most} bytes")(scope, receive, send)
@@ -97,7 +97,7 @@ class Guard:
         await self._app(scope, replay, send)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
-        """The body, or more of it than may be; None where the client left."""
+        """Return the body, or more bytes than allowed if it is too large; None if the client disconnected."""
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length) > self._most:
             return bytes(self._most + 1)
@@ -113,7 +113,7 @@ class Guard:
 
 
 def _name(host: str) -> str:
-    """The header `Host` without its port."""
+    """Return the header `Host` without its port."""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -121,13 +121,13 @@ def _name(host: str) -> str:
 
 
 class OpenAIErrors:
-    """Gives every error response OpenAI's form, whoever made it: the router, Serve, Serve LLM or the engine."""
+    """Gives every error response OpenAI's format, whether from the router, Serve, Serve LLM or the engine."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and its response back."""
+        """Forward a request, and return its response."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -156,7 +156,7 @@ def _translated(start: Message, body: bytes) -> JSONResponse:
 
 
 def _message(body: bytes) -> str:
-    """What an error says: Serve LLM says everything three times."""
+    """Return an error's text once: Serve LLM repeats it three times."""
     try:
         content: object = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Serve LLM's OpenAI ingress, closed: keys, limits, no foreign web pages, and the student's own routes alone."""
+"""Serve LLM's OpenAI ingress with access control: keys, limits, no foreign web pages, only the student's routes."""
 
 import functools
 from collections.abc import Awaitable, Callable
@@ -32,20 +32,20 @@ _Endpoint = Callable[[OpenAiIngress, _Body, Request], Awaitable[Response]]
 
 
 async def _unreadable(_: Request, error: Exception) -> JSONResponse:
-    """Ray's own handler repeats what was sent, fails where that is no JSON, and logs it then."""
+    """Replace Ray's own handler, which echoes the request, and fails on and logs one that is not JSON."""
     first = error.errors()[0] if isinstance(error, RequestValidationError) else {"loc": (), "msg": "unreadable"}
     place = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or part.isidentifier())
     return error_response(HTTPStatus.BAD_REQUEST, f"{place}: {first['msg']}")
 
 
 def _checked(method: _Endpoint) -> _Endpoint:
-    """Refuse what Ray and vLLM fail at.
+    """Refuse requests on which Ray and vLLM fail.
 
-    Ray takes `student:x` for an adapter of the student's. One request may hold many prompts, and ask for many answers
-    to each: all of them take one place.
+    Ray treats `student:x` as an adapter of the student. One request may hold many prompts and ask for many answers to
+    each: all of them count as one request.
     """
 
-    @functools.wraps(method)  # whose signature FastAPI reads
+    @functools.wraps(method)  # FastAPI reads its signature
     async def checked(self: OpenAiIngress, body: _Body, request: Request) -> Response:
         known = [card.id for card in (await self.models()).data]
         if body.model is not None and body.model not in known:
@@ -67,21 +67,21 @@ def _checked(method: _Endpoint) -> _Endpoint:
 
 
 def _is_the_requests_fault(error: RayTaskError) -> bool:
-    """Whether vLLM failed at the request and not in its engine.
+    """Whether vLLM failed on the request and not in its engine.
 
-    It calls a server's error what it finds no role in a message with, or takes a power of an absurd `length_penalty`.
+    It reports a server error for a message without a role, or for a power of an absurd `length_penalty`.
     """
-    return failed_outside_engine(str(error))  # which holds the replica's traceback
+    return failed_outside_engine(str(error))  # the text holds the replica's traceback
 
 
 def _prompts_in(prompt: object) -> int:
-    """A text or the ids of one are one prompt; a list of either is several."""
+    """Count the prompts: a text or the ids of one are one prompt; a list of either is several."""
     is_several = isinstance(prompt, list) and len(prompt) > 0 and not isinstance(prompt[0], int)
     return len(prompt) if is_several and isinstance(prompt, list) else 1
 
 
 class ClosedIngress(OpenAiIngress):
-    """Lets through who has a key; see `Access`."""
+    """Admits only requests that `Access` allows."""
 
     chat = _checked(OpenAiIngress.chat)
     completions = _checked(OpenAiIngress.completions)
@@ -92,13 +92,13 @@ class ClosedIngress(OpenAiIngress):
         self._access = Access.model_validate(access)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Ray's application with what stands before it; Serve calls it once in each replica.
+        """Return Ray's application behind the guard; Serve calls it once in each replica.
 
         Raises:
             ConfigError: the file with the keys cannot be read.
         """
         app: FastAPI = self.app
-        # Ray's own lets every web page ask, with the cookies of whoever looks at it.
+        # Ray's own CORS middleware lets every web page send requests, with its visitor's cookies.
         app.user_middleware = [each for each in app.user_middleware if not _is_cors(each.cls)]
         app.router.routes = [route for route in app.router.routes if getattr(route, "path", "") in _PATHS]
         app.add_exception_handler(RequestValidationError, _unreadable)

@@ -1,4 +1,4 @@
-"""Keys of the served student, known by their SHA-256 alone; a file of them is read again when it changes."""
+"""Keys of the served student, held only as SHA-256 digests; a key file is read again when it changes."""
 
 import hashlib
 import hmac
@@ -20,22 +20,22 @@ _DIGITS = 64
 
 
 def new_key() -> str:
-    """A key that cannot be guessed."""
+    """Return a random key that cannot be guessed."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 
 def digest_of(key: str | bytes) -> str:
-    """What is kept of a key; it is drawn at random, so that it needs no salt."""
+    """Return the digest that is kept of a key; keys are random, so they need no salt."""
     return hashlib.sha256(key.encode() if isinstance(key, str) else key).hexdigest()
 
 
 def read_keys(text: str, name: str) -> frozenset[str]:
-    """Digests of the keys in a text: one a line, the key itself or `sha256:` with its digest.
+    """Return the digests of the keys in a text: one per line, the key itself or `sha256:` with its digest.
 
-    Blank lines, and those that begin with `#`, are passed over.
+    Blank lines, and those that begin with `#`, are ignored.
 
     Raises:
-        ConfigError: a line is neither, or there is none; `name` says where the text is from, and no key is shown.
+        ConfigError: a line is neither, or there is no key; shows `name`, the source of the text, but no key.
     """
     digests = set()
     for number, line in enumerate(text.splitlines(), start=1):
@@ -51,20 +51,20 @@ def read_keys(text: str, name: str) -> frozenset[str]:
 
 
 class Keys:
-    """The keys that are good now: given ones, and those of a file.
+    """The keys that are currently valid: given ones, and those of a file.
 
-    A file that cannot be read has none: who deletes it has locked the endpoint.
+    A file that cannot be read has no keys: deleting it revokes all of its keys.
     """
 
     def __init__(self, digests: Iterable[str], file: str | None) -> None:
-        """Keys.
+        """Hold the digests, and read the file.
 
         Args:
-            digests: of those that are good for ever.
-            file: of further ones.
+            digests: digests of keys that stay valid.
+            file: path of a file with further keys.
 
         Raises:
-            ConfigError: it cannot be read now.
+            ConfigError: the file cannot be read now.
         """
         self._given = frozenset(digests)
         self._file = Path(file) if file else None
@@ -75,7 +75,7 @@ class Keys:
             self._read(self._file)
 
     def are_good(self, key: bytes) -> bool:
-        """Whether it is one of them, found in a time that says nothing of how near it is."""
+        """Whether the key is valid, in a time that does not reveal how close it is."""
         digest = digest_of(key)
         return sum(hmac.compare_digest(digest, known) for known in self._given | self._now()) > 0
 
@@ -93,7 +93,7 @@ class Keys:
 
     def _read(self, file: Path) -> None:
         try:
-            about = file.stat()  # of what a link leads to: Kubernetes' secrets are links
+            about = file.stat()  # of a link's target: Kubernetes secrets are links
             seen = (about.st_mtime_ns, about.st_ctime_ns, about.st_size, about.st_ino)
             if seen != self._seen:
                 self._of_file = read_keys(file.read_text(encoding="utf-8-sig"), f"keys_file {file}")

@@ -1,4 +1,4 @@
-"""Bring the model to the replica's node before the engine starts."""
+"""Fetch the model to the replica's node before the engine starts."""
 
 import asyncio
 from typing import Any
@@ -9,9 +9,9 @@ from cgd_ray.models.resolve import local_model
 
 
 class FetchModel(CallbackBase):
-    """Runs inside each replica: `s3://` models and hub ids land in the cache of the node that needs them.
+    """Runs inside each replica: fetches `s3://` models and hub ids into the cache of the node that needs them.
 
-    Ray's own download of `s3://` knows neither our endpoint nor our cache, hence this hook, named in
+    Ray's own download of `s3://` uses neither our endpoint nor our cache, hence this hook, named in
     `LLMConfig.callback_config`. Its base class has no public name in Ray 2.60.
     """
 
@@ -19,7 +19,7 @@ class FetchModel(CallbackBase):
         """Point the engine at the local copy.
 
         Raises:
-            CgdError: the model cannot be had; the text says why.
+            CgdError: the model cannot be fetched; the text states the reason.
         """
         arguments: dict[str, Any] = self.kwargs
         path = await asyncio.to_thread(

@@ -1,4 +1,4 @@
-"""What `serving.app:build` takes: the arguments of `serve run`, a Serve config file or a RayService."""
+"""Arguments of `serving.app:build`, from `serve run`, a Serve config file or a RayService."""
 
 import json
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from cgd_ray.inference.vllm.options import VllmEngineOptions
 
 
 class ServeArgs(Access, Replicas, VllmEngineOptions):
-    """One model, its engine, and how many replicas of it. Flat, since `serve run` passes `key=value` pairs as text."""
+    """One model, its engine, and its number of replicas. Flat, since `serve run` passes `key=value` pairs as text."""
 
     model: ModelPlace
     """Directory (an exported student), `s3://` prefix, or hub id."""
@@ -23,7 +23,7 @@ class ServeArgs(Access, Replicas, VllmEngineOptions):
     """Commit, tag or branch of a hub id."""
 
     endpoint_url: PlainUrl | None = None
-    """S3 endpoint, where it is not AWS. Keys come from the environment of the Serve nodes."""
+    """S3 endpoint, if it is not AWS. Keys come from the environment of the Serve nodes."""
     region: str | None = None
     anonymous: bool = False
     """Read a public bucket without keys."""
@@ -31,7 +31,7 @@ class ServeArgs(Access, Replicas, VllmEngineOptions):
     @field_validator("model")
     @classmethod
     def _absolute(cls, model: str) -> str:
-        # Replicas run in another directory than the one that `build` was called in.
+        # Replicas run in another directory than the caller of `build`.
         path = Path(model).expanduser()
         if path.is_dir():
             return str(path.resolve())
@@ -46,20 +46,20 @@ class ServeArgs(Access, Replicas, VllmEngineOptions):
 
     @property
     def access(self) -> Access:
-        """Who may ask."""
+        """Access settings of the endpoint."""
         return Access.model_validate(self.model_dump(include=set(Access.model_fields)))
 
     @property
     def storage(self) -> StorageSection:
-        """How an `s3://` model is reached."""
+        """Storage settings for an `s3://` model."""
         return StorageSection(endpoint_url=self.endpoint_url, region=self.region, anonymous=self.anonymous)
 
 
 def parse_args(args: Mapping[str, Any]) -> ServeArgs:
-    """Validate the arguments of `serving.app:build`; numbers may come as text.
+    """Validate the arguments of `serving.app:build`; numbers may be text.
 
     Raises:
-        ConfigError: one line that names the argument and the mend.
+        ConfigError: one line that names the argument and the fix.
     """
     try:
         return ServeArgs.model_validate(dict(args))
@@ -75,7 +75,7 @@ def _explain(error: ValidationError) -> str:
             return f"serving: unknown argument {name}; known are {', '.join(ServeArgs.model_fields)}"
         case "missing":
             return f"serving: argument {name} is missing: pass {name}=VALUE"
-    if name.startswith("key_digests"):  # it may be the key itself
+    if name.startswith("key_digests"):  # the value may be the key itself
         return "serving: key_digests: not the SHA-256 of a key in 64 hex digits (sha256sum)"
     message = first["msg"].removeprefix("Value error, ")
     return f"serving: {name}={first['input']}: {message}" if name else f"serving: {message}"

@@ -1,4 +1,4 @@
-"""The trained student of a run behind HTTP: until Ctrl-C (`cgd serve`), or for one question at the end of a demo."""
+"""Serve a run's trained student over HTTP: until Ctrl-C (`cgd serve`), or for one question at the end of a demo."""
 
 import contextlib
 import json
@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 def ask_served_student(run: ResolvedRun, student: str, console: Console) -> None:
     """Serve the student at a free port, ask it the first held-out question, print both students' answers.
 
-    The answer is kept in the run: the same student is not served again for the same question. Left out where the
-    cluster serves something already. `student` is the exported model's name in the store.
+    The answer is stored in the run: the same student is not served again for the same question. Skipped if Serve
+    already runs on the cluster. `student` is the exported model's name in the store.
     """
     recipe, store, folder = run.recipe, run.store, run.folder
     rows = heldout_rows(recipe, run.prompts.table).slice(0, 1)
@@ -71,7 +71,7 @@ def ask_served_student(run: ResolvedRun, student: str, console: Console) -> None
 
 
 def _with_key(recipe: Recipe, key: str) -> Recipe:
-    """The recipe with one more key; its digest alone goes to Serve."""
+    """Return the recipe with one more key; only its digest goes to Serve."""
     digests = (*recipe.serving.key_digests, digest_of(key))
     serving = recipe.serving.model_copy(update={"key_digests": digests, "no_key": False})
     return recipe.model_copy(update={"serving": serving})
@@ -80,10 +80,10 @@ def _with_key(recipe: Recipe, key: str) -> Recipe:
 def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> None:
     """Serve the run's student at `serving.host` and `serving.port` until SIGINT or SIGTERM.
 
-    Where the recipe says nothing of keys, one is made, and shown on the console alone.
+    If the recipe has no setting for keys, one is made, and shown only on the console.
 
     Raises:
-        CgdError: the run has no trained student yet, or the cluster serves something already.
+        CgdError: the run has no trained student yet, the cluster already runs Serve, or the port cannot be used.
     """
     if _cluster_serves():
         raise CgdError(
@@ -95,7 +95,7 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
         raise CgdError(f"run {recipe.run.name} has no trained student. Fix: run jobs/pipeline.py first")
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
-    Keys((), recipe.serving.keys_file)  # a file that is not there is said before a model is loaded
+    Keys((), recipe.serving.keys_file)  # report a missing file before a model is loaded
     key = None if recipe.serving.no_key or recipe.serving.has_keys else new_key()
     served = _with_key(recipe, key) if key else recipe
     with _served(served, store.url(student), host, port):
@@ -117,7 +117,7 @@ def _show_how_to_ask(console: Console, url: str, key: str | None, recipe: Recipe
 
 
 def _cluster_serves() -> bool:
-    """Whether somebody else's Serve runs here: its address is not ours to choose, nor its end ours to bring about."""
+    """Whether another Serve instance runs here: this process must neither set its address nor shut it down."""
     return bool(serve.status().proxies)
 
 
@@ -125,20 +125,20 @@ def _cluster_serves() -> bool:
 def _served(recipe: Recipe, model: str, host: str, port: int) -> Iterator[None]:
     log.info("serving the trained student (loads in under a minute on CPU)", port=port)
     with quiet_vllm():
-        from cgd_ray.serving.app import build  # seconds of imports that runs without serving are spared
+        from cgd_ray.serving.app import build  # takes seconds, which runs without serving avoid
 
     interruptibly(lambda: serve.start(http_options={"host": host, "port": port}))
     try:
         quiet_libraries()
         interruptibly(lambda: serve.run(build(serve_args(recipe, model)), route_prefix="/"))
-        quiet_libraries()  # the application's imports set their loggers up again
+        quiet_libraries()  # the application's imports set up their loggers again
         yield
     finally:
         serve.shutdown()
 
 
 def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
-    """The arguments of `serving.app:build` for this recipe."""
+    """Return the arguments of `serving.app:build` for this recipe."""
     section, engine = recipe.serving, recipe.student.engine
     arguments: dict[str, Any] = {
         "model": model,
@@ -150,7 +150,7 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
     }
     if isinstance(engine, VllmOptions):
         demand = engine.demand(read_cluster(), sharing=section.min_replicas, key="student.engine")
-        # The served engine is the evaluated one, but for what only the pool of a run has.
+        # The served engine is the evaluated one, except for options that only a run's pool has.
         arguments |= engine.model_dump(include=set(VllmEngineOptions.model_fields))
         arguments |= {"cpus": int(demand.cpus), "max_model_len": section.max_model_len or engine.max_model_len}
     return arguments
@@ -174,13 +174,13 @@ def _ask(url: str, key: str, recipe: Recipe, rows: pa.Table) -> str:
 
 
 def _require_free(host: str, port: int) -> None:
-    """Two servers may share a port where both agree to it, as Serve's do: half of the answers would be another's.
+    """Refuse a port in use: servers that allow sharing, as Serve's do, would split its requests among them.
 
     Raises:
-        CgdError: something listens there.
+        CgdError: the port cannot be bound.
     """
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that only fade out do not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # ignore closed connections in TIME_WAIT
         try:
             probe.bind((host, port))
         except OSError as error:

@@ -1,4 +1,4 @@
-"""The ranks together: how they find each other, wait for what one of them does alone, and end where one has to."""
+"""Coordinate the ranks: connect them, wait for work of a single rank, and stop all if one has to."""
 
 import contextlib
 import ipaddress
@@ -14,18 +14,18 @@ import torch.distributed as dist
 from cgd_ray.training.job import RankJob, RefusedError
 
 Value = TypeVar("Value")
-_ELSEWHERE = "8.8.8.8"  # as Ray finds its nodes' addresses; nothing is sent to it
-_HOURS = 12  # terabytes to a slow store; the default group gives up after ten minutes
+_ELSEWHERE = "8.8.8.8"  # Ray finds its nodes' addresses the same way; nothing is sent to it
+_HOURS = 12  # for terabytes to a slow store; NCCL's default group times out after ten minutes
 
 
 def join_ranks(job: RankJob) -> torch.device:
-    """This rank's device, and the default process group, where nobody made it yet. All ranks call it together."""
+    """Return this rank's device; create the default process group if none exists. All ranks call it together."""
     if job.device == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-    # Beside a GPU for the optimiser's states on the host; torchrun would leave one thread for them.
+    # On GPU ranks too, for optimiser states on the host: torchrun would leave one thread for them.
     torch.set_num_threads(job.threads)
     if not dist.is_initialized():
         bind_gloo(_own_address(os.environ["MASTER_ADDR"]))
@@ -34,10 +34,10 @@ def join_ranks(job: RankJob) -> torch.device:
 
 
 def bind_gloo(address: str | None) -> None:
-    """Let gloo listen on the interface with this address, unless the environment's GLOO_SOCKET_IFNAME names another.
+    """Bind gloo to the interface with this address, unless the environment sets GLOO_SOCKET_IFNAME.
 
-    Else it listens where the host's own name leads to: on Debian to 127.0.1.1, which no other machine reaches. NCCL
-    looks at the interfaces itself, and takes loopback last.
+    Otherwise gloo binds to the address of the host's own name: on Debian 127.0.1.1, which no other machine reaches.
+    NCCL selects the interface itself, and uses loopback last.
     """
     for name, found in psutil.net_if_addrs().items():
         if address in {each.address.partition("%")[0] for each in found}:
@@ -45,8 +45,8 @@ def bind_gloo(address: str | None) -> None:
 
 
 def _own_address(master: str) -> str | None:
-    """This machine's on the way to another one; None where it has none that others could reach."""
-    for other in (master, _ELSEWHERE):  # on the master itself its name may lead to loopback
+    """Return this machine's address on the route to another one; None if others can reach none of its addresses."""
+    for other in (master, _ELSEWHERE):  # on the master itself, its name may resolve to loopback
         with contextlib.suppress(OSError):
             family, kind, _, _, place = socket.getaddrinfo(other, 9, type=socket.SOCK_DGRAM)[0]
             with socket.socket(family, kind) as probe:
@@ -58,27 +58,27 @@ def _own_address(master: str) -> str | None:
 
 
 def host_group() -> dist.ProcessGroup:
-    """A process group of all ranks on the host, in which waiting may take hours. All ranks call it together."""
+    """Return a process group of all ranks on the host, with a timeout of hours. All ranks call it together."""
     group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timedelta(hours=_HOURS))
     return group
 
 
 def broadcast_from_rank0(value: Value, group: dist.ProcessGroup) -> Value:
-    """Rank 0's. All ranks call it together, with a group of `host_group`."""
+    """Return rank 0's value. All ranks call it together, with a group of `host_group`."""
     values = [value]
     dist.broadcast_object_list(values, group=group, src=0)
     return values[0]
 
 
 def raise_on_all_ranks(refusal: str | None, group: dist.ProcessGroup) -> None:
-    """Stop all ranks where one of them has to: the others would wait for it. All ranks call it together.
+    """Stop all ranks if one of them has to: the others would wait for it. All ranks call it together.
 
     Args:
-        refusal: why this rank cannot go on, None where it can.
-        group: of `host_group`.
+        refusal: why this rank cannot continue; None if it can.
+        group: from `host_group`.
 
     Raises:
-        RefusedError: what the first of them says.
+        RefusedError: with the reason of the first rank that has one.
     """
     refusals: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(refusals, refusal, group=group)

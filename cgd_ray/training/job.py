@@ -1,4 +1,4 @@
-"""What goes to a training worker and what comes back. Light to import: the driver needs it, and no DeepSpeed."""
+"""Input and output of a training worker. Light to import: the driver needs it, but no DeepSpeed."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,14 +14,14 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.progress import Progress
 
 OUTCOME = "outcome.json"
-"""What a training that Ray did not start leaves beside its student."""
+"""File that a training not started by Ray writes beside its student."""
 
 STUDENT_MARKS = ("manifest.json", OUTCOME)
-"""Files beside a student that call it whole."""
+"""Files beside a student that mark it as complete."""
 
 
 class RefusedError(CgdError):
-    """Training cannot go on. All ranks raise it together; trying again would end the same."""
+    """Training cannot continue. All ranks raise it together; a retry would fail the same way."""
 
 
 class DivergedError(RefusedError):
@@ -29,21 +29,21 @@ class DivergedError(RefusedError):
 
 
 class GpuMemoryError(CgdError):
-    """A rank's GPU is full, which a restart would repeat. Raised in that rank alone: the others wait for it."""
+    """A rank's GPU is full; a restart would fail the same way. Raised on that rank only: the others wait for it."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What goes with the weights."""
+    """Model card and chat settings that are exported with the weights."""
 
     card: str
     """Text of the model card."""
     chat_template: str | None
-    """None where the student has its own."""
+    """None if the student has its own."""
     template_arguments: dict[str, Any]
-    """Further arguments of the chat template, which training and evaluation gave."""
+    """Further arguments of the chat template in training and evaluation."""
     system_prompt: str | None = None
-    """The system turn that they gave."""
+    """System turn in training and evaluation."""
 
 
 _PLAIN = ("model", "revision", "seed", "identity", "checkpoints", "name", "figures", "student")
@@ -51,7 +51,7 @@ _PLAIN = ("model", "revision", "seed", "identity", "checkpoints", "name", "figur
 
 @dataclass(frozen=True)
 class RankJob:
-    """Everything that a rank needs to know; small, and cheap to send."""
+    """All input of a rank; small, and cheap to send."""
 
     encoded: Table
     model: str
@@ -60,11 +60,11 @@ class RankJob:
     training: TrainingSection
     seed: int
     identity: str
-    """Fingerprint of all that changes the result."""
+    """Fingerprint of everything that changes the result."""
     checkpoints: str
     """Folder of this training's checkpoints, relative to the root."""
     name: str
-    """The run's, for people."""
+    """Name of the run."""
     figures: str
     """Folder of TensorBoard's files, relative to the root."""
     student: str
@@ -73,10 +73,10 @@ class RankJob:
     device: str
     """`cpu` or `cuda`."""
     threads: int
-    """CPU threads of this rank; only used on CPU."""
+    """CPU threads of this rank."""
 
     def to_json(self) -> bytes:
-        """All but what `from_json` knows of its surroundings."""
+        """Serialize the job without device and threads, which `from_json` takes as arguments."""
         content = {
             "root": self.encoded.store.root,
             "encoded": self.encoded.fingerprint,
@@ -89,10 +89,10 @@ class RankJob:
 
     @staticmethod
     def from_json(content: bytes, device: str, threads: int) -> "RankJob":
-        """The job for ranks on this device with so many threads.
+        """Return the job for ranks on this device with this number of threads.
 
         Raises:
-            KeyError, ValueError: it is no such job.
+            KeyError, ValueError: the content is not such a job.
         """
         given = json.loads(content)
         storage = StorageSection.model_validate(given["storage"])
@@ -119,13 +119,13 @@ class StepReport:
     supervised_tokens: int
     total_tokens: int
     mfu: float | None
-    """Model FLOPs utilisation: what the step asks for by its mathematics, over what the devices could do in its time;
-    None where the device's peak is not known."""
+    """Model FLOPs utilisation: the step's FLOPs by the model's mathematics, over the devices' peak FLOPs in its time;
+    None if either is unknown."""
     peak_memory: int
-    """Bytes: most that PyTorch ever had allocated on this rank's GPU, or that this process ever had on CPU."""
+    """Peak bytes since the start: allocated by PyTorch on this rank's GPU, or resident in this process on CPU."""
 
     def figures(self) -> dict[str, float]:
-        """By the names that trackers show; an optional one is left out where there is none."""
+        """Return the figures by the names that trackers show, without optional ones that are None."""
         optional = {"validation_loss": self.progress.validation_loss, "mfu": self.mfu}
         return {
             "loss": self.progress.loss,
@@ -138,7 +138,7 @@ class StepReport:
         }
 
     def shown(self) -> dict[str, str | float]:
-        """The same for a progress line."""
+        """Return the figures formatted for a progress line."""
         digits = {"learning_rate": ".2e", "tokens_per_second": ".0f", "supervised_tokens_per_second": ".0f"}
         figures = {name: format(value, digits.get(name, ".4g")) for name, value in self.figures().items()}
         return {"step": f"{self.progress.step}/{self.steps}", **figures}
@@ -146,7 +146,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class RankOutcome:
-    """What a rank ends with; the same on all."""
+    """Result of a rank; the same on all ranks."""
 
     progress: Progress
     rows: int
@@ -155,6 +155,6 @@ class RankOutcome:
 
     @staticmethod
     def from_json(content: JsonDict) -> "RankOutcome":
-        """What `asdict` made of it, and whatever else stands there."""
+        """Restore the outcome from the output of `asdict`; other keys are ignored."""
         fields = ("rows", "resumed_from_step", "exported_step")
         return RankOutcome(Progress.from_json(content["progress"]), **{name: content[name] for name in fields})

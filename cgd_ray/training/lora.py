@@ -1,4 +1,4 @@
-"""LoRA (arXiv 2106.09685) and QLoRA through PEFT: few new weights beside the frozen student, merged at the end."""
+"""LoRA (arXiv 2106.09685) and QLoRA through PEFT: a few new weights beside the frozen student, merged at the end."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 
 def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> "PeftModel":
-    """The model with new weights beside its linear layers, the same on every rank, and its own ones frozen.
+    """Return the model with new weights beside its linear layers, the same on every rank, and its own frozen.
 
     Raises:
-        RefusedError: the model has no such layers.
+        RefusedError: the model has no such layers, or the adapter would change tied embeddings.
     """
     for target in [] if isinstance(lora.targets, str) else lora.targets:
         if not any(f".{name}".endswith(f".{target}") for name, _ in model.named_modules()):
             raise RefusedError(
                 f"training.lora.targets: the student has no layer {target!r}. Fix: name what it has, or all-linear"
             )
-    from peft import LoraConfig, get_peft_model  # seconds, which most trainings need not wait for
+    from peft import LoraConfig, get_peft_model  # takes seconds, which most trainings can avoid
 
     torch.manual_seed(derived_seed(seed, "lora"))
     config = LoraConfig(
@@ -36,7 +36,7 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> "PeftM
         target_modules=lora.targets,
         task_type="CAUSAL_LM",
     )
-    # DeepSpeed decides on types, and keeps fp32 masters of what is trained.
+    # DeepSpeed sets the types, and keeps fp32 master weights of what is trained.
     try:
         adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
@@ -47,9 +47,10 @@ def with_adapter(model: PreTrainedModel, lora: LoraSection, seed: int) -> "PeftM
 
 
 def _keep_gradients_in_4_bits(model: "PeftModel") -> None:
-    """The first pass without gradients on a CPU, as a validation is, packs 4-bit weights for products that have none.
+    """Disable the packing of 4-bit weights that blocks gradients on CPU.
 
-    For good: from then on bitsandbytes would pass no gradient on to the layers below.
+    bitsandbytes packs them in the first pass without gradients, such as a validation, and never unpacks them. From then
+    on, no gradient would reach the layers below.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -57,7 +58,7 @@ def _keep_gradients_in_4_bits(model: "PeftModel") -> None:
 
 
 def _require_tied_untouched(model: "PeftModel") -> None:
-    """One tensor is both the input and the output embedding: merged into it, an adapter of one would change both."""
+    """Refuse an adapter of a tied embedding: merged, an adapter of the input or the output would change both."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -69,7 +70,7 @@ def _require_tied_untouched(model: "PeftModel") -> None:
 
 
 def quantized(lora: LoraSection | None, device: torch.device) -> dict[str, object]:
-    """Arguments with which the student is loaded in 4 bits, on its device at once, where the recipe asks for it."""
+    """Return the arguments to load the student in 4 bits directly onto its device, if the recipe asks for it."""
     if lora is None or lora.quantization is None:
         return {}
     config = BitsAndBytesConfig(
@@ -82,19 +83,19 @@ def quantized(lora: LoraSection | None, device: torch.device) -> dict[str, objec
 
 
 def adapter_model(source: Path, lora: LoraSection) -> "PeftModel":
-    """The student in a directory with its adapter, all without memory: configuration and names alone."""
+    """Return the student in a directory with its adapter, without weight memory: configuration and names only."""
     with torch.device("meta"):
         return with_adapter(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source)), lora, seed=0)
 
 
 def write_adapter(adapted: "PeftModel", weights: Mapping[str, torch.Tensor], name: str, folder: Path) -> None:
-    """Write the trained adapter as PEFT reads it, in fp32.
+    """Write the trained adapter in PEFT's format, in fp32.
 
     Args:
-        adapted: of `adapter_model`; it takes the weights.
-        weights: the adapter's, by the names that they have in it.
-        name: what the recipe calls the student; the adapter names it as its base.
-        folder: where it is written.
+        adapted: from `adapter_model`; the weights are loaded into it.
+        weights: the adapter's weights by their names in `adapted`.
+        name: the recipe's name of the student; the adapter records it as its base.
+        folder: folder to write to.
     """
     adapted.load_state_dict({key: weight.float() for key, weight in weights.items()}, strict=False, assign=True)
     adapted.peft_config["default"].base_model_name_or_path = name
@@ -102,12 +103,12 @@ def write_adapter(adapted: "PeftModel", weights: Mapping[str, torch.Tensor], nam
 
 
 def merge_in_memory(source: Path, lora: LoraSection, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
-    """The student with the trained weights added, in bfloat16: on the way there all of it lies in memory in fp32.
+    """Return the student with the trained weights merged, in bfloat16; the merge holds all of it in memory in fp32.
 
     Args:
         source: directory of the untrained student.
-        lora: what the adapter is.
-        weights: the adapter's, by the names that they have in the model of `with_adapter`.
+        lora: settings of the adapter.
+        weights: the adapter's weights by their names in the model of `with_adapter`.
     """
     model = with_adapter(AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32), lora, seed=0)
     model.load_state_dict({name: weight.float() for name, weight in weights.items()}, strict=False)

@@ -10,8 +10,8 @@ from pathlib import Path
 _HOUR = 3600.0
 _ENCODED, _STUDENT = "cgd-encoded-", "cgd-student-"
 _OLDEST = {_ENCODED: _HOUR, _STUDENT: 24 * _HOUR}
-"""Seconds since the last write after which no process needs the file or folder: rows are mapped minutes after they are
-written, and a student is uploaded within a day."""
+"""Seconds since the last write after which no process needs the file or folder. Rows are mapped minutes after they are
+written; a student is uploaded within a day."""
 
 
 def encoded_file(name: str) -> Path:

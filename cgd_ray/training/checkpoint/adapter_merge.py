@@ -1,4 +1,4 @@
-"""An adapter added to its student's weights, some gigabytes at a time, from safetensors to safetensors."""
+"""Merge an adapter into its student's weights, a few gigabytes at a time, from safetensors to safetensors."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -22,23 +22,23 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class NotPlainError(Exception):
-    """A weight that an adapter changes is not stored as the model has it: experts, 8 bits, another kind of file."""
+    """A weight that an adapter changes is not stored as in the model: experts, 8 bits, another file format."""
 
 
 class Mergeable:
     """An adapter and the stored weights of its student that it changes."""
 
     def __init__(self, source: Path, adapted: "PeftModel") -> None:
-        """Look at the headers of the student's files.
+        """Read the headers of the student's files.
 
         Args:
             source: directory of the student.
-            adapted: of `adapter_model`.
+            adapted: from `adapter_model`.
 
         Raises:
-            NotPlainError: naming a weight.
+            NotPlainError: names the first such weight.
         """
-        from peft.tuners.tuners_utils import BaseTunerLayer  # seconds at the top, where all trainings would wait for it
+        from peft.tuners.tuners_utils import BaseTunerLayer  # takes seconds, which at the top all trainings would pay
 
         self._files = {name: file for file in _files(source) for name in _names(file)}
         modules = adapted.get_base_model().named_modules()
@@ -50,11 +50,11 @@ class Mergeable:
         self._layers: dict[str, BaseTunerLayer] = {stored[name]: layer for name, layer in layers.items()}
 
     def write(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
-        """Write the student in bfloat16 under the names that it has, the adapter's products added in fp32.
+        """Write the student in bfloat16 under its stored names, with the adapter's products added in fp32.
 
         Args:
-            folder: of the new student.
-            shard_bytes: of each file, which is made in memory; one weight may be larger.
+            folder: folder of the new student.
+            shard_bytes: maximum size of each file, which is built in memory; a single weight may be larger.
         """
         forms = {name: torch.empty(self._shape(name), dtype=torch.bfloat16, device="meta") for name in self._files}
         plan = split_torch_state_dict_into_shards(forms, max_shard_size=shard_bytes)
@@ -66,7 +66,7 @@ class Mergeable:
             (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def _merged(self, name: str) -> torch.Tensor:
-        with safe_open(self._files[name], "pt") as file:  # its pages are given back with it
+        with safe_open(self._files[name], "pt") as file:  # closing it releases its pages
             weight: torch.Tensor = file.get_tensor(name)
             if name in self._layers:
                 weight = weight.float().add(self._layers[name].get_delta_weight("default"))
@@ -82,7 +82,7 @@ class Mergeable:
 
 
 def _files(source: Path) -> list[Path]:
-    """Those that transformers loads: others may lie beside them, as Mistral's `consolidated.safetensors`."""
+    """Return the files that transformers loads: there may be others, such as Mistral's `consolidated.safetensors`."""
     index = source / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
         return [source / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
@@ -96,7 +96,7 @@ def _names(file: Path) -> list[str]:
 
 
 def _targets(names: Iterable[str], adapted: "PeftModel") -> Iterator[tuple[str, str]]:
-    """Stored names beside those that transformers gives them in the model; without what it converts as it loads."""
+    """Yield stored names with their names in the model, except for weights that transformers converts on load."""
     model = adapted.get_base_model()
     conversions = get_model_conversion_mapping(model)
     renamings = [each for each in conversions if isinstance(each, WeightRenaming)]

@@ -1,8 +1,8 @@
-"""Checkpoints of optimiser steps: written beside the training, whole or not at all, readable in any layout.
+"""Checkpoints of optimiser steps: written during training, complete or absent, readable in any layout.
 
-`FOLDER/step-NNNNNNNN/WRITERS/` holds what torch's distributed checkpointing writes. `progress.json` beside it comes
-last and names it: without it there is no checkpoint. Each start of the ranks writes under a name of its own, never into
-what others, of another layout perhaps, have written or are writing.
+`FOLDER/step-NNNNNNNN/WRITERS/` holds the output of torch's distributed checkpointing. `progress.json` beside it is
+written last and names it: without this file there is no checkpoint. Each start of the ranks writes under a new name,
+never into that of other writers, which may have another layout or still be running.
 """
 
 import json
@@ -39,29 +39,29 @@ _PROGRESS, _WRITERS = "progress.json", "writers"
 
 
 class Checkpoints:
-    """The checkpoints of one training. Every method is called by all ranks together."""
+    """The checkpoints of one training. All ranks call every method together."""
 
     def __init__(self, store: Store, folder: str, keep: int, *, keep_best: bool = False) -> None:
-        """They lie in a folder of the store; the `keep` newest stay, and with `keep_best` that of `best_step`."""
+        """Keep checkpoints in a folder of the store: the `keep` newest, and with `keep_best` that of `best_step`."""
         self._store = store
         self._folder = folder
         self._keep = keep
         self._keep_best = keep_best
-        # Of its own, and on the host: it works while the training's group does.
+        # A separate group, on the host: it communicates while the training's group does.
         self._group = host_group()
         self._writers = broadcast_from_rank0(secrets.token_hex(8), self._group)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
     def save(self, engine: DeepSpeedEngine, progress: Progress) -> None:
-        """Copy this rank's shards to the host and write them while training goes on, after the save before.
+        """Copy this rank's shards to the host and write them while training continues, after the previous save.
 
         Raises:
-            RefusedError: the disk has no room for it.
-            Exception: the save before failed.
+            RefusedError: the disk has too little space.
+            Exception: the previous save failed.
         """
         self.wait()
-        # In stage 0 every rank has everything, and each writes a share of it.
+        # In stage 0 every rank holds all states, and writes a share of them.
         copies = dist.get_world_size() if engine.zero_optimization_stage() == 0 else 1
         shards = shards_of(engine)
         self._require_room(sum(shard.length for shard in shards.values()) * torch.float32.itemsize / copies)
@@ -69,17 +69,17 @@ class Checkpoints:
         self._writing = self._writer.submit(self._write, held, progress)
 
     def wait(self) -> None:
-        """Until the last save is whole.
+        """Wait until the last save is complete.
 
         Raises:
-            Exception: it failed.
+            Exception: the save failed.
         """
         if self._writing is not None:
             self._writing.result()
             self._writing = None
 
     def restore(self, engine: DeepSpeedEngine) -> Progress:
-        """Put the engine back to the newest whole checkpoint; without one nothing changes, and step 0 is returned."""
+        """Restore the newest complete checkpoint; without one, leave the engine unchanged and return step 0."""
         found = broadcast_from_rank0(self._newest() if dist.get_rank() == 0 else None, self._group)
         if found is None:
             return Progress()
@@ -88,7 +88,7 @@ class Checkpoints:
         return found
 
     def take_weights(self, engine: DeepSpeedEngine, step: int) -> None:
-        """Give the engine the weights of the whole checkpoint of that step, for export: its moments stay."""
+        """Load the weights of that step's complete checkpoint for export; the engine's moments are unchanged."""
         self._load(engine, step, STATES[:1])
 
     def _load(self, engine: DeepSpeedEngine, step: int, states: tuple[str, ...]) -> None:
@@ -100,7 +100,7 @@ class Checkpoints:
         refresh_weights(engine)
 
     def _require_room(self, share: float) -> None:
-        """All ranks agree: torch reports a disk that fills up as a wrong position in a file, and not on all of them."""
+        """Refuse on all ranks if space is short: torch reports a full disk as a wrong file position, on some only."""
         if self._store.is_s3:
             return
         folder = Path(self._store.path(self._folder))
@@ -143,17 +143,17 @@ class Checkpoints:
         return [name for name in names if self._store.exists(f"{self._folder}/{name}/{_PROGRESS}")]
 
     def _forget_others(self, place: str) -> None:
-        """Remove what writers before these, who were killed, left of the same step."""
+        """Remove leftovers of the same step by earlier writers that were killed."""
         for name in self._store.folders(place):
             if name != self._writers:
                 self._store.discard(f"{place}/{name}")
 
     def _forget_old(self, best: str) -> None:
-        """Remove what is older than those to keep, with what a kill left half written among it."""
+        """Remove steps older than those to keep, including partial writes of killed writers."""
         oldest = self._whole()[-self._keep :][0]
         older = [name for name in self._store.folders(self._folder) if name.startswith("step-") and name < oldest]
         for place in (f"{self._folder}/{name}" for name in older):
-            # What says that it is whole goes first.
+            # Delete the completeness mark first.
             if place != best and self._store.discard(f"{place}/{_PROGRESS}"):
                 self._store.discard(place)
 
@@ -187,7 +187,7 @@ class _SavePlanner(DefaultSavePlanner):
 
 
 class _LoadPlanner(DefaultLoadPlanner):
-    """Takes the state as it is; torch's own would put None in the place of what it does not know."""
+    """Uses the state as it is; torch's own planner would replace unknown types with None."""
 
     def set_up_planner(
         self, state_dict: dict[str, "_Held"], metadata: Metadata | None = None, is_coordinator: bool = False

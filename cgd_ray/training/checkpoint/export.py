@@ -1,4 +1,4 @@
-"""The trained student as a Hugging Face directory."""
+"""Export the trained student as a Hugging Face directory."""
 
 import json
 import shutil
@@ -27,13 +27,13 @@ log = structlog.get_logger(__name__)
 
 
 def gather_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
-    """What was trained, in bfloat16 on rank 0's host memory; nothing on the others. All ranks call it together.
+    """Return the trained weights in bfloat16, and buffers, on rank 0's host; nothing on other ranks.
 
-    Under ZeRO-3 one parameter at a time is gathered, so no device ever holds the whole model.
+    All ranks call it together. Under ZeRO-3, parameters are gathered one at a time: no device holds the whole model.
     """
     first = dist.get_rank() == 0
     if engine.zero_optimization_stage() == 3:
-        engine.optimizer.checkpoint_event_prologue()  # nothing may be under way that the last pass fetched ahead
+        engine.optimizer.checkpoint_event_prologue()  # no prefetch of the last pass may be in flight
     weights: dict[str, torch.Tensor] = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
@@ -47,27 +47,27 @@ def gather_weights(engine: DeepSpeedEngine) -> dict[str, torch.Tensor]:
 
 
 def export_student(engine: DeepSpeedEngine, job: RankJob, source: Path) -> None:
-    """Put the trained student into the store from rank 0. All ranks call it together.
+    """Write the trained student to the store from rank 0. All ranks call it together.
 
     Args:
-        engine: with the weights to export.
-        job: what was trained.
+        engine: holds the weights to export.
+        job: job of the training.
         source: directory of the untrained student.
     """
     weights = gather_weights(engine)
     if dist.get_rank() != 0:
         return
     store = job.encoded.store
-    for name in STUDENT_MARKS:  # first what says that a student is whole
+    for name in STUDENT_MARKS:  # first the files that mark a student as complete
         store.remove(f"{job.student}/{name}")
-    store.discard(job.student)  # what an interrupted export left has the same names, where it may not be deleted
+    store.discard(job.student)  # where deletion is not allowed, the export overwrites leftovers of the same names
     with student_folder() as folder:
         if job.training.lora is None:
             engine.module.save_pretrained(folder, state_dict=weights)
         else:
             adapted = adapter_model(source, job.training.lora)
             write_adapter(adapted, weights, job.model, folder / "adapter")
-            # Before the merge, which takes time and room in proportion to the student.
+            # Upload before the merge, which takes time and space in proportion to the student.
             store.upload(folder, job.student)
             shutil.rmtree(folder / "adapter")
             _write_merged(source, job.training.lora, adapted, weights, folder)
@@ -89,9 +89,9 @@ def _write_merged(
 def _write_surroundings(model: Any, source: Path, folder: Path, about: About) -> None:
     """Write tokenizer with chat template, generation defaults and model card beside weights and configuration.
 
-    The chat template takes the recipe's `chat_template_kwargs` and system prompt where a request gives none, so that
-    any server renders what training rendered. The generation defaults are greedy and stop at the end-of-turn token;
-    sampling is each request's own business.
+    The chat template defaults to the recipe's `chat_template_kwargs` and system prompt if a request gives none, so that
+    any server renders as training did. The generation defaults are greedy and stop at the end-of-turn token; sampling
+    is up to each request.
     """
     tokenizer = load_tokenizer(source, about.chat_template, "student")
     end_of_turn = ChatEncoder(tokenizer, {}).end_of_turn
@@ -109,7 +109,7 @@ def _write_surroundings(model: Any, source: Path, folder: Path, about: About) ->
 
 
 def _say_bfloat16(file: Path) -> None:
-    """The live model may compute in fp32; the written weights are bfloat16 in any case."""
+    """Set the configuration's type to bfloat16: written weights have it even if the model is fp32."""
     config = json.loads(file.read_text())
     config.pop("torch_dtype", None)
     config.pop("_name_or_path", None)

@@ -1,4 +1,4 @@
-"""Torch's distributed checkpoints in a store: each byte is read once, and names are taken as they stand."""
+"""Torch's distributed checkpoints in a store: each byte is read once, and names are taken literally."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,11 +14,11 @@ from torch.futures import Future
 from cgd_ray.compat.torch import FileSystem, StorageInfo
 from cgd_ray.storage.filesystem import Store
 
-_AT_ONCE = 32 * 2**20  # bytes: of neighbours that one request reads; a piece larger than this is one request
+_AT_ONCE = 32 * 2**20  # maximum bytes of adjacent pieces per request; a larger piece is one request
 
 
 def _files(store: Store) -> Any:
-    """Torch's own way from a path to a file system reads `::` and, on S3, `[` and `*` as more than names."""
+    """Return torch's file system over the store's: torch's own lookup interprets `::` and, on S3, `[` and `*`."""
     files = FileSystem()
     files.fs = store.fs
     return files
@@ -28,19 +28,19 @@ class StoreWriter(FileSystemWriter):
     """Writes a checkpoint into a folder of a store."""
 
     def __init__(self, store: Store, folder: str) -> None:
-        # All is on the host: reading ahead would open a context on the first GPU from this thread of every rank.
+        # All tensors are on the host: copying ahead would open a context on the first GPU from every rank's thread.
         super().__init__(store.path(folder), per_thread_copy_ahead=0)
         self.fs, self.path = _files(store), store.path(folder)
 
 
 class RangeReader(FileSystemReader):
-    """Torch's reader, but with one request for a piece, or for several small ones that lie side by side.
+    """Torch's reader, but with one request per piece, or per group of small adjacent pieces.
 
-    Torch's own seeks back and forth inside each piece, and s3fs reads ahead at each turn: 4.5 times the checkpoint.
+    Torch's own seeks back and forth inside each piece, and s3fs reads ahead at each seek: 4.5 times the checkpoint.
     """
 
     _ranges: Iterator[tuple[str, int, int]]
-    """Of each file in turn, in ascending order: path, start, end."""
+    """Path, start and end of each range, file by file in ascending order."""
     _range = ("", 0, 0)
     _content = memoryview(b"")
 
@@ -49,7 +49,7 @@ class RangeReader(FileSystemReader):
         self.fs, self.path = _files(store), store.path(folder)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill the planner's tensors with what the plan names."""
+        """Fill the planner's tensors with the items of the plan."""
         items = sorted(plan.items, key=self._place)
         paths, starts, ends = ([self._place(item)[column] for item in items] for column in range(3))
         self._ranges = zip(*merge_offset_ranges(paths, starts, ends, max_block=_AT_ONCE, sort=False), strict=True)
@@ -60,7 +60,7 @@ class RangeReader(FileSystemReader):
         return stored.relative_path, stored.offset, stored.offset + stored.length
 
     def _slice_file(self, file: AbstractBufferedFile, sinfo: StorageInfo) -> BytesIO:
-        """The bytes of a piece; torch asks for them in the order of the plan, which is that of the ranges."""
+        """Return the bytes of a piece; torch requests pieces in the order of the plan, which is that of the ranges."""
         end = sinfo.offset + sinfo.length
         if sinfo.relative_path != self._range[0] or end > self._range[2]:
             self._range = _, start, stop = next(self._ranges)

@@ -20,7 +20,7 @@ _LICENCE_OF_TEACHER = (
 
 
 def model_card(recipe: Recipe, encoded: EncodedExamples, identity: str) -> str:
-    """README.md with the base model, the method, the data counts, the settings and a note on licences."""
+    """Return README.md with the base model, the method, the data counts, the settings and a note on licences."""
     training, counts = recipe.training, encoded.counts
     method: str = training.method
     if training.method == "mix":
@@ -72,7 +72,7 @@ At inference it gets the bare prompt in its own chat template{system}.
 
 These weights are a derivative of the base model: its licence applies. {" ".join(licences)}
 """
-    return redact(card)  # names of models may be URLs
+    return redact(card)  # model names may be URLs
 
 
 def _adapter(lora: LoraSection | None) -> str:

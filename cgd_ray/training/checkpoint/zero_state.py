@@ -1,7 +1,7 @@
-"""What a rank holds of the fp32 weights and Adam's moments, whatever the ZeRO stage: by parameter name and place.
+"""A rank's share of the fp32 weights and Adam's moments in any ZeRO stage, by parameter name and position.
 
-Stages 1 and 2 give each rank a run of all parameters laid end to end, stage 3 an equal share of every parameter,
-stage 0 everything to everybody. As runs of flattened parameters, what one layout wrote any other can read.
+Stages 1 and 2 give each rank a contiguous range of all parameters laid end to end. Stage 3 gives it an equal share of
+every parameter, stage 0 everything. Stored as ranges of flattened parameters, the states are readable in any layout.
 """
 
 from collections.abc import Iterator
@@ -13,29 +13,29 @@ from deepspeed import DeepSpeedEngine
 from cgd_ray.compat import deepspeed as compat
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Adam's, as every optimiser here names them."""
+"""Adam's moments, by the names that every optimiser here uses."""
 
 STATES = ("fp32", *MOMENTS)
-"""Of a parameter: its weights, and the moments."""
+"""States of a parameter: its weights, and the moments."""
 
 
 @dataclass(frozen=True)
 class StateShard:
-    """A run of a flattened fp32 tensor."""
+    """A contiguous range of a flattened fp32 tensor."""
 
     tensor: torch.Tensor
-    """1-D. Of a live engine: its own memory."""
+    """1-D; from a live engine, a view of its memory."""
     start: int
-    """Place of its first element in the flattened whole."""
+    """Index of its first element in the flattened whole."""
     length: int
     whole: int
-    """Elements of the whole."""
+    """Number of elements of the whole."""
 
 
 def shards_of(engine: DeepSpeedEngine) -> dict[str, StateShard]:
-    """This rank's share of every state, by `STATE/PARAMETER`; views of what the engine works with.
+    """Return this rank's share of every state by `STATE/PARAMETER`, as views of the engine's tensors.
 
-    `engine` is DeepSpeed's, with AdamW, which has made a step or was told to begin at one.
+    `engine` is DeepSpeed's, with AdamW, after a step or `begin_at`.
     """
     stage = engine.zero_optimization_stage()
     return {
@@ -47,23 +47,23 @@ def shards_of(engine: DeepSpeedEngine) -> dict[str, StateShard]:
 
 
 def begin_at(engine: DeepSpeedEngine, step: int) -> None:
-    """Set Adam's step count; its moments are zeros, to be filled."""
+    """Set Adam's step count, and its moments to zeros, to be filled."""
     stage = engine.zero_optimization_stage()
     adam = engine.optimizer.optimizer if stage else engine.optimizer
     for tensor in _flat_tensors(engine, stage):
-        # DeepSpeed's CPU Adam counts in an integer, torch's in a tensor.
+        # DeepSpeed's CPU Adam keeps the count in an integer, torch's in a tensor.
         is_torch = isinstance(adam, torch.optim.AdamW)
         adam.state[tensor] = {"step": torch.tensor(float(step), device=tensor.device) if is_torch else step}
         adam.state[tensor] |= {name: torch.zeros_like(tensor) for name in MOMENTS}
 
 
 def refresh_weights(engine: DeepSpeedEngine) -> None:
-    """Round the forward pass's weights from the fp32 ones anew, on all ranks together."""
+    """Round the forward pass's weights from the fp32 weights again. All ranks call it together."""
     compat.refresh_weights(engine.optimizer, engine.zero_optimization_stage())
 
 
 def _flat_tensors(engine: DeepSpeedEngine, stage: int) -> list[torch.Tensor]:
-    """The tensors that Adam itself updates on this rank."""
+    """Return the tensors that Adam itself updates on this rank."""
     if stage == 0:
         return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
     return compat.flat_tensors(engine.optimizer, stage)

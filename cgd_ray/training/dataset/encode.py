@@ -1,4 +1,4 @@
-"""The table of examples to the table of token ids, once per method, tokenizer and length."""
+"""Encode the table of examples as a table of token ids, once per method, tokenizer and length."""
 
 import hashlib
 import json
@@ -23,15 +23,15 @@ from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.mix import method_of_row
 from cgd_ray.training.dataset.shuffled_critiques import with_others
 
-_FORMAT = 3  # counts up when the ids of an unchanged input change
+_FORMAT = 3  # increases when the ids of an unchanged input change
 log = structlog.get_logger(__name__)
 Views = dict[MethodName, Encoded | SkippedRow]
-"""One row as each method has it."""
+"""One row as encoded for each method."""
 
 
 @dataclass
 class Counts:
-    """What became of the examples."""
+    """Counts of encoded and dropped examples."""
 
     rows: int = 0
     supervised_tokens: int = 0
@@ -49,7 +49,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class EncodedExamples:
-    """The encoded table, and what became of the examples."""
+    """The encoded table and its counts."""
 
     table: Table
     counts: Counts
@@ -57,7 +57,7 @@ class EncodedExamples:
 
 @dataclass(frozen=True)
 class Encoding:
-    """Everything that decides which ids an example becomes."""
+    """Everything that determines the ids of an example."""
 
     training: TrainingSection
     seed: int
@@ -66,15 +66,15 @@ class Encoding:
 
     @property
     def contexts(self) -> Contexts:
-        """What is written around the rows' texts."""
+        """Texts around the rows' own texts."""
         return Contexts(self.prompts, self.training.context == "multi-turn")
 
     def table(self, examples: Table) -> Table:
-        """Where the encoded rows go."""
+        """Return the table of the encoded rows."""
         return Table(examples.store, "encoded", fingerprint(self.describe(examples)), ENCODED)
 
     def describe(self, examples: Table) -> JsonDict:
-        """The content of the encoded table's fingerprint; settings that change nothing are left out."""
+        """Return the content of the encoded table's fingerprint, without settings that change nothing."""
         training = self.training
         drawn = training.method == "mix" or self._shows_others
         return {
@@ -93,25 +93,25 @@ class Encoding:
         }
 
     def compared(self) -> list["Encoding"]:
-        """This one, and those of the methods that need the same views of every row."""
+        """Return the encodings of the compared methods that need the same views of every row, including this one."""
         methods = sorted({self.training.method, *self.training.compared_with})
         trainings = [self.training.model_copy(update={"method": method}) for method in methods]
         return [replace(self, training=training) for training in trainings if training.methods == self.training.methods]
 
     def prepared(self, examples: Sequence[Example]) -> list[Example]:
-        """The rows of one part with what a view takes from the others."""
+        """Return the rows of one part, each with the text that a view takes from another row."""
         return with_others(examples, self.seed) if self._shows_others else list(examples)
 
     def encode(self, example: Example) -> tuple[MethodName, Encoded | SkippedRow]:
-        """The row's view and its ids, or why it is left out."""
+        """Return the row's method and its ids, or why the row is dropped."""
         return self.chosen(example, self.as_views(example))
 
     def chosen(
         self, example: Example, views: dict[MethodName, Encoded | SkippedRow]
     ) -> tuple[MethodName, Encoded | SkippedRow]:
-        """The method's own of the row's views, or why it is left out: for all compared methods where one cannot use it.
+        """Return the row's method and its view, or why the row is dropped.
 
-        Over-long rows are left out whole, never cut.
+        A row that one compared method cannot use is dropped for all. Over-long rows are dropped whole, never truncated.
         """
         name = method_of_row(example, self.training, self.seed)
         if isinstance(views[name], Encoded):
@@ -121,7 +121,7 @@ class Encoding:
         return name, views[name]
 
     def as_views(self, example: Example) -> Views:
-        """The row as every view that is needed, the same for all compared methods."""
+        """Return the row in every view that is needed, the same for all compared methods."""
         return {name: self._encode_as(name, example) for name in sorted(self.training.methods)}
 
     def _encode_as(self, name: MethodName, example: Example) -> Encoded | SkippedRow:
@@ -144,9 +144,9 @@ class Encoding:
 
 
 def encode_examples(examples: Table, encoding: Encoding) -> EncodedExamples:
-    """Encode the examples, part by part (on the cluster where there are many), or find them encoded already.
+    """Encode the examples part by part (on the cluster if there are many), or reuse the encoded table.
 
-    Methods that are compared need each other's views of every row, so their tables are made together.
+    Compared methods need each other's views of every row, so their tables are made together.
     """
     wanted = encoding.table(examples)
     if not wanted.store.exists(_manifest(wanted)):
@@ -173,14 +173,14 @@ def _manifest(table: Table) -> str:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """Digest of the vocabulary, the merges, the added tokens and the chat template."""
+    """Return a digest of the vocabulary, the merges, the added tokens and the chat template."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
     digest.update(json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _encode_part(examples: Table, encodings: list[Encoding], numbered: tuple[int, str]) -> list[Counts]:
-    """One part of every encoding's table; all need the same views."""
+    """Write one part of every encoding's table and return the counts; all encodings need the same views."""
     number, source = numbered
     rows = encodings[0].prepared([Example.from_row(row) for row in examples.read([source]).to_pylist()])
     made = [_Part() for _ in encodings]

@@ -1,4 +1,4 @@
-"""The encoded table by row number, read from one file of the node by all its ranks."""
+"""The encoded table by row number, in one file per node that all its ranks read."""
 
 import os
 import secrets
@@ -19,14 +19,14 @@ from cgd_ray.training.scratch import encoded_file, remove_leftovers
 
 
 class EncodedRows:
-    """Rows of the table `ENCODED` in key order. Ids stay in Arrow (4 bytes a token) until they are asked for."""
+    """Rows of the table `ENCODED` in key order. Ids stay in Arrow (4 bytes per token) until they are requested."""
 
     def __init__(self, table: pa.Table) -> None:
         self._table = table
 
     @staticmethod
     def mapped(file: Path) -> "EncodedRows":
-        """The rows in a file of `write_local`, in pages that processes share; it may be deleted afterwards."""
+        """Map a file of `write_local` in pages that processes share; the file may be deleted afterwards."""
         return EncodedRows(pa.ipc.open_file(pa.memory_map(str(file))).read_all())
 
     def __len__(self) -> int:
@@ -44,7 +44,7 @@ class EncodedRows:
         return self.lengths - np.asarray(self._table["target_start"].to_numpy(), dtype=np.int64)
 
     def apart(self, fraction: float) -> tuple[Ids, Ids]:
-        """Numbers of the rows to train on, and of those of a share of the prompts, chosen by hash."""
+        """Return the numbers of training rows, and of validation rows: those of a share of prompts chosen by hash."""
         if not fraction:
             return np.arange(len(self)), np.arange(0)
         prompts = (prompt for part in self._table["prompt_id"].chunks for prompt in part.to_pylist())
@@ -53,26 +53,26 @@ class EncodedRows:
         return np.flatnonzero(~aside), np.flatnonzero(aside)
 
     def row(self, number: int) -> tuple[Ids, int]:
-        """The row's ids and where its target starts."""
+        """Return the row's ids and the index at which its target starts."""
         ids = np.asarray(self._table["input_ids"][number].values.to_numpy(), dtype=np.int64)
         return ids, int(self._table["target_start"][number].as_py())
 
     def key(self, number: int) -> str:
-        """The row's key as messages name it."""
+        """Return the row's key as shown in messages."""
         return f"{self._table['prompt_id'][number].as_py()}/{self._table['sample'][number].as_py()}"
 
 
 def write_local(table: Table, file: Path) -> None:
     """Copy an encoded table, part by part, into a file that can be mapped into memory."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        for part in table.batches():  # whose names are in the order of the keys
+        for part in table.batches():  # names of parts are in key order
             writer.write_table(part.drop_columns("part"))
 
 
 def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
-    """The rows of an encoded table, for every rank of a patient group; all call it together.
+    """Open the rows of an encoded table. All ranks call it together, with a group of `host_group`.
 
-    One copy on each node: millions of rows are tens of gigabytes, and a node has eight ranks.
+    One copy per node: millions of rows take tens of gigabytes, and a node has eight ranks.
     """
     file = encoded_file(broadcast_from_rank0(secrets.token_hex(8), group))
     is_first = os.environ["LOCAL_RANK"] == "0"
@@ -85,5 +85,5 @@ def open_on_node(table: Table, group: dist.ProcessGroup) -> EncodedRows:
         dist.barrier(group)
     finally:
         if is_first:
-            file.unlink(missing_ok=True)  # who has mapped it keeps it
+            file.unlink(missing_ok=True)  # existing mappings stay valid
     return rows

@@ -1,4 +1,4 @@
-"""Which method a row is trained with, where `training.method` is `mix`."""
+"""Choose the method of each row if `training.method` is `mix`."""
 
 from collections.abc import Mapping
 
@@ -8,9 +8,9 @@ from cgd_ray.storage.fingerprint import derived_seed
 
 
 def method_of_row(example: Example, training: TrainingSection, seed: int) -> MethodName:
-    """The run's method, or for `mix` one drawn by seed, key and weights.
+    """Return the run's method, or for `mix` one drawn by seed, key and weights.
 
-    The draw depends on the row's key alone, so adding or reordering rows changes no other row's method.
+    Of the rows, only the row's own key affects the draw, so adding or reordering rows changes no other row's method.
     """
     if training.method != "mix":
         return training.method

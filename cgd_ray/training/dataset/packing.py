@@ -1,7 +1,7 @@
-"""Rows of one optimiser step, shared out among workers and packed into forward passes. Deterministic; no torch, no Ray.
+"""Rows of one optimiser step, shared among workers and packed into forward passes. Deterministic; no torch, no Ray.
 
-Every worker computes the whole plan from the lengths alone, so that all run the same number of passes without asking
-each other: a worker with one pass less would leave the others waiting in a collective.
+Every worker computes the whole plan from the lengths alone, so all run the same number of passes without
+communication. If a worker had one pass less, the others would hang in a collective.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,14 +14,14 @@ import numpy.typing as npt
 from cgd_ray.storage.fingerprint import derived_seed
 
 Ids = npt.NDArray[np.int64]
-_LOOKED_AT = 4096  # rows, of steps
+_LOOKED_AT = 4096  # rows to sample, in whole steps
 
 
 @dataclass(frozen=True)
 class PackedRows:
     """Several rows end to end, in one sequence of T tokens with S supervised ones.
 
-    Attention between them is cut by the restarting positions (see `cgd_ray.training.loop.loss`).
+    Attention between rows is cut where positions restart (see `cgd_ray.training.loop.loss`).
     """
 
     input_ids: Ids
@@ -35,17 +35,17 @@ class PackedRows:
 
     @property
     def borders(self) -> npt.NDArray[np.int32]:
-        """[rows + 1] where each row begins, and T; in the type that FlashAttention takes."""
+        """[rows + 1] start of each row, and T, in the type that FlashAttention requires."""
         return np.append(np.flatnonzero(self.position_ids == 0), len(self.position_ids)).astype(np.int32)
 
 
 def optimiser_steps(rows: int, batch_size: int, epochs: int) -> int:
-    """Number of optimiser steps; an epoch's last batch may be smaller."""
+    """Return the number of optimiser steps; an epoch's last batch may be smaller."""
     return epochs * -(-rows // batch_size)
 
 
 def batches(rows: int, batch_size: int, epochs: int, seed: int, first_step: int = 0) -> Iterator[Ids]:
-    """The row numbers of each optimiser step from `first_step` on; each epoch has an order of its own."""
+    """Yield the row numbers of each optimiser step from `first_step` on; each epoch has its own order."""
     per_epoch = optimiser_steps(rows, batch_size, 1)
     for epoch in range(first_step // per_epoch, epochs):
         order = np.random.default_rng(derived_seed(seed, "epoch", epoch)).permutation(rows)
@@ -55,10 +55,10 @@ def batches(rows: int, batch_size: int, epochs: int, seed: int, first_step: int 
 
 
 def plan_passes(lengths: Sequence[int], workers: int, capacity: int) -> list[list[tuple[int, ...]]]:
-    """Share the rows of one step out: result[worker][pass] holds indices into `lengths`.
+    """Share the rows of one step among workers: result[worker][pass] holds indices into `lengths`.
 
     The longest rows go first, each to the worker with the fewest tokens so far; a worker's rows are packed by best fit.
-    Workers with fewer passes get empty ones at the end, up to the same number for all.
+    Workers with fewer passes get empty ones at the end, so that all have the same number.
     """
     shares: list[list[int]] = [[] for _ in range(workers)]
     loads = [0] * workers
@@ -72,7 +72,7 @@ def plan_passes(lengths: Sequence[int], workers: int, capacity: int) -> list[lis
 
 
 def pack(lengths: Sequence[int], rows: Sequence[int], capacity: int) -> list[tuple[int, ...]]:
-    """Best-fit decreasing: each row into the fullest pack that still has room; a row above `capacity` stands alone."""
+    """Pack by best-fit decreasing: each row into the fullest pack with room; a row above `capacity` is alone."""
     packs: list[list[int]] = []
     rooms: list[int] = []
     for row in _longest_first(lengths, rows):
@@ -88,14 +88,14 @@ def pack(lengths: Sequence[int], rows: Sequence[int], capacity: int) -> list[tup
 
 
 def largest_pass(lengths: Ids, supervised: Ids, batch_size: int, workers: int, capacity: int) -> tuple[int, int]:
-    """Most tokens, and most supervised tokens, that one pass will have: as the first steps of an epoch show.
+    """Estimate the most tokens, and the most supervised tokens, of one pass from the first steps of an epoch.
 
     Args:
-        lengths: [rows] tokens of each.
-        supervised: [rows] supervised tokens of each.
-        batch_size: rows of a step.
-        workers: that share them.
-        capacity: tokens of a pass; a longer row is a pass.
+        lengths: [rows] tokens of each row.
+        supervised: [rows] supervised tokens of each row.
+        batch_size: rows per step.
+        workers: workers that share a step's rows.
+        capacity: tokens per pass; a longer row is a pass of its own.
     """
     tokens = max(capacity, int(lengths.max(initial=0)))
     targets = [1, int(supervised.max(initial=0)), round(tokens * float(supervised.sum()) / max(1, int(lengths.sum())))]
@@ -106,7 +106,7 @@ def largest_pass(lengths: Ids, supervised: Ids, batch_size: int, workers: int, c
 
 
 def join(rows: Sequence[tuple[Ids, int]]) -> PackedRows:
-    """Put rows, given as ids and target start, end to end."""
+    """Join rows, given as ids and target start, end to end."""
     offsets = np.cumsum([0, *(len(ids) for ids, _ in rows)])
     return PackedRows(
         input_ids=np.concatenate([ids for ids, _ in rows]),
@@ -119,9 +119,9 @@ def join(rows: Sequence[tuple[Ids, int]]) -> PackedRows:
 
 
 def padded(rows: PackedRows, multiple: int) -> PackedRows:
-    """The pass with a row of nothing behind it, never supervised, so that its tokens are a multiple of a number.
+    """Append an unsupervised padding row, so that the number of tokens is a multiple of `multiple`.
 
-    There is always such a row: a kernel that is compiled for every kind of pass then sees one kind.
+    The row is always added: a kernel that is compiled for each kind of pass then gets only one kind.
     """
     more = multiple - len(rows.input_ids) % multiple
     return replace(
@@ -132,7 +132,7 @@ def padded(rows: PackedRows, multiple: int) -> PackedRows:
 
 
 def padding() -> PackedRows:
-    """The smallest pass there is, for a worker that has none left; its loss is weighted with 0."""
+    """Return the smallest possible pass, for a worker that has none left; its loss has weight 0."""
     return join([(np.zeros(2, dtype=np.int64), 1)])
 
 

@@ -1,4 +1,4 @@
-"""Whose critique a row is shown instead of its own, to measure what a specific one is worth."""
+"""Assign rows the critiques of other rows in place of their own, to measure the value of specific critiques."""
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ from cgd_ray.storage.fingerprint import derived_seed
 
 
 def with_others(examples: Sequence[Example], seed: int) -> list[Example]:
-    """The examples, each with the critique of another prompt's draft that has the same verdict, where there is one.
+    """Return the examples, each with the critique of another prompt's draft with the same verdict, if there is one.
 
-    A derangement: every critique is shown once. Rows of one verdict are put in an order drawn by the seed, those of one
-    prompt beside each other, and each takes the critique that stands as many places on as a prompt has rows at most.
+    A derangement: no critique is used twice. Rows of one verdict are put in an order drawn by the seed, with rows of
+    one prompt adjacent. Each row takes the critique N places further; N is the largest number of rows of a prompt.
     """
     found = list(examples)
     groups: defaultdict[str | None, list[int]] = defaultdict(list)

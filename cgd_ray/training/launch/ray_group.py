@@ -1,4 +1,4 @@
-"""How Ray Train's group of workers starts and ends: where gloo listens, and which failures are final."""
+"""Start and end of Ray Train's worker group: gloo's interface, and final failures."""
 
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -19,11 +19,11 @@ class _Group(Protocol):
 
 
 class NodeTorchConfig(TorchConfig):
-    """Ray's, but gloo listens on the interface with the address that Ray's nodes know each other by."""
+    """Ray's configuration, but gloo binds to the interface with the node's address in Ray."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What starts the process group."""
+        """Class that starts the process group."""
         return _NodeBackend
 
 
@@ -38,17 +38,17 @@ def _bind_gloo_to_node() -> None:
 
 
 class FinalFailures(UserCallback):
-    """Ends the training where a rank's GPU is full.
+    """Ends the training if a rank's GPU is full.
 
-    Ray Train restarts a group of which a worker failed up to `max_failures` times, but never after an error of its
-    controller, in which this runs.
+    Ray Train restarts a group with a failed worker up to `max_failures` times, but never after an error in its
+    controller, where this callback runs.
     """
 
     def after_exception(self, *, worker_exceptions: Mapping[int, Exception], **_: object) -> None:
-        """Raise what is final; the controller then ends the ranks that wait.
+        """Raise a final failure; the controller then ends the waiting ranks.
 
         Raises:
-            GpuMemoryError: of the first such rank.
+            GpuMemoryError: the error of the first such rank.
         """
         for error in worker_exceptions.values():
             if isinstance(error, GpuMemoryError):

@@ -28,18 +28,18 @@ log = structlog.get_logger(__name__)
 def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -> TrainedStudent:
     """Train the student on the examples and export it to `runs/NAME/student`.
 
-    The same command continues from the last checkpoint, and does nothing where the student is there. A setting that
-    changes the result starts afresh, with checkpoints of its own; its student takes the place of the run's earlier one.
+    The same command continues from the last checkpoint, and does nothing if the student exists. A setting that changes
+    the result starts a new training with its own checkpoints; its student replaces the run's earlier one.
 
     Args:
-        run: of the recipe.
+        run: the resolved run.
         examples: curated rows.
-        may_train: else the student of these very settings must be there.
+        may_train: if false, the student of these very settings must exist.
 
     Raises:
-        StoppedError: rows are ready for torchrun, where `training.launcher` says so.
-        CgdError: no student is there and none may be trained, one cannot be replaced, no rows are left,
-            training diverged, a GPU is full, or its workers died more than `training.max_failures` times.
+        StoppedError: rows are ready for torchrun, if `training.launcher` is `torchrun`.
+        CgdError: the student is missing and none may be trained, an earlier one cannot be replaced, no rows are left,
+            training diverged, a GPU is full, or workers died too often (`training.max_failures`).
     """
     recipe = run.recipe
     encoding = Encoding(recipe.training, recipe.training_seed, run.templates, run.encoder)
@@ -63,12 +63,12 @@ def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -
         raise StoppedError(plan.ask_for_torchrun())
     before = resources_in_use()
     result = _finish(plan, _fit(plan))
-    wait_for_release(before)  # evaluation's engines need the room
+    wait_for_release(before)  # evaluation's engines need the resources
     return result
 
 
 def _require_replaceable(plan: TrainingRun) -> None:
-    """Refuse before hours of training what would be refused at the export."""
+    """Refuse a student that cannot be replaced before hours of training, not at export."""
     if not any(plan.store.exists(f"{plan.student}/{name}") for name in STUDENT_MARKS):
         return
     student = plan.store.url(plan.student)
@@ -89,7 +89,7 @@ def _fit(plan: TrainingRun) -> RankOutcome:
     try:
         with shown_steps() as board:
             fit = _trainer(plan, board).fit
-            # Interrupted, it writes a checkpoint first.
+            # On interrupt, it writes a checkpoint first.
             outcome: RankOutcome | Refused = interruptibly(
                 fit, on_interrupt=partial(_stop, board, plan.recipe), grace_seconds=plan.recipe.training.stop_timeout_s
             ).return_value
@@ -129,7 +129,7 @@ def _trainer(plan: TrainingRun, board: ActorHandle) -> TorchTrainer:
 
 
 def _cause(error: Exception) -> str:
-    """One line of the first worker's failure, or of the controller's (a store that it cannot reach ends its start)."""
+    """Return one line of the first worker's failure, or of the controller's (an unreachable store fails its start)."""
     failures = getattr(error, "worker_failures", None)
     cause = next(iter(failures.values())) if failures else error
     lines = [line for line in str(cause).splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""What one Ray Train worker runs: the rank's loop, with progress wired to the driver."""
+"""Code of one Ray Train worker: the rank's loop, with progress reported to the driver."""
 
 import contextlib
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from cgd_ray.errors import StoppedError
 from cgd_ray.training.job import RankJob, RankOutcome, RefusedError, StepReport
 
 log = structlog.get_logger(__name__)
-_ANSWER_SECONDS = 1.0  # it takes a millisecond
+_ANSWER_SECONDS = 1.0  # an answer takes a millisecond
 
 
 @dataclass(frozen=True)
 class Refused:
-    """Training ended in a way that a restart would only repeat, so Ray Train must not see it as a failure."""
+    """A final end of training: a restart would only repeat it, so Ray Train must not treat it as a failure."""
 
     reason: str
 
 
 def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
     """Train from the last checkpoint, if there is one; `board` is the actor of `shown_steps`."""
-    from cgd_ray.training.loop.trainer import train_rank  # DeepSpeed, which the driver does without
+    from cgd_ray.training.loop.trainer import train_rank  # imports DeepSpeed, which the driver does not need
 
     try:
         return train_rank(job, _Reporter(board, job.name), _Warnings())
@@ -36,7 +36,7 @@ def train_on_ray(job: RankJob, board: ActorHandle) -> RankOutcome | Refused:
 
 
 class _Reporter:
-    """Shows each step, which is the same on all ranks, from rank 0, and hears whether to stop."""
+    """Reports each step, which is the same on all ranks, from rank 0, and reads whether to stop."""
 
     def __init__(self, board: ActorHandle, name: str) -> None:
         self._board = board
@@ -44,7 +44,7 @@ class _Reporter:
         self._gauges = _Gauges(name)
 
     def __call__(self, step: StepReport) -> bool:
-        """Whether the driver wants training to stop."""
+        """Report a step; return whether the driver requests a stop."""
         if not self._is_first:
             return False
         log.info("train", **step.shown())
@@ -56,13 +56,13 @@ class _Reporter:
 
 
 class _Warnings:
-    """Hears from Ray that a worker's node will be taken away (a spot machine's notice, a drained node)."""
+    """Checks whether Ray announces the loss of a worker's node (a spot machine's notice, a drained node)."""
 
     def __init__(self) -> None:
         self._last: PreemptionInfo | None = None
 
     def __call__(self) -> bool:
-        """Whether there is a new warning, the same on all ranks: Ray lets them agree."""
+        """Return whether there is a new warning, the same on all ranks: Ray synchronizes them."""
         info = ray.train.get_preemption_info()
         is_new, self._last = info is not None and info != self._last, info
         if is_new and ray.train.get_context().get_world_rank() == 0:
@@ -71,7 +71,7 @@ class _Warnings:
 
 
 class _Gauges:
-    """The figures of the last step as Ray metrics, which a cluster's Prometheus scrapes: `ray_cgd_training_loss` ..."""
+    """Exports the last step's figures as Ray metrics for a cluster's Prometheus: `ray_cgd_training_loss` ..."""
 
     def __init__(self, run: str) -> None:
         self._tags = {"run": run}

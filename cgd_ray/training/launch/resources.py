@@ -1,4 +1,4 @@
-"""What a training worker asks of Ray, and how Ray Train reaches the store."""
+"""Ray resources of a training worker, and Ray Train's access to the store."""
 
 from dataclasses import dataclass
 
@@ -15,20 +15,20 @@ from cgd_ray.runtime.packing import pack
 from cgd_ray.storage.filesystem import Store
 
 _CPUS_BESIDE_A_GPU = 8
-_RESIZE_SECONDS = 600.0  # a larger group starts from the last checkpoint: not after every node that comes
+_RESIZE_SECONDS = 600.0  # a larger group restarts from the last checkpoint: not for every new node
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """One worker's share."""
+    """Resources of one worker."""
 
     device: Device
     cpus: int
     gpus: float
 
     def scaling(self, training: TrainingSection) -> ray.train.ScalingConfig:
-        """Ray Train's form of it."""
+        """Return the scaling configuration of Ray Train."""
         amounts = {"CPU": float(self.cpus)} | ({"GPU": self.gpus} if self.gpus else {})
         return ray.train.ScalingConfig(
             num_workers=(training.min_workers, training.workers) if training.min_workers else training.workers,
@@ -40,10 +40,10 @@ class WorkerResources:
 
 
 def worker_resources(training: TrainingSection) -> WorkerResources:
-    """Fill in what the recipe leaves open, from the installed packages and what the cluster has now.
+    """Fill in resources that the recipe leaves open, from the installed packages and the cluster's current nodes.
 
     Raises:
-        ConfigError: GPUs for packages that compute on CPU, or CPU packages on a cluster with GPUs.
+        ConfigError: GPUs are requested with CPU packages, or CPU packages are installed on a cluster with GPUs.
     """
     wanted = training.resources
     if wanted.gpus_per_worker is None:
@@ -55,16 +55,16 @@ def worker_resources(training: TrainingSection) -> WorkerResources:
 
 
 def check_room(training: TrainingSection, resources: WorkerResources, *, is_next: bool) -> None:
-    """Say that training will wait for a cluster to grow.
+    """Check that the workers can fit on the cluster; warn if training will wait for it to grow.
 
     Args:
-        training: of the recipe.
+        training: section of the recipe.
         resources: of one worker.
-        is_next: the nodes are needed now: an autoscaler that tells no shapes is asked for all of them, see
-            `require_room`.
+        is_next: the nodes are needed now: an autoscaler that does not list its shapes of nodes is asked for all of
+            them, see `require_room`.
 
     Raises:
-        ConfigError: no node holds a worker, or a cluster that tells how far it grows never all of them.
+        ConfigError: no node can hold a worker, or a cluster with known limits can never hold all of them.
     """
     fewest = training.min_workers or training.workers
     demand = Demand(resources.cpus, resources.gpus, training.resources.accelerator_type)
@@ -77,7 +77,7 @@ def check_room(training: TrainingSection, resources: WorkerResources, *, is_next
 
 
 def _default_cpus(workers: int, gpus: float, accelerator_type: str | None) -> int:
-    """The most with which all workers have room on the nodes that there are; 1 where they have none."""
+    """Return the most CPUs per worker with which all workers fit on the current nodes; 1 if they do not fit."""
     cluster = read_cluster()
     largest = int(max((node.cpus for node in cluster.nodes if node.gpus >= gpus), default=1))
     for each in range(min(largest, _CPUS_BESIDE_A_GPU) if gpus else largest, 1, -1):
@@ -87,10 +87,10 @@ def _default_cpus(workers: int, gpus: float, accelerator_type: str | None) -> in
 
 
 def pyarrow_filesystem(store: Store) -> pyarrow.fs.FileSystem:
-    """The store's file system as pyarrow's, which is what Ray Train takes; keys come from the environment.
+    """Return the store's file system as pyarrow's, which Ray Train requires; keys come from the environment.
 
-    On S3 it goes through s3fs as every other access does. Arrow's own S3 client writes an empty object for each parent
-    folder, which not every S3 server takes. Listings are not remembered: other processes write here.
+    On S3 it uses s3fs like every other access. Arrow's own S3 client writes an empty object for each parent folder,
+    which not every S3 server accepts. Listings are not cached: other processes write here.
     """
     if not store.is_s3:
         return pyarrow.fs.LocalFileSystem()

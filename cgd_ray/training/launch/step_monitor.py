@@ -1,4 +1,4 @@
-"""Optimiser steps, shown by the driver while it waits: what workers print goes to their own log files."""
+"""Show optimiser steps from the driver while it waits: workers print to their own log files."""
 
 import contextlib
 import threading
@@ -15,11 +15,11 @@ from cgd_ray.training.job import StepReport
 log = structlog.get_logger(__name__)
 _POLL_SECONDS = 1.0
 _LINE_SECONDS = 15.0
-_SILENT_SECONDS = 60.0  # Ray Train waits for workers without a word
+_SILENT_SECONDS = 60.0  # Ray Train logs nothing while it waits for workers
 
 
 class _Board:
-    """An actor between driver and rank 0, which writes each step; the driver reads it, and may ask for an end."""
+    """An actor between driver and rank 0: rank 0 writes each step; the driver reads it, and may request a stop."""
 
     def __init__(self) -> None:
         self._last: StepReport | None = None
@@ -38,7 +38,7 @@ class _Board:
 
 @contextlib.contextmanager
 def shown_steps() -> Iterator[ActorHandle]:
-    """Log a line for the first step and then every few seconds; yields the board's actor for the workers."""
+    """Log a line for the first step and then every few seconds; yield the board's actor for the workers."""
     board = ray.remote(num_cpus=0)(_Board).remote()
     done = threading.Event()
     reader = threading.Thread(target=_show, args=(board, done), daemon=True)
@@ -54,7 +54,7 @@ def shown_steps() -> Iterator[ActorHandle]:
 def _show(board: ActorHandle, done: threading.Event) -> None:
     shown, line, since = 0, 0.0, time.monotonic()
     while not done.wait(_POLL_SECONDS):
-        # The board may be lost with its node; training goes on without these lines.
+        # The board may be lost with its node; training continues without these lines.
         with contextlib.suppress(ray.exceptions.RayError):
             step = ray.get(board.last.remote(), timeout=10)
             now = time.monotonic()

@@ -1,11 +1,11 @@
-"""The rank's loop under plain torchrun, without Ray: where a scheduler (Slurm, a single machine) gives the GPUs.
+"""Run the rank's loop under plain torchrun, without Ray: for GPUs of a scheduler (Slurm) or of a single machine.
 
     torchrun --standalone --nproc-per-node 8 -m cgd_ray.training.launch.torchrun JOB
 
 JOB is ROOT/runs/NAME/training/IDENTITY/job.json.
 
-`cgd run` with `training.launcher=torchrun` writes the job and says this command; run again, it goes on with the
-student. The same command resumes, on as many ranks as it is given. Ctrl-C and SIGTERM write a checkpoint first.
+`cgd run` with `training.launcher=torchrun` writes the job and prints this command; run again, it continues with the
+student. The same torchrun command resumes, on any number of ranks. Ctrl-C and SIGTERM write a checkpoint first.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ from cgd_ray.training.distributed import host_group, join_ranks, raise_on_all_ra
 from cgd_ray.training.job import OUTCOME, GpuMemoryError, RankJob, RankOutcome, StepReport
 
 log = structlog.get_logger(__name__)
-_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's end, Ctrl-C, a closed terminal
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's stop, Ctrl-C, a closed terminal
 _FIRST_RANK_S = 20
 
 
@@ -53,10 +53,10 @@ def main() -> None:
 
 
 def _end(reason: str, code: int, *, of_all: bool = True) -> NoReturn:
-    """Say it once, where all ranks end with it.
+    """Exit with an error, printed only once if all ranks end with it.
 
-    torchrun ends all ranks as soon as one has ended. So the others wait for the first one, which may be slower, and say
-    it themselves if it does not end.
+    torchrun ends all ranks as soon as one has exited. The others therefore wait for the first one, which may be slower,
+    and print the error themselves if it does not exit.
     """
     if of_all and not _is_first():
         for number in _SIGNALS:
@@ -69,7 +69,7 @@ def _end(reason: str, code: int, *, of_all: bool = True) -> NoReturn:
 def _train(url: str) -> None:
     job = _read_job(url)
     os.environ.setdefault("DS_ACCELERATOR", job.device)
-    from cgd_ray.training.loop.trainer import train_rank  # DeepSpeed, which looks for its accelerator as it is imported
+    from cgd_ray.training.loop.trainer import train_rank  # imports DeepSpeed, which selects its accelerator on import
 
     with _alone(job):
         outcome = train_rank(job, _Reporter())
@@ -81,10 +81,10 @@ def _train(url: str) -> None:
 
 @contextlib.contextmanager
 def _alone(job: RankJob) -> Iterator[None]:
-    """Hold the run, as `cgd run` does: no two trainings write its student.
+    """Hold the run's lease, as `cgd run` does: no two trainings write its student.
 
     Raises:
-        RefusedError: somebody works on it.
+        RefusedError: another process holds the lease.
     """
     join_ranks(job)
     refusal = None
@@ -122,7 +122,7 @@ def _is_first() -> bool:
 
 
 class _Reporter:
-    """Shows each step from rank 0; wants an end after a signal that torchrun passes on to every rank."""
+    """Logs each step from rank 0; requests a stop after a signal, which torchrun passes on to every rank."""
 
     def __init__(self) -> None:
         self._must_stop = False
@@ -133,7 +133,7 @@ class _Reporter:
         self._must_stop = True
 
     def __call__(self, step: StepReport) -> bool:
-        """Whether one of `_SIGNALS` came."""
+        """Log a step; return whether one of `_SIGNALS` was received."""
         if _is_first():
             log.info("training", **step.shown())
         return self._must_stop

@@ -1,4 +1,4 @@
-"""One training by what makes it this one: its identity, its folders in the store, its result."""
+"""One training: its identity, its folders in the store, its result."""
 
 import json
 import math
@@ -15,8 +15,8 @@ from cgd_ray.training.checkpoint.model_card import model_card
 from cgd_ray.training.dataset.encode import EncodedExamples
 from cgd_ray.training.job import OUTCOME, About, RankJob, RankOutcome
 
-# Settings that change the trained weights, and their names in identities, which outlive the names of keys; the others
-# (workers, ZeRO stage, packing, ...) change where and how fast.
+# Settings that change the trained weights, with their names in identities, which stay when keys are renamed. Other
+# settings (workers, ZeRO stage, packing, ...) change where and how fast training runs.
 _RESULT_SETTINGS = {
     name: name
     for name in (
@@ -28,7 +28,7 @@ _RESULT_SETTINGS = {
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training ended with. Counts and seconds are over all interruptions."""
+    """Result of a training. Counts and seconds are totals across interruptions."""
 
     student_name: str
     """Folder of the exported student in the store, relative to the root."""
@@ -41,25 +41,25 @@ class TrainingResult:
     final_loss: float
     """Mean loss per supervised token of the last step."""
     validation_loss: float | None
-    """Mean loss per supervised token of the rows set aside, at the exported step; None where there are none."""
+    """Mean loss per supervised token of the validation rows, at the exported step; None if there are none."""
     exported_step: int
-    """The optimiser step whose weights the student has."""
+    """Optimiser step of the student's weights."""
     dropped: dict[str, int]
     """Rows left out, by reason."""
 
     @staticmethod
     def from_json(content: JsonDict) -> "TrainingResult":
-        """What `asdict` made of it; other keys are left out."""
+        """Restore the result from the output of `asdict`; other keys are ignored."""
         return TrainingResult(**{one.name: content[one.name] for one in fields(TrainingResult)})
 
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """What one invocation came to."""
+    """Result of one invocation."""
 
     result: TrainingResult
     reused: bool
-    """Whether the student was there already and nothing was trained."""
+    """Whether the student already existed and nothing was trained."""
     resumed_from_step: int | None
 
 
@@ -72,12 +72,12 @@ class TrainingRun:
 
     @property
     def recipe(self) -> Recipe:
-        """The run's."""
+        """Recipe of the run."""
         return self.run.recipe
 
     @property
     def store(self) -> Store:
-        """The run's."""
+        """Store of the run."""
         return self.run.store
 
     @property
@@ -92,19 +92,19 @@ class TrainingRun:
 
     @property
     def folder(self) -> str:
-        """Folder of this one's checkpoints."""
+        """Folder of this training's checkpoints."""
         return f"{self.parent}/{self.identity}"
 
     @property
     def content(self) -> JsonDict:
-        """What makes this training this training."""
+        """Everything that distinguishes this training from others."""
         settings = self.recipe.training.model_dump(mode="json", include=set(_RESULT_SETTINGS))
         return {
             "encoded": self.encoded.table.fingerprint,
             "student": self.run.student_identity,
             "seed": self.recipe.training_seed,
             **{_RESULT_SETTINGS[name]: value for name, value in settings.items()},
-            # The exported chat template has it.
+            # The exported chat template contains it.
             **({"system_prompt": system} if (system := self.recipe.data.system_prompt) else {}),
             # Only steps with a checkpoint can be the best.
             "candidates": self.recipe.training.checkpoint_interval if self.recipe.training.export == "best" else None,
@@ -116,7 +116,7 @@ class TrainingRun:
         return fingerprint(self.content)
 
     def finished(self) -> TrainedStudent | None:
-        """The result of an earlier invocation, if this very training was exported."""
+        """Return the result of an earlier invocation, if it exported this very training."""
         name = f"{self.student}/manifest.json"
         if not self.store.exists(name):
             return None
@@ -126,7 +126,7 @@ class TrainingRun:
         return TrainedStudent(TrainingResult.from_json(manifest["result"]), reused=True, resumed_from_step=None)
 
     def finish(self, outcome: RankOutcome) -> TrainedStudent:
-        """Write the manifest, last of all: from here on the student counts as complete."""
+        """Write the manifest, last of all: from then on the student counts as complete."""
         progress = outcome.progress
         result = TrainingResult(
             student_name=self.student,
@@ -146,7 +146,7 @@ class TrainingRun:
         return TrainedStudent(result, reused=False, resumed_from_step=outcome.resumed_from_step)
 
     def job(self, device: str, threads: int) -> RankJob:
-        """What the ranks are told."""
+        """Return the job of the ranks."""
         return RankJob(
             encoded=self.encoded.table,
             model=self.recipe.student.model,
@@ -170,13 +170,13 @@ class TrainingRun:
         )
 
     def torchrun_outcome(self) -> RankOutcome | None:
-        """What torchrun left beside the student that it exported, if it was this training's."""
+        """Return the outcome that torchrun wrote beside its exported student, if it was this training's."""
         name = f"{self.student}/{OUTCOME}"
         found = json.loads(self.store.read(name)) if self.store.exists(name) else {}
         return RankOutcome.from_json(found) if found.get("identity") == self.identity else None
 
     def ask_for_torchrun(self) -> str:
-        """Write the job for `cgd_ray.training.launch.torchrun`, and say how it is started."""
+        """Write the job for `cgd_ray.training.launch.torchrun`, and return a message with its command."""
         name = f"{self.folder}/job.json"
         self.store.write(name, self.job("cpu", threads=1).to_json())
         training, storage = self.recipe.training, self.recipe.storage
@@ -186,7 +186,7 @@ class TrainingRun:
             # `auto` was resolved on this machine, and the ranks may run on others.
             f"rows are ready; training.precision is {training.precision}; train with: {variables}"
             f"torchrun --standalone --nproc-per-node {training.workers} "
-            # Which sends SIGTERM on, and kills the ranks after half a minute by default.
+            # torchrun forwards SIGTERM, and by default kills the ranks half a minute later.
             f"--shutdown-timeout {math.ceil(training.stop_timeout_s)} "
             f"-m cgd_ray.training.launch.torchrun {self.store.url(name)}; then {RERUN}"
         )

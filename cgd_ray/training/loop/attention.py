@@ -1,4 +1,4 @@
-"""Attention between the rows of a pack: which implementation cuts it, and one of ours for CPU."""
+"""Attention within the rows of a pack: the choice of implementation, and our own for CPU."""
 
 from pathlib import Path
 from typing import Literal
@@ -29,22 +29,22 @@ from cgd_ray.training.loop.loss import UNSUPPORTED_ERRORS, packed_logits
 _Loadable = Literal["eager", "sdpa", "flex_attention", "flash_attention_2"]
 
 log = structlog.get_logger(__name__)
-_MASKED: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask of all pairs of a pass's tokens
+_MASKED: tuple[_Loadable, ...] = ("sdpa", "eager")  # with a mask over all pairs of tokens in a pass
 _BY_ROW, _COMPARED = "cgd_by_row", "cgd_compared"
-_LIMITS = ("sliding_window", "attention_chunk_size")  # of a configuration: tokens that see each other at most
-_TOLERANCE = 3e-2  # of one attention's largest output: bfloat16 rounds to 0.4 % in each of its steps
-# Up to this many tokens a CPU's backward pass of attention takes half as long in fp32 as in bfloat16.
+_LIMITS = ("sliding_window", "attention_chunk_size")  # keys of a configuration: limits of the tokens in one attention
+_TOLERANCE = 3e-2  # relative to an attention's largest output: bfloat16 rounds to 0.4 % at each step
+# Up to this number of tokens, a CPU's backward pass of attention takes half as long in fp32 as in bfloat16.
 _FP32_ROW_TOKENS = 256
-# Mean difference of logits over their standard deviation; bfloat16 leaves a tenth of it in deep models.
+# Mean difference of logits over their standard deviation; bfloat16 alone causes a tenth in deep models.
 _MAX_LOGIT_SHIFT = 0.2
-_FLEX_TOKENS = 256  # two of its blocks: 3 % of a pass of 4,096 tokens at the mean
-_FLEX_KINDS = 32  # with the short passes of the checks before training
+_FLEX_TOKENS = 256  # two blocks: mean padding is 3 % of a pass of 4,096 tokens
+_FLEX_KINDS = 32  # including the short passes of the checks before training
 _GPU_ERRORS = (torch.OutOfMemoryError, torch.AcceleratorError)
 _LENGTH_DEPENDENT_ROPE = ("longrope", "dynamic")
 
 
 def wanted(training: TrainingSection, device: torch.device) -> list[_Loadable]:
-    """What the model is to be loaded with: the first of these that it has."""
+    """Return attention implementations by preference: the model is loaded with the first that it supports."""
     if training.attention == "by_row":
         return ["sdpa"]
     if training.attention != "auto":
@@ -52,7 +52,7 @@ def wanted(training: TrainingSection, device: torch.device) -> list[_Loadable]:
     if device.type == "cpu":
         return ["sdpa", "eager"]
     flash: list[_Loadable] = ["flash_attention_2"]
-    # FlashAttention takes no fp32.
+    # FlashAttention does not support fp32.
     return [
         *(flash if is_flash_attn_2_available() and training.precision == "bf16" else []),
         "flex_attention",
@@ -61,10 +61,10 @@ def wanted(training: TrainingSection, device: torch.device) -> list[_Loadable]:
 
 
 def load_student(folder: Path, training: TrainingSection, device: torch.device, **options: object) -> PreTrainedModel:
-    """The model in a directory; under `auto` with the attention that all have, where it has none of the faster ones.
+    """Load the model in a directory; under `auto`, fall back to eager attention if it has no faster one.
 
     Raises:
-        RefusedError: its architecture cannot do with the attention that the recipe names.
+        RefusedError: its architecture does not support the attention that the recipe names.
     """
     AttentionInterface.register("flex_attention", _flex)
     *better, last = wanted(training, device)
@@ -84,14 +84,14 @@ def load_student(folder: Path, training: TrainingSection, device: torch.device, 
 
 
 def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device: torch.device) -> None:
-    """Let rows attend one by one, where recipe or device ask for it and it is what a mask does in this model.
+    """Compute attention row by row if the recipe or the device calls for it and it matches the mask in this model.
 
-    An architecture may add its own biases to a mask, or not say where rows begin. Rows that may be longer than its
-    window stay with the mask, which knows windows. All ranks call it together.
+    An architecture may add its own biases to a mask, or not pass on where rows begin. Rows that may exceed its window
+    keep the mask, which handles windows. All ranks call it together.
 
     Args:
         engine: wraps the model of `load_student`.
-        training: `attention` and `max_length` matter.
+        training: `attention` and `max_length` are used.
         device: of the model.
 
     Raises:
@@ -104,7 +104,7 @@ def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device
     by_row = training.attention == "by_row" or (training.attention == "auto" and device.type == "cpu")
     try:
         logits = _probe(engine, device)
-    except _GPU_ERRORS:  # this rank's device alone, perhaps: it ends, and the others with it
+    except _GPU_ERRORS:  # perhaps on this rank only: it fails, and the others with it
         raise
     except UNSUPPORTED_ERRORS as error:
         raise _refused(attention, error) from error
@@ -112,7 +112,7 @@ def resolve_attention(engine: DeepSpeedEngine, training: TrainingSection, device
         return
     config = model.config.get_text_config()
     limits = [getattr(config, name, None) for name in _LIMITS]
-    # What has no such kernel has something that it would leave out: sinks, a cap of the scores.
+    # A model without sdpa has features that sdpa would omit: sinks, a cap on scores.
     chosen = attention
     if attention == "sdpa" and not any(limit is not None and limit < training.max_length for limit in limits):
         chosen = _compared(engine, device, logits)
@@ -127,9 +127,9 @@ def attends_by_row(model: PreTrainedModel) -> bool:
 
 
 def _compared(engine: DeepSpeedEngine, device: torch.device, masked: torch.Tensor) -> str:
-    """By row, where it is what sdpa does in this model under a mask, with these logits; else sdpa."""
+    """Return attention by row if it matches sdpa under a mask, whose logits are `masked`; else return sdpa."""
     comparison = _Comparison()
-    # It reads positions on the host: under torch.compile each number of rows would have a graph of its own.
+    # It reads positions on the host: under torch.compile each number of rows would need its own graph.
     AttentionInterface.register(_BY_ROW, torch.compiler.disable(_by_row))
     AttentionInterface.register(_COMPARED, comparison.attend)
     AttentionMaskInterface.register(_COMPARED, sdpa_mask)
@@ -148,10 +148,10 @@ def _compared(engine: DeepSpeedEngine, device: torch.device, masked: torch.Tenso
 
 
 class _Comparison:
-    """Attends under the mask, and notes how far from it row by row is: the largest difference over the largest output.
+    """Attends under the mask and records the error of attention by row: the largest difference over the largest output.
 
-    Attention by attention, each with the same input: in bfloat16 what one of them rounds otherwise is a quarter of the
-    logits' standard deviation thirty layers later, as much as a bias left out.
+    Each attention is compared on the same input. In bfloat16 one rounding difference grows to a quarter of the logits'
+    standard deviation thirty layers later, as much as an omitted bias.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class _Comparison:
         position_ids: torch.Tensor,
         **options: object,
     ) -> tuple[torch.Tensor, None]:
-        """As `sdpa_attention_forward`."""
+        """Run `sdpa_attention_forward` and record the error."""
         masked, _ = sdpa_attention_forward(module, query, key, value, mask, **options)
         by_row, _ = _by_row(module, query, key, value, mask, position_ids=position_ids, **options)
         self.differences.append(((by_row - masked).abs().max() / masked.abs().max()).item())
@@ -176,10 +176,10 @@ class _Comparison:
 
 
 def pass_multiple(engine: DeepSpeedEngine) -> int:
-    """What the tokens of a pass should be a multiple of, 1 where it does not matter.
+    """Return the number of which a pass's token count should be a multiple; 1 if it does not matter.
 
     Flex attention is compiled for each kind of pass (one row or several, one block of 128 tokens or several), up to
-    `recompile_limit` times; from then on it computes all pairs of tokens.
+    `recompile_limit` times. Beyond that, it computes all pairs of tokens.
     """
     if attention_of(engine.module.config) != "flex_attention":
         return 1
@@ -188,7 +188,7 @@ def pass_multiple(engine: DeepSpeedEngine) -> int:
 
 
 def require_rows_fit(config: PreTrainedConfig, longest: int) -> None:
-    """Refuse rows that the model has no positions for, or that would change what shorter ones beside them are.
+    """Refuse rows that exceed the model's positions, or that would change the positions of shorter rows beside them.
 
     Args:
         config: of the text model.
@@ -220,7 +220,7 @@ def _refused(attention: str, error: Exception) -> RefusedError:
 
 @torch.no_grad()
 def _probe(engine: DeepSpeedEngine, device: torch.device) -> torch.Tensor:
-    """Logits of a small pack, without dropout."""
+    """Return the logits of a small pack, without dropout."""
     vocabulary = engine.module.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (44,), generator=torch.Generator().manual_seed(0)).numpy()
     engine.eval()
@@ -237,10 +237,10 @@ def _flex(
     mask: torch.Tensor | None,
     **options: object,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Transformers' flex attention, made safe for autocast and for short passes.
+    """Run Transformers' flex attention, made safe for autocast and for short passes.
 
-    Under autocast, rotary positions leave queries and keys in fp32 beside values in bfloat16, which the kernel reads as
-    one type. For fewer than 128 queries PyTorch takes a kernel for decoding, which it cannot make for some shapes.
+    Under autocast, rotary positions leave queries and keys in fp32 and values in bfloat16, but the kernel reads all as
+    one type. For fewer than 128 queries PyTorch uses a decoding kernel, which it cannot build for some shapes.
     """
     kind = query.device.type
     if torch.is_autocast_enabled(kind):
@@ -262,9 +262,9 @@ def _by_row(
     position_ids: torch.Tensor,
     **options: object,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention [1, heads, T, size] -> [1, T, heads, size] within each run of restarting positions [1, T].
+    """Compute causal attention [1, heads, T, size] -> [1, T, heads, size] per row; positions [1, T] restart at rows.
 
-    With a mask of all pairs a fused kernel on CPU computes all pairs, too: for n rows of one length n times the work.
+    Under a mask over all pairs, a fused CPU kernel computes all pairs: for n rows of equal length, n times the work.
     """
     starts = (position_ids[0] == 0).nonzero().flatten().tolist()
     lengths = [end - start for start, end in zip(starts, [*starts[1:], query.shape[2]], strict=True)]
@@ -276,11 +276,11 @@ def _by_row(
 def _within_row(
     module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, /, **options: object
 ) -> torch.Tensor:
-    """Causal attention [1, heads, T, size] -> [1, T, heads, size] of one row."""
+    """Compute causal attention [1, heads, T, size] -> [1, T, heads, size] of one row."""
     output: torch.Tensor
     if query.shape[2] > _FP32_ROW_TOKENS or query.device.type != "cpu":
         output, _ = sdpa_attention_forward(module, query, key, value, None, **options)
     else:
-        with torch.autocast("cpu", enabled=False):  # stage 0's would round them back
+        with torch.autocast("cpu", enabled=False):  # stage 0's autocast would round them back
             output, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), None, **options)
-    return output.to(query.dtype)  # under autocast the two kinds of rows come in two types
+    return output.to(query.dtype)  # under autocast the two branches return different types

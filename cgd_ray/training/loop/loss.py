@@ -1,4 +1,4 @@
-"""The loss of one packed forward pass, and the proof that packed rows do not see each other."""
+"""The loss of one packed forward pass, and the check that packed rows do not affect each other."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from cgd_ray.training.dataset.packing import PackedRows, join
 from cgd_ray.training.job import RefusedError
 
 UNSUPPORTED_ERRORS = (ValueError, TypeError, AttributeError, RuntimeError)
-"""As what architectures raise that they cannot do with an attention, or with tensors without values."""
+"""Errors that architectures raise if they do not support an attention, or tensors without values."""
 
 
 def packed_logits(model: Any, rows: PackedRows, device: torch.device) -> torch.Tensor:
-    """Logits [S, vocabulary] at the positions that predict a supervised token.
+    """Return logits [S, vocabulary] at the positions that predict a supervised token.
 
-    Transformers cuts attention where position ids restart only if there is neither an attention mask nor a cache: with
-    `use_cache` at its default the rows of a pack see each other. Other positions' logits are never computed: with a
-    vocabulary of 150k and a third of the tokens supervised they are most of the memory of a pass.
+    Transformers cuts attention where position ids restart only without an attention mask and without a cache. With
+    `use_cache` at its default, the rows of a pack attend to each other. Other positions' logits are never computed:
+    with a vocabulary of 150k and a third of the tokens supervised, they take most of a pass's memory.
     """
     logits: torch.Tensor = model(**_inputs(model, rows, device)).logits.squeeze(0)
     return logits
@@ -34,7 +34,7 @@ def _inputs(model: nn.Module, rows: PackedRows, device: torch.device) -> dict[st
         "use_cache": False,
     }
     if is_flash_attention_requested(getattr(model, "module", model).config):
-        # Else each layer reads them from the positions, and waits for the device.
+        # Otherwise each layer derives the borders from the positions, and waits for the device.
         borders = rows.borders
         longest = int(np.diff(borders).max())
         inputs |= dict.fromkeys(("cu_seq_lens_q", "cu_seq_lens_k"), torch.from_numpy(borders).to(device))
@@ -43,17 +43,17 @@ def _inputs(model: nn.Module, rows: PackedRows, device: torch.device) -> dict[st
 
 
 def summed_loss(model: Any, rows: PackedRows, device: torch.device, *, fused: bool = False) -> torch.Tensor:
-    """Sum of the negative log-likelihoods of the supervised tokens, in fp32.
+    """Return the sum of the negative log-likelihoods of the supervised tokens, in fp32.
 
     Args:
-        model: as DeepSpeed wraps it, or bare.
+        model: wrapped by DeepSpeed, or bare.
         rows: one pass.
         device: of the model.
-        fused: whether Liger's kernel makes it from the last hidden states, some of them at a time.
+        fused: whether Liger's kernel computes it from the last hidden states, chunk by chunk.
     """
     labels = torch.from_numpy(rows.labels).to(device)
     if fused:
-        # Liger takes the sum where it is told a number of items to divide it by.
+        # Liger returns the sum if it is given a number of items to divide it by.
         wanted = {"shift_labels": labels.unsqueeze(0), "num_items_in_batch": 1, "skip_logits": True}
         loss: torch.Tensor = model(**_inputs(model, rows, device), **wanted, accum_dtype=torch.float32).loss
         return loss
@@ -62,18 +62,18 @@ def summed_loss(model: Any, rows: PackedRows, device: torch.device, *, fused: bo
 
 @torch.no_grad()
 def require_isolation(model: Any, vocabulary: int, device: torch.device) -> None:
-    """Check on the very model that a packed row's logits do not depend on the row before it.
+    """Check on the model itself that a packed row's logits do not depend on the row before it.
 
-    Two packs of the same shape differ only in their first row; under isolation the second row's logits are the same to
-    the last bit but for kernels that choose their order of summation by content (mixture of experts).
+    Two packs of the same shape differ only in their first row. Under isolation, the second row's logits are bitwise
+    equal, except for kernels whose order of summation depends on content (mixture of experts).
 
     Raises:
-        RefusedError: they differ: this architecture mixes packed rows (convolutions, linear attention).
+        RefusedError: the logits differ: this architecture mixes packed rows (convolutions, linear attention).
     """
     generator = np.random.default_rng(0)
     first, other, second = generator.integers(0, vocabulary, size=(3, 16))
     was_training = model.training
-    model.eval()  # dropout would be a difference, too
+    model.eval()  # dropout would also cause a difference
     logits = [packed_logits(model, join([(before, 16), (second, 1)]), device).float() for before in (first, other)]
     model.train(was_training)
     difference = (logits[0] - logits[1]).abs().max().item()

@@ -1,4 +1,4 @@
-"""The figures of each step for TensorBoard and MLflow, from rank 0. What these cannot take never stops training."""
+"""Log the figures of each step to TensorBoard and MLflow from rank 0. Their failures never stop training."""
 
 import contextlib
 import os
@@ -25,23 +25,23 @@ _IDENTITY = "cgd.training"
 
 
 class Tracker(Protocol):
-    """Takes the figures of steps."""
+    """Records the figures of steps."""
 
     def step(self, step: StepReport) -> None:
-        """One more step."""
+        """Record one more step."""
 
     def flush(self) -> None:
-        """What was taken is to be seen from now on."""
+        """Make the recorded steps visible."""
 
     def close(self) -> None:
-        """Nothing comes any more."""
+        """Finish: no more steps follow."""
 
 
 class Trackers:
-    """Those that the recipe asks for, on rank 0; none elsewhere."""
+    """The trackers that the recipe enables, on rank 0; none on other ranks."""
 
     def __init__(self, job: RankJob, first_step: int, *, is_first: bool, is_over: bool = False) -> None:
-        """Steps from `first_step` on replace what an interrupted run showed; there are none where all `is_over`."""
+        """Open the trackers; steps from `first_step` on replace an interrupted run's. If `is_over`, none follow."""
         self._errors = store_errors()
         self._trackers: list[Tracker] = []
         tracking = job.training.tracking
@@ -56,7 +56,7 @@ class Trackers:
                 self._trackers.append(_Mlflow(job, tracking, is_over=is_over))
 
     def step(self, step: StepReport, *, flush: bool) -> None:
-        """Show a step; with `flush` at once."""
+        """Record a step; with `flush`, make it visible at once."""
         for tracker in self._trackers:
             with self._tolerated(type(tracker).__name__.lstrip("_")):
                 tracker.step(step)
@@ -64,7 +64,7 @@ class Trackers:
                     tracker.flush()
 
     def close(self) -> None:
-        """Let them write what they have."""
+        """Flush and close all trackers."""
         for tracker in self._trackers:
             with self._tolerated(type(tracker).__name__.lstrip("_")):
                 tracker.close()
@@ -78,14 +78,14 @@ class Trackers:
 
 
 class _TensorBoard:
-    """Event files beside the run: written in place on a local root, copied there at each flush on S3."""
+    """Event files beside the run: written in place on a local root, uploaded at each flush on S3."""
 
     def __init__(self, job: RankJob, first_step: int) -> None:
         self._store: Store = job.encoded.store
         self._folder = job.figures
         self._temporary = tempfile.TemporaryDirectory(prefix="cgd-tensorboard-") if self._store.is_s3 else None
         self._place = self._temporary.name if self._temporary else self._store.path(self._folder)
-        # Files are named by the second that they begin in: a resume may begin in the same one.
+        # File names hold the second of their start: a resume may start in the same second.
         self._writer = SummaryWriter(self._place, purge_step=first_step, filename_suffix=f".{first_step}")
 
     def step(self, step: StepReport) -> None:
@@ -105,16 +105,16 @@ class _TensorBoard:
 
 
 class _Mlflow:
-    """One MLflow run for one training, whatever its interruptions; figures go to it in the background."""
+    """One MLflow run per training across all interruptions; figures are sent in the background."""
 
     def __init__(self, job: RankJob, tracking: TrackingSection, *, is_over: bool) -> None:
-        # The other ranks are in the first step by now, and wait: a server that is not there costs a minute, not hours.
+        # The other ranks already wait in the first step: an unreachable server costs a minute, not hours.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow.tracking import MlflowClient
 
         if tracking.mlflow_uri is None:
-            # Files need no database package, and a shared root needs no lock; MLflow wants to hear that it is meant.
+            # Files need no database package, and a shared root needs no lock; MLflow requires this explicit opt-in.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         self._client = MlflowClient(tracking.mlflow_uri or f"file://{job.encoded.store.path('mlflow')}")
         self._run = _mlflow_run(self._client, job, tracking.mlflow_experiment)
@@ -130,16 +130,16 @@ class _Mlflow:
         self._last = self._client.log_batch(self._run, metrics, synchronous=False)
 
     def flush(self) -> None:
-        """The background does."""
+        """Do nothing: figures are sent in the background."""
 
     def close(self) -> None:
         if self._last is not None:
-            self._last.wait()  # they go in their order
+            self._last.wait()  # batches are sent in order
         self._client.set_terminated(self._run, "FINISHED" if self._is_over else "KILLED")
 
 
 def _mlflow_run(client: "MlflowClient", job: RankJob, experiment: str) -> str:
-    """The id of this training's run, made where there is none, with the settings as its parameters."""
+    """Return the id of this training's run; if there is none, create it with the settings as its parameters."""
     known = client.get_experiment_by_name(experiment)
     place = known.experiment_id if known else client.create_experiment(experiment)
     found = client.search_runs([place], f"tags.`{_IDENTITY}` = '{job.identity}'", max_results=1)

@@ -1,9 +1,9 @@
 """The training loop of one rank. Imports no Ray: it runs the same under Ray Train and under torchrun.
 
-What it does: DeepSpeed ZeRO 0-3 with fp32 master weights; batches counted in rows, packed into passes inside the
-optimiser step; loss as the mean over the supervised tokens of the whole batch, whatever rank and pass they are in;
-AdamW, clipping, warm-up and decay; LoRA; validation; exact resume to the step, in any layout. What it does not do:
-tensor or pipeline parallelism, other optimisers.
+Supported: DeepSpeed ZeRO 0-3 with fp32 master weights; AdamW, clipping, warm-up and decay; LoRA; validation; exact
+resume to the step, in any layout. Batches are counted in rows and packed into passes inside the optimiser step. The
+loss is the mean over the supervised tokens of the whole batch, independent of rank and pass. Not supported: tensor or
+pipeline parallelism, other optimisers.
 """
 
 import contextlib
@@ -44,17 +44,17 @@ from cgd_ray.training.loop.tracking import Trackers
 from cgd_ray.training.progress import Progress
 
 Report = Callable[[StepReport], bool]
-"""Hears of a step; returns whether training is to stop."""
+"""Receives each step; returns whether training is to stop."""
 
 
 _FULL_GPU = re.compile(r"(?:CUDA|Cuda|HIP)[^.\n]*out of memory|\w+_STATUS_ALLOC_FAILED")  # PyTorch, NCCL, cuBLAS
-_SHOWN = 8  # keys of rows, in a line
-_VALIDATED_AT_ONCE = 1024  # rows: packing takes time with their square
+_SHOWN = 8  # row keys in one line
+_VALIDATED_AT_ONCE = 1024  # rows: packing time grows with their square
 
 
 @dataclass(frozen=True)
 class _Pass:
-    """One forward and backward pass. A padding pass has weight 0: it only keeps the collectives in step."""
+    """One forward and backward pass. A padding pass has weight 0: it only keeps the collectives aligned."""
 
     rows: PackedRows
     numbers: Sequence[int]
@@ -62,20 +62,20 @@ class _Pass:
 
 
 def train_rank(job: RankJob, report: Report, warned: Callable[[], bool] = lambda: False) -> RankOutcome:
-    """Train from the last checkpoint to the last step, export the student from rank 0, and say how it went.
+    """Train from the last checkpoint to the last step, export the student from rank 0, and return the outcome.
 
     Args:
         job: the same on every rank.
-        report: called after each step, on all ranks; once one of them wants to stop, all do after the step that
-            follows, with a checkpoint.
-        warned: asked after each step, and the same on all ranks: whether a machine is about to be taken away, so that
-            a checkpoint is written now; training goes on.
+        report: called after each step on all ranks. If it requests a stop on any rank, all ranks stop after the
+            following step, with a checkpoint.
+        warned: called after each step, with the same result on all ranks: whether a machine will soon be reclaimed. If
+            so, a checkpoint is written now, and training continues.
 
     Raises:
-        DivergedError: the loss or the gradient is not finite; names the step and the rows.
-        StoppedError: `report` wanted it.
-        RefusedError: the model mixes packed rows, none or all are set aside for validation, or a disk is full.
-        GpuMemoryError: of this rank alone.
+        DivergedError: the loss or the gradient is not finite, or the loss jumps; names the step and the rows.
+        StoppedError: `report` requested it.
+        RefusedError: the model mixes packed rows, validation takes none or all of them, or a disk is full.
+        GpuMemoryError: this rank's GPU is full; not raised on the others.
     """
     try:
         return _train_to_the_end(Trainer(job), report, warned)
@@ -99,7 +99,7 @@ def _train_to_the_end(rank: "Trainer", report: Report, warned: Callable[[], bool
         try:
             _train(rank, checkpoints, trackers, report, warned)
         except RefusedError:
-            checkpoints.wait()  # all ranks are here, and the process would end with the write under way
+            checkpoints.wait()  # all ranks get here, and the process would end during the write
             raise
     checkpoints.wait()
     exported = rank.progress.best_step if wants_best else rank.progress.step
@@ -130,7 +130,7 @@ def _train(
 
 
 class Trainer:
-    """One rank's engine, rows and place among the others."""
+    """One rank's engine, rows and position among the ranks."""
 
     def __init__(self, job: RankJob) -> None:
         self.device = join_ranks(job)
@@ -149,7 +149,7 @@ class Trainer:
         self.wants_stop = False
         """Whether this rank was asked to stop."""
         self.must_stop = False
-        """Whether any rank was, before the last step; the same on all."""
+        """Whether any rank was asked to, before the last step; the same on all ranks."""
         raise_on_all_ranks(lacking(job.training, self.device), self._patient)
         training = resolve_checkpointing(job.training, self.source, self.rows, self.device, self._patient)
         self.job = job = replace(job, training=training)
@@ -163,7 +163,7 @@ class Trainer:
         if self._fused:
             require_same_loss(self.engine, config.vocab_size, self.device)
         if job.training.compile:
-            # Last: the checks above try several kinds of attention.
+            # Compile last: the checks above try several kinds of attention.
             compile_layers(self.engine.module, job.training)
 
     @property
@@ -173,11 +173,11 @@ class Trainer:
 
     @property
     def is_due(self) -> bool:
-        """Whether a checkpoint follows the last step."""
+        """Whether a checkpoint is due after the last step."""
         return self.progress.step % self.job.training.checkpoint_interval == 0 or self.is_over
 
     def steps(self) -> Iterator[StepReport]:
-        """Run the steps that are left."""
+        """Run the remaining steps and yield a report of each."""
         training = self.job.training
         order = batches(
             len(self.trained), training.batch_size, training.epochs, self.job.seed, first_step=self.progress.step
@@ -197,7 +197,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> None:
-        """Measure the loss on all rows that were set aside, without dropout; all ranks together."""
+        """Measure the loss on all validation rows, without dropout. All ranks call it together."""
         if not len(self.validated):
             return
         summed = torch.zeros((), device=self.device)
@@ -216,8 +216,8 @@ class Trainer:
         self.progress = self.progress.validated(loss)
 
     def _step(self, step: int, batch: list[int], rate: float) -> tuple[float, float]:
-        """One optimiser step over all ranks: mean loss per supervised token, and the gradient's norm."""
-        # Seeded by step, so that dropout (where a model has it) resumes without any saved generator state.
+        """Run one optimiser step on all ranks; return the mean loss per supervised token and the gradient norm."""
+        # Seeded by step, so that dropout (if the model has it) resumes without saved generator state.
         torch.manual_seed(derived_seed(self.job.seed, "step", step, self.number))
         tokens = int(self.rows.supervised[batch].sum())
         passes = self.passes_of(batch)
@@ -226,7 +226,7 @@ class Trainer:
         for place, one in enumerate(passes):
             self.engine.set_gradient_accumulation_boundary(place == len(passes) - 1)
             loss = summed_loss(self.engine, one.rows, self.device, fused=self._fused)
-            # DeepSpeed averages gradients over the ranks; the mean is over the whole batch's tokens.
+            # DeepSpeed averages gradients over the ranks; the loss is averaged over the whole batch's tokens.
             self.engine.backward(loss * (one.weight * self.world / tokens), scale_wrt_gas=False)
             losses.append(loss.detach() * one.weight)
         each = torch.stack(losses)
@@ -242,7 +242,7 @@ class Trainer:
         return mean, norm
 
     def passes_of(self, batch: list[int]) -> list[_Pass]:
-        """This rank's passes over rows of these numbers."""
+        """Return this rank's passes over the rows with these numbers."""
         lengths = [int(self.rows.lengths[number]) for number in batch]
         plan = plan_passes(lengths, self.world, self.job.training.micro_batch_tokens)[self.number]
         passes = []
@@ -254,14 +254,14 @@ class Trainer:
         return passes
 
     def _require_finite(self, step: int, value: float, suspects: Sequence[int]) -> None:
-        """Stop on all ranks at once; `value` is the same on all, `suspects` are this rank's."""
+        """Stop all ranks if `value`, which is the same on all, is not finite; `suspects` are this rank's rows."""
         if not math.isfinite(value):
             self._diverge(
                 step, "loss or gradient is not finite", "lower training.learning_rate (which begins anew)", suspects
             )
 
     def _require_no_spike(self, step: int, loss: float, batch: Sequence[int]) -> None:
-        """Before the step changes a weight: the last checkpoint is still good."""
+        """Stop on a loss spike before the step changes a weight: the last checkpoint is still good."""
         most, jump = self.job.training.loss_spike, self.progress.jump(loss)
         if most is not None and jump > most:
             self._diverge(
@@ -287,6 +287,6 @@ class Trainer:
         )
 
     def export(self) -> None:
-        """Put the student into the store from rank 0. Its manifest is the caller's to write."""
+        """Export the student to the store from rank 0; the caller writes its manifest."""
         export_student(self.engine, self.job, self.source)
         dist.barrier(self._patient)
