@@ -7,11 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-_HOUR = 3600.0
 _ENCODED, _STUDENT = "cgd-encoded-", "cgd-student-"
-_OLDEST = {_ENCODED: _HOUR, _STUDENT: 24 * _HOUR}
-"""Seconds since the last write after which no process needs the file or folder. Rows are mapped minutes after they are
-written; a student is uploaded within a day."""
+_LEFTOVER_S = 24 * 3600.0
+"""Seconds since the last write after which no process needs a file or folder. Ranks on other nodes may take twelve
+hours to copy their rows, before any rank maps them; a student is uploaded within a day of its last write."""
 
 
 def encoded_file(name: str) -> Path:
@@ -29,8 +28,9 @@ def student_folder() -> Iterator[Path]:
 
 def remove_leftovers() -> None:
     """Delete leftovers of killed processes: gigabytes each."""
-    for prefix, oldest in _OLDEST.items():
+    for prefix in (_ENCODED, _STUDENT):
         for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
             with contextlib.suppress(OSError):  # another user's, or already deleted
-                if time.time() - path.stat().st_mtime > oldest:
+                newest = max(file.stat().st_mtime for file in (path, *path.rglob("*")))
+                if time.time() - newest > _LEFTOVER_S:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()

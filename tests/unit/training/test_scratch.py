@@ -18,23 +18,25 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def left(path: Path, hours: float) -> Path:
     """Last written so long ago."""
-    if path.suffix:
-        path.write_bytes(b"rows")
-    else:
-        path.mkdir()
-        (path / "model.safetensors").write_bytes(b"weights")
-    then = time.time() - hours * 3600
-    os.utime(path, (then, then))
+    written = path if path.suffix else path / "model.safetensors"
+    written.parent.mkdir(exist_ok=True)
+    written.write_bytes(b"rows or weights")
+    for one in (written, path):
+        then = time.time() - hours * 3600
+        os.utime(one, (then, then))
     return path
 
 
 def test_a_student_on_its_way_takes_the_place_of_those_that_were_killed(temporary: Path) -> None:
-    gone = [left(temporary / "cgd-student-killed", 25), left(encoded_file("killed"), 2)]
+    gone = [left(temporary / "cgd-student-killed", 25), left(encoded_file("killed"), 25)]
     kept = [
         left(temporary / "cgd-student-uploading", 23),
-        left(encoded_file("new"), 0.5),
+        left(encoded_file("copied on another node"), 11),
         left(temporary / "other", 99),
     ]
+    written_on = left(temporary / "cgd-student-large", 30)
+    (written_on / "model.safetensors").write_bytes(b"more")  # which does not change the folder's own time
+    kept.append(written_on)
     with student_folder() as folder:
         (folder / "config.json").write_text("{}")
         assert folder.parent == temporary
