@@ -1,4 +1,4 @@
-"""The library behind the command line, for notebooks and scripts.
+"""Python API of the commands, for notebooks and scripts.
 
     import cgd_ray
 
@@ -7,8 +7,8 @@
     outcome.evaluation.result.difference
     cgd_ray.read_table(recipe, "examples").to_pandas()
 
-Errors are `CgdError`s with one line for a person. Like the command, each function joins the Ray cluster that
-`RAY_ADDRESS` names or starts one of its own for as long as it works.
+Errors are `CgdError`s with a one-line text. Like the commands, `run` and `compare` join the Ray cluster in
+`RAY_ADDRESS`, or start a local one and end it on return; `read_table` starts none.
 """
 
 import io
@@ -22,9 +22,10 @@ from rich.console import Console
 from cgd_ray.config.recipe import Recipe, load_recipe, parse_recipe
 from cgd_ray.curation.run import curated_tables
 from cgd_ray.errors import CgdError, ConfigError
-from cgd_ray.pipeline.compare import compare_recipes
+from cgd_ray.pipeline.compare import compare_methods
 from cgd_ray.pipeline.connect import connected_run, existing_run
 from cgd_ray.pipeline.run import PHASES, PhaseName, run_pipeline
+from cgd_ray.report.comparison import Comparison
 from cgd_ray.report.outcome import Outcome
 from cgd_ray.runtime.logs import configure_logging
 from cgd_ray.stages.resolved import ResolvedRun
@@ -36,14 +37,14 @@ TableName = Literal["prompts", "draft", "answer", "critique", "refine", "example
 
 
 def run(recipe: Recipe, phases: Collection[PhaseName] = PHASES) -> Outcome:
-    """Run phases of a recipe; what is done already is reused, as by the command.
+    """Run phases of a recipe; finished work is reused, as by the command.
 
     Args:
-        recipe: from `load_recipe`.
-        phases: of `generate`, `train` and `evaluate`; with fewer than all, the earlier ones must be complete.
+        recipe: recipe from `load_recipe`.
+        phases: some of `generate`, `train` and `evaluate`; with fewer than all, the earlier ones must be complete.
 
     Raises:
-        CgdError: a phase cannot go on; run it again to resume.
+        CgdError: a phase cannot continue; call it again to resume.
     """
     _log_redacted()
     unknown = sorted({phases} if isinstance(phases, str) else set(phases) - PHASES)
@@ -53,35 +54,33 @@ def run(recipe: Recipe, phases: Collection[PhaseName] = PHASES) -> Outcome:
         return run_pipeline(found, set(phases))
 
 
-def compare(recipe: Recipe, methods: Sequence[str]) -> dict[str, Outcome]:
-    """Train and evaluate one student per method on the same generated rows; the outcomes by method.
+def compare(recipe: Recipe, methods: Sequence[str], seeds: int = 1) -> Comparison:
+    """Train and evaluate students of several methods on the same generated rows.
+
+    Returns outcomes and paired differences.
 
     Args:
-        recipe: with training and evaluation enabled.
+        recipe: recipe with training and evaluation enabled.
         methods: values of `training.method`.
+        seeds: students per method, each trained with its own seed.
 
     Raises:
         ConfigError: there is no such method.
-        CgdError: a phase cannot go on; run it again to resume.
+        CgdError: a phase cannot continue; call it again to resume.
     """
     _log_redacted()
-    tree = recipe.model_dump(mode="json")
-    recipes = {}
-    for method in methods:
-        training = tree["training"] | {"method": method, "compared_with": list(methods)}
-        recipes[method] = parse_recipe(tree | {"training": training}, source="compare")
-    return compare_recipes(recipes, Console(file=io.StringIO()))
+    return compare_methods(recipe, methods, seeds, Console(file=io.StringIO()))
 
 
 def read_table(recipe: Recipe, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of the recipe's run, all in memory: `.to_pandas()`, or `datasets.Dataset(...)` around it.
+    """Return rows of the recipe's run, all in memory, for `.to_pandas()` or `datasets.Dataset(...)`.
 
     Tables are shared by the runs of a root; rows that only other runs made are left out.
 
     Args:
-        recipe: of the run.
-        name: prompts; what a stage made of them (draft, answer, critique, refine); curated examples or dropped rows.
-        columns: these alone; None reads all (`cgd_ray.storage.schemas`).
+        recipe: recipe of the run.
+        name: prompts; results of a stage (draft, answer, critique, refine); curated examples or dropped rows.
+        columns: columns to return; None for all (`cgd_ray.storage.schemas`).
 
     Raises:
         ConfigError: there is no such table yet, or no such column.
@@ -102,7 +101,7 @@ def read_table(recipe: Recipe, name: TableName, columns: Sequence[str] | None = 
 
 
 def _rows(run: ResolvedRun, name: TableName) -> pa.Table | None:
-    """The run's rows of a table; None before there are any."""
+    """Return the run's rows of a table; None if there are none yet."""
     if name == "prompts":
         return run.prompts.table.read()
     if name in ("examples", "dropped"):
@@ -114,6 +113,6 @@ def _rows(run: ResolvedRun, name: TableName) -> pa.Table | None:
 
 
 def _log_redacted() -> None:
-    """Keep secrets out of log lines, unless the program has arranged its own logging."""
+    """Keep secrets out of log lines, unless the program has configured its own logging."""
     if not structlog.is_configured():
         configure_logging()

@@ -27,7 +27,7 @@ _INTERRUPTED = 130
 
 
 def _command(function: Callable[P, None]) -> Callable[P, None]:
-    """Make a command of a function: its errors become one line on standard error and an exit code."""
+    """Register a function as a command; its errors become one line on standard error and an exit code."""
 
     @functools.wraps(function)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -62,14 +62,13 @@ def compare(
         list[str] | None,
         typer.Option(help="A training method, several times; else those of the recipe."),
     ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Students per method, each trained with its own seed.")] = 1,
 ) -> None:
-    """Train and evaluate one student per method on the same generated rows, and show them side by side."""
-    methods = method or load_recipe(recipe, overrides).training.compared_with or COMPARED
-    matched = [*(overrides or []), f"training.compared_with=[{', '.join(methods)}]"]
-    recipes = {name: load_recipe(recipe, [*matched, f"training.method={name}"]) for name in methods}
-    from cgd_ray.pipeline.compare import compare_recipes
+    """Train and evaluate students of several methods on the same generated rows, and show them side by side."""
+    loaded = load_recipe(recipe, overrides)
+    from cgd_ray.pipeline.compare import compare_methods
 
-    compare_recipes(recipes, _console(140))
+    compare_methods(loaded, method or loaded.training.compared_with or COMPARED, seeds, _console(140))
 
 
 @_command
@@ -119,7 +118,7 @@ def plan(
     loaded = load_recipe(recipe, overrides)
     from cgd_ray.estimation.evaluation import forecast_evaluation
     from cgd_ray.estimation.generation import probe
-    from cgd_ray.estimation.report import print_estimate, print_evaluation, print_training
+    from cgd_ray.estimation.report import print_estimate, print_evaluation, print_power, print_training
     from cgd_ray.estimation.training import forecast_training
     from cgd_ray.evaluation.run import heldout_rows
     from cgd_ray.pipeline.connect import connected_run
@@ -138,6 +137,7 @@ def plan(
         print_training(forecast_training(found), found.recipe.training, console)
     if questions is not None:
         print_evaluation(forecast_evaluation(found, questions, estimate), console)
+        print_power(len(questions), loaded.evaluation.confidence, console)
 
 
 @_command
@@ -200,12 +200,12 @@ def serve(
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script."""
     app()
 
 
 def job_main(phases: Collection[str] | None = None) -> None:
-    """`python jobs/NAME.py RECIPE [section.key=value ...]`: these phases of a recipe, or all, from start to report."""
+    """Run `python jobs/NAME.py RECIPE [section.key=value ...]`: these phases of a recipe, or all, with the report."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.stderr.write(f"usage: python {sys.argv[0]} RECIPE [section.key=value ...]\n")
         sys.exit(2)
@@ -220,7 +220,7 @@ def run_phases(recipe: Path, overrides: list[str], phases: Collection[str] | Non
 def _exit_code(command: Callable[[], None]) -> int:
     configure_logging()
     redact_uncaught()
-    # Else a thread that asks Ray for something after the end starts another cluster; read when ray is imported.
+    # Else a thread that calls Ray after the end would start another cluster; Ray reads it at import.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     try:
         command()
@@ -229,7 +229,7 @@ def _exit_code(command: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         return _end(f"stopped: interrupted; {RERUN}", _INTERRUPTED)
     except _store_errors() as error:
-        text = " ".join(str(error).split())  # which names the file
+        text = " ".join(str(error).split())  # the text names the file
         return _end(f"error: {type(error).__name__}: {text}. Fix: look at the disk or at S3; {RERUN}", 1)
     return 0
 
@@ -240,13 +240,13 @@ def _end(text: str, code: int) -> int:
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
-    from cgd_ray.storage.filesystem import store_errors  # only asked for when something was raised
+    from cgd_ray.storage.filesystem import store_errors  # imported only after an exception
 
     return store_errors()
 
 
 def _console(width: int) -> Console:
-    """A terminal's own width, or one that a table fits into where the output goes to a file."""
+    """Return a console with the terminal's width, or with this width if the output is no terminal."""
     return Console(width=None if sys.stdout.isatty() else width)
 
 
@@ -261,7 +261,7 @@ def _run(recipe: Recipe, phases: Collection[str] | None) -> None:
         outcome = run_pipeline(found, chosen)
         print_report(outcome, console)
         if recipe.serving.trial and phases is None and outcome.training and outcome.evaluation:
-            from cgd_ray.serving.run import ask_served_student  # Ray Serve: seconds that most commands do not need
+            from cgd_ray.serving.run import ask_served_student  # Ray Serve takes seconds, which most commands save
 
             ask_served_student(found, outcome.training.result.student.student_name, console)
 

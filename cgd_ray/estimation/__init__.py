@@ -1,1 +1,1 @@
-"""What a run will take: tokens, hours, GPU-hours, memory and money (`cgd plan`)."""
+"""Estimate the cost of a run: tokens, hours, GPU-hours, memory and money (`cgd plan`)."""

@@ -1,4 +1,4 @@
-"""What the answers to the held-out prompts will take, told from drafts."""
+"""Estimate the cost of the answers to the held-out prompts from the lengths of drafts."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -15,26 +15,26 @@ _MOST_ROWS = 1024
 
 @dataclass(frozen=True)
 class EvaluationEstimate:
-    """What the answers to the held-out prompts will take."""
+    """Estimated cost of the answers to the held-out prompts."""
 
     questions: int
     answers: int
-    """Of base and trained student together, those that are there aside."""
+    """Answers of base and trained student together, without the base student's existing ones."""
     prompt_tokens: Interval
     completion_tokens: Interval
-    """Told from drafts, which ask the same student the same way; a trained one may say more or less."""
+    """Estimated from drafts: same student, same prompts; a trained student may write longer or shorter answers."""
     hours: Interval | None
-    """Of the student's pool; None where the probe made no drafts."""
+    """Hours of the student's pool; None if the probe generated no drafts."""
     gpu_hours: Interval | None
 
 
 def forecast_evaluation(run: ResolvedRun, questions: pa.Table, estimate: Estimate | None) -> EvaluationEstimate | None:
-    """What evaluation takes; None where there is no draft to tell it from.
+    """Estimate the cost of evaluation; None if there is no draft to estimate it from.
 
     Args:
-        run: of the recipe.
-        questions: the held-out ones that are asked.
-        estimate: what a probe says of generation, where anything was left to generate.
+        run: the run to estimate.
+        questions: the held-out prompts of the evaluation.
+        estimate: the probe's estimate of generation; None if nothing was left to generate.
     """
     recipe = run.recipe
     drafts = (row.results["draft"] for row in run.join().rows_near("draft"))

@@ -1,6 +1,6 @@
-"""What the rest of a run will take, from generating a few of its rows: tokens, hours, GPU-hours and money per stage.
+"""Estimate the rest of a run by generating a few of its rows: tokens, hours, GPU-hours and money per stage.
 
-The rows of a probe are rows of the run: they are in its tables, and the run does not make them again.
+The rows of a probe belong to the run: they are in its tables, and the run does not generate them again.
 """
 
 import itertools
@@ -27,36 +27,36 @@ from cgd_ray.storage.tables import Table
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What one stage will take for the rows that lack it after the probe."""
+    """Estimated cost of one stage for the rows that lack it after the probe."""
 
     rows: float
-    """As far as the probe's share of rows whose upstream stages succeed tells."""
+    """Expected number, from the share of the probe's rows that this stage generated."""
     prompt_tokens: Interval
     completion_tokens: Interval
     hours: Interval
-    """Of its pool, as far as the pool works for this stage."""
+    """Hours that its pool works for this stage."""
     gpu_hours: Interval
     money: Interval | None
-    """By the prices of an HTTP teacher, or of a GPU-hour; None where there is no price."""
+    """At the prices of an HTTP teacher or of a GPU-hour; None without a price."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take."""
+    """Estimated cost of the rest of a run."""
 
     probed: int
-    """Rows that were generated for this."""
+    """Rows of the probe."""
     stages: dict[str, StageEstimate]
     overlap: bool
-    """Whether student and teacher work at the same time, so that the slower one decides."""
+    """Whether student and teacher work at the same time, so that the slower one sets the duration."""
     unmeasured: list[str]
-    """Stages with rows to do of which the probe says nothing."""
+    """Stages with rows to do that the probe did not measure."""
     starved: bool
-    """Whether the probe was too small to fill the engines: the run will be faster than said."""
+    """Whether the probe was too small to fill the engines: the run will be faster than estimated."""
 
     @property
     def hours(self) -> Interval:
-        """From the first row to the last, loading aside."""
+        """Hours from the first row to the last, without loading."""
         pools: dict[str, Interval] = {}
         for name, stage in self.stages.items():
             pools[role_of(name)] = pools.get(role_of(name), NOTHING).plus(stage.hours)
@@ -66,7 +66,7 @@ class Estimate:
 
 
 def probe(run: ResolvedRun, rows: int, gpu_hour_price: float | None) -> Estimate | None:
-    """Generate about so many of a run's rows, and say what the others will take; None where nothing is left to do.
+    """Generate about `rows` rows of a run and estimate the cost of the others; None if nothing is left to do.
 
     Raises:
         CgdError: as `run_generation`.
@@ -84,7 +84,7 @@ def probe(run: ResolvedRun, rows: int, gpu_hour_price: float | None) -> Estimate
 
 
 class _Probe:
-    """What was measured, stage by stage."""
+    """Measurements of the probe by stage."""
 
     def __init__(self, recipe: Recipe, result: GenerationResult, join: Join, gpu_hour_price: float | None) -> None:
         self._recipe = recipe
@@ -100,16 +100,16 @@ class _Probe:
 
     @property
     def stages(self) -> set[str]:
-        """Those of which there is something to go by."""
+        """Stages with measurements."""
         return {stage for stage in self._metrics if self._counted[stage]}
 
     @property
     def is_starved(self) -> bool:
-        """Whether an engine could have taken more rows at a time than half of those that there were."""
+        """Whether a pool of engines has room for more than half of the probe's rows at a time."""
         return any(self.rows < 2 * self._width(role_of(stage)) for stage in self._metrics)
 
     def estimate(self, stage: str, lacking: int) -> StageEstimate:
-        """What so many more rows will take."""
+        """Estimate the cost of the stage for `lacking` more rows."""
         made = self._counted[stage]
         rows = lacking * len(made) / self.rows
         prompt = Interval.of([result["prompt_tokens"] for result in made], rows)
@@ -121,12 +121,12 @@ class _Probe:
         )
 
     def _seconds_per_row(self, stage: str) -> float:
-        """Of the stage's pool, which shares its time among its stages as their rows took it."""
+        """Return the pool's seconds per row; its time is divided among its stages by their busy seconds."""
         pool = [counted for name, counted in self._metrics.items() if role_of(name) == role_of(stage)]
         seconds = max(t["started"] + t["seconds"] for t in pool) - min(t["started"] for t in pool)
         share = self._metrics[stage]["busy_seconds"] / max(1e-9, sum(t["busy_seconds"] for t in pool))
         counted = self._metrics[stage]
-        # Refused rows took no time, and are not among those that are told.
+        # Rows without a text took no time, and the estimate does not count them.
         answered = counted["rows"] - counted["failed"] - counted["over_long"] - counted["quarantined"]
         return seconds * share / max(1, answered)
 
@@ -151,15 +151,15 @@ class _Probe:
 
 
 def _like(interval: Interval, value: float) -> Interval:
-    """A value that is as uncertain as another one."""
+    """Return an interval around a value with the relative width of another interval."""
     return interval.times(value / interval.value) if interval.value else Interval(value, value, value)
 
 
 def _sample(join: Join, current: Plan, rows: int) -> Table | None:
-    """Prompts that lack the first stage of all that is lacking, as a table of their own.
+    """Write a table of sampled prompts that lack the first incomplete stage; None if there are none.
 
-    Ids are hashes, so the first ones are a random sample. Rows that were never tried go first: those that failed may be
-    of a kind of their own.
+    Ids are hashes, so the first ones are a random sample. Rows that were never tried come first: failed rows may not be
+    representative.
     """
     first = next((stage.name for stage in join.stages if current.todo[stage.name]), None)
     missing, ids, chosen = math.ceil(rows / join.samples), set[str](), dict[str, list[str]]()
@@ -174,7 +174,7 @@ def _sample(join: Join, current: Plan, rows: int) -> Table | None:
         return None
     content = {"probe": join.prompts.fingerprint, "prompts": sorted(ids)}
     table = Table(join.prompts.store, "prompts", fingerprint(content), PROMPTS)
-    # A part for each of theirs, as narrow: one that spans all ids would be joined with all of every stage's table.
+    # One part per part of the prompts: a part that spans all ids would be joined with every stage's whole table.
     for number, part in enumerate(sorted(chosen)):
         prompts = join.prompts.read([part])
         table.write_part(f"part-{number:06d}", prompts.filter(pc.is_in(prompts["prompt_id"], pa.array(chosen[part]))))
@@ -182,7 +182,7 @@ def _sample(join: Join, current: Plan, rows: int) -> Table | None:
 
 
 def _lacking(join: Join, shard: Shard, stage: str, chosen: Set[str], *, tried: bool) -> Iterator[str]:
-    """Ids of other prompts that lack this stage first of all, and were tried or not, each once."""
+    """Yield ids of unchosen prompts whose first missing stage is this one; `tried` selects those tried before."""
     last = None
     for row in join.rows(shard, texts=False):
         identity: str = row.texts["prompt_id"]

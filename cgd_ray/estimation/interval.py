@@ -1,4 +1,4 @@
-"""Estimated numbers with the ends of their 95 % intervals."""
+"""Estimates with their 95 % intervals."""
 
 import math
 from collections.abc import Iterable
@@ -18,17 +18,17 @@ class Interval:
 
     @staticmethod
     def of(per_row: list[int], rows: float) -> "Interval":
-        """What so many rows take, from what each of a sample took."""
+        """Estimate the total of `rows` rows from the values of a sample of rows."""
         mean = fmean(per_row)
         half = _Z * stdev(per_row) / math.sqrt(len(per_row)) if len(per_row) > 1 else mean
         return Interval(mean, max(0.0, mean - half), mean + half).times(rows)
 
     def times(self, factor: float) -> "Interval":
-        """The estimate of so many times as much."""
+        """Multiply the estimate by a factor."""
         return Interval(self.value * factor, self.low * factor, self.high * factor)
 
     def plus(self, other: "Interval") -> "Interval":
-        """Both together; their errors are taken to go the same way."""
+        """Add another estimate; both errors are assumed to have the same sign."""
         return Interval(self.value + other.value, self.low + other.low, self.high + other.high)
 
 
@@ -36,7 +36,7 @@ NOTHING = Interval(0, 0, 0)
 
 
 def sum_of(intervals: Iterable[Interval]) -> Interval:
-    """All together."""
+    """Add up estimates."""
     total = NOTHING
     for interval in intervals:
         total = total.plus(interval)

@@ -1,4 +1,4 @@
-"""What a run will take, for a person to read before it is paid for."""
+"""Print the estimated cost of a run before it is paid for."""
 
 from rich.console import Console
 
@@ -7,15 +7,18 @@ from cgd_ray.estimation.evaluation import EvaluationEstimate
 from cgd_ray.estimation.generation import Estimate, StageEstimate
 from cgd_ray.estimation.interval import Interval, sum_of
 from cgd_ray.estimation.training import TrainingEstimate
+from cgd_ray.evaluation.power import smallest_difference
 from cgd_ray.report.cells import Cells, rich_table
 from cgd_ray.training.flops import peak_flops
 
 _MFU = 0.4
+_POWER = 0.8
+_DISCORDANT = (0.1, 0.2, 0.33)  # shares of the questions that only one of two students answers correctly
 _UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def print_estimate(estimate: Estimate, console: Console) -> None:
-    """Tokens, time, GPU-hours and money per stage, with 95 % intervals."""
+    """Print tokens, time, GPU-hours and money per stage, with 95 % intervals."""
     head = ["stage", "rows to do", "prompt tok", "completion tok", "time", "GPU-hours", "money"]
     rows: Cells = [head, *(_row(name, stage) for name, stage in estimate.stages.items())]
     console.print(rich_table(f"After a probe of {estimate.probed} rows (95 % intervals)", rows))
@@ -36,8 +39,19 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
         )
 
 
+def print_power(questions: int, confidence: float, console: Console) -> None:
+    """Print the smallest difference between two students that the held-out questions can show."""
+    shown = [
+        f"{100 * difference:.1f} points if two students differ on {share:.0%}"
+        for share in _DISCORDANT
+        if (difference := smallest_difference(questions, share, confidence, _POWER)) is not None
+    ]
+    found = ", ".join(shown) or "none, even if two students differ on a third of them"
+    console.print(f"smallest difference that {questions} questions show with a power of {_POWER:.0%}: {found}")
+
+
 def print_evaluation(estimate: EvaluationEstimate | None, console: Console) -> None:
-    """Answers, tokens and time."""
+    """Print answers, tokens and time."""
     if estimate is None:
         console.print("evaluation: there is no draft to tell it from")
         return
@@ -51,7 +65,7 @@ def print_evaluation(estimate: EvaluationEstimate | None, console: Console) -> N
 
 
 def print_training(estimate: TrainingEstimate | None, training: TrainingSection, console: Console) -> None:
-    """Rows, steps, tokens, hours, and a worker's memory in each layout."""
+    """Print rows, steps, tokens, hours, and a worker's memory in each layout."""
     if estimate is None:
         console.print("training: curation or encoding kept none of these rows, so nothing is told of it")
         return

@@ -1,4 +1,4 @@
-"""What training will take, before it is paid for: rows, steps, tokens, hours, memory by ZeRO stage and offload."""
+"""Estimate training before it is paid for: rows, steps, tokens, hours, memory by ZeRO stage and offload."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,47 +30,47 @@ _LAYOUTS: tuple[Layout, ...] = (
 
 @dataclass(frozen=True)
 class SampledRows:
-    """Curated rows of a run, as this training would see them."""
+    """A sample of a run's curated rows, encoded for this training."""
 
     complete: int
-    """Rows that were generated."""
+    """Generated rows in the sample."""
     encoded: list[Encoded]
-    """Those of them that curation and encoding keep."""
+    """Rows of the sample that curation and encoding keep."""
 
     @cached_property
     def lengths(self) -> Ids:
-        """[encoded] tokens of each."""
+        """Tokens of each row, shape [encoded]."""
         return np.array([len(row.input_ids) for row in self.encoded], dtype=np.int64)
 
     @cached_property
     def supervised(self) -> Ids:
-        """[encoded] supervised tokens of each."""
+        """Supervised tokens of each row, shape [encoded]."""
         return self.lengths - np.array([row.target_start for row in self.encoded], dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """What a training takes."""
+    """Estimated cost of a training."""
 
     sampled: int
-    """Rows that all else is told from."""
+    """Rows that the other figures are estimated from."""
     rows: int
     steps: int
     total_tokens: float
     supervised_tokens: float
     flops: float | None
-    """By the mathematics of the model; None for a mixture of experts, or where nothing can be told."""
+    """Computed from the model's architecture; None for a mixture of experts, or if no estimate is possible."""
     memory: dict[Layout, Memory]
-    """Bytes of one worker, by ZeRO stage and offload, without gradient checkpointing; without those that cannot be
-    told."""
+    """Bytes of one worker without gradient checkpointing, by ZeRO stage and offload; layouts without an estimate are
+    left out."""
     saved: dict[Layout, int]
-    """Bytes of the device that gradient checkpointing leaves free."""
+    """Bytes of device memory that gradient checkpointing saves."""
     export: float | None
-    """Bytes that the export takes on the first worker's host beside what training holds; None where not known."""
+    """Bytes that the export needs on the first worker's host in addition to training; None if unknown."""
 
 
 def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int) -> SampledRows:
-    """Rows of a run that were curated, of so many that were looked at."""
+    """Encode the curated rows among `complete` generated rows of a run."""
     found = [encoding.encode(example)[1] for example in encoding.prepared(examples)]
     return SampledRows(complete, [row for row in found if isinstance(row, Encoded)])
 
@@ -78,13 +78,13 @@ def encode_sample(encoding: Encoding, examples: Sequence[Example], complete: int
 def estimate_training(
     training: TrainingSection, sample: SampledRows, expected_rows: int, sizes: Mapping[int, ModelSizes]
 ) -> TrainingEstimate:
-    """What training takes.
+    """Estimate the cost of training.
 
     Args:
-        training: the recipe's.
-        sample: of the rows, not empty.
-        expected_rows: that the whole run will generate.
-        sizes: of the student, by ZeRO stage; without those that cannot be told.
+        training: the recipe's training section.
+        sample: sampled rows, at least one of them encoded.
+        expected_rows: number of rows that the whole run will generate.
+        sizes: the student's sizes by ZeRO stage; stages without an estimate are left out.
     """
     layouts = [(stage, offload) for stage, offload in _LAYOUTS if stage in sizes]
     flops = next((known.flops for known in sizes.values()), None)
@@ -108,10 +108,10 @@ def estimate_training(
 
 
 def forecast_training(run: ResolvedRun) -> TrainingEstimate | None:
-    """What training takes once all rows are generated; None where none of those that are there can be trained on.
+    """Estimate the training after all rows are generated; None if no row generated so far can be trained on.
 
     Raises:
-        ConfigError: the student is not there or has no usable chat template.
+        ConfigError: the student does not exist, or has no usable chat template.
     """
     recipe, joined = run.recipe, run.join()
     rows, complete = sample_examples(recipe, joined, _MOST_ROWS)
@@ -126,7 +126,7 @@ def forecast_training(run: ResolvedRun) -> TrainingEstimate | None:
 
 
 def _sizes(folder: Path, training: TrainingSection, sample: SampledRows) -> dict[int, ModelSizes]:
-    """By ZeRO stage: without it, weights in bfloat16 are rounded as they are used."""
+    """Return sizes by ZeRO stage; without ZeRO, bfloat16 training rounds the weights at each use."""
     sizes: dict[int, ModelSizes] = {}
     for stages in ((0,), (1, 2, 3)):
         section = training.model_copy(update={"zero_stage": stages[0]})

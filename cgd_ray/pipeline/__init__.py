@@ -1,1 +1,1 @@
-"""The phases of a run in their order, methods side by side, and what is checked before."""
+"""Phases of a run in order, comparison of methods, and checks before the start."""

@@ -1,18 +1,20 @@
-"""Methods side by side: one recipe, the same generated rows, one trained student per method."""
+"""Compare methods: one recipe, the same generated rows, one trained student per method and training seed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import structlog
 from rich.console import Console
 
-from cgd_ray.config.recipe import Recipe
+from cgd_ray.config.recipe import Recipe, parse_recipe
 from cgd_ray.errors import ConfigError
+from cgd_ray.evaluation.statistics import Verdicts, all_pairs
+from cgd_ray.evaluation.verdicts import read_correct
 from cgd_ray.pipeline.node_check import check_nodes
 from cgd_ray.pipeline.preflight import preflight
 from cgd_ray.pipeline.run import run_pipeline
-from cgd_ray.report.comparison import print_comparison, write_comparison
-from cgd_ray.report.outcome import Outcome
+from cgd_ray.report.comparison import Comparison, print_comparison, write_comparison
 from cgd_ray.runtime.session import ray_session
 from cgd_ray.stages.resolved import resolve
 from cgd_ray.storage.runs import Run
@@ -20,49 +22,69 @@ from cgd_ray.storage.runs import Run
 log = structlog.get_logger(__name__)
 
 
-def compare_recipes(recipes: Mapping[str, Recipe], console: Console) -> dict[str, Outcome]:
-    """Run every phase once per method; what one has generated or evaluated, the next reuses.
+def compare_methods(recipe: Recipe, methods: Sequence[str], seeds: int, console: Console) -> Comparison:
+    """Run every phase once per method and seed; each run reuses what an earlier one generated or evaluated.
 
     Args:
-        recipes: by method: the same recipe but for `training.method`, with evaluation enabled. Each runs as
-            `NAME-METHOD`.
-        console: where the table goes.
+        recipe: recipe with training and evaluation enabled. Its runs are `NAME-METHOD`, and `NAME-METHOD-seedK` for the
+            further seeds.
+        methods: values of `training.method`.
+        seeds: students per method, trained with `training.seed` and the numbers after it.
+        console: console to print the tables to.
 
-    Returns the outcomes by method, which also become `comparison.json` and `comparison.md` of run `NAME`.
+    Returns the comparison, which is also written to `comparison.json` and `comparison.md` of run `NAME`.
 
     Raises:
-        ConfigError: there is no method, or training or evaluation is switched off.
-        CgdError: a phase cannot go on; the same command continues.
+        ConfigError: there is no such method or none, or training or evaluation is switched off.
+        CgdError: a phase cannot continue; rerun the same command to resume.
     """
-    if not recipes:
+    if not methods:
         raise ConfigError("compare: no method. Fix: name some of training.method's values")
-    for recipe in recipes.values():
-        if not (recipe.training.enabled and recipe.evaluation.enabled):
-            raise ConfigError(
-                "compare: training or evaluation is switched off. "
-                "Fix: set training.enabled=true and evaluation.enabled=true"
-            )
-    first = next(iter(recipes.values()))
-    store = preflight(first)
-    renamed = {method: _named(recipe, method) for method, recipe in recipes.items()}
-    # Where one method ran on another CPU, the next must not compute with another type.
-    names = [recipe.run.name for recipe in renamed.values()]
+    if not (recipe.training.enabled and recipe.evaluation.enabled):
+        raise ConfigError(
+            "compare: training or evaluation is switched off. Fix: set training.enabled=true and "
+            "evaluation.enabled=true"
+        )
+    students = {
+        _student(method, seed): _recipe_of(recipe, methods, method, seed) for seed in range(seeds) for method in methods
+    }
+    store = preflight(next(iter(students.values())))
+    # All runs must compute with the same types, even if an earlier one ran on another CPU.
+    names = [one.run.name for one in students.values()]
     outcomes = {}
     with ray_session():
         check_nodes(store)
-        # All before the first is trained, hours later: a model that changes meanwhile is refused, not compared.
-        resolved = {method: resolve(recipe, store, runs=names) for method, recipe in renamed.items()}
-        for method, run in resolved.items():
-            log.info("method", method=method, of=", ".join(resolved))
-            outcomes[method] = run_pipeline(run)
-    folder = Run(store, first.run.name)
-    folder.write_json("comparison.json", {method: asdict(outcome) for method, outcome in outcomes.items()})
-    write_comparison(folder, outcomes)
-    print_comparison(outcomes, console)
-    return outcomes
+        # Pin the models of all runs before the first training, which takes hours: a model that changes meanwhile is
+        # refused, not compared.
+        resolved = {student: resolve(one, store, runs=names) for student, one in students.items()}
+        for student, run in resolved.items():
+            log.info("comparing", student=student, of=", ".join(resolved))
+            outcomes[student] = run_pipeline(run)
+    correct = read_correct({student: run.folder for student, run in resolved.items()})
+    by_method = {"base": correct["base"]} | {method: _stacked(correct, method, seeds) for method in methods}
+    section = recipe.evaluation
+    comparison = Comparison(outcomes, all_pairs(by_method, section.confidence, section.resamples, recipe.run.seed))
+    folder = Run(store, recipe.run.name)
+    folder.write_json("comparison.json", asdict(comparison))
+    write_comparison(folder, comparison)
+    print_comparison(comparison, console)
+    return comparison
 
 
-def _named(recipe: Recipe, method: str) -> Recipe:
-    """The recipe under the name that one method's run has in a comparison."""
-    section = recipe.run.model_copy(update={"name": f"{recipe.run.name}-{method}"})
-    return recipe.model_copy(update={"run": section})
+def _student(method: str, seed: int) -> str:
+    """Name of the student of a method's first, second, ... seed."""
+    return f"{method}-seed{seed + 1}" if seed else method
+
+
+def _recipe_of(recipe: Recipe, methods: Sequence[str], method: str, seed: int) -> Recipe:
+    tree = recipe.model_dump(mode="json")
+    tree["run"]["name"] = f"{recipe.run.name}-{_student(method, seed)}"
+    tree["training"] |= {"method": method, "compared_with": list(methods)}
+    if seed:
+        tree["training"]["seed"] = recipe.training_seed + seed
+    return parse_recipe(tree, "compare")
+
+
+def _stacked(correct: Mapping[str, Verdicts], method: str, seeds: int) -> Verdicts:
+    """Return a method's verdicts, shape (seeds, questions)."""
+    return np.stack([correct[_student(method, seed)] for seed in range(seeds)])

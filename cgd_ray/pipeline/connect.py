@@ -1,4 +1,4 @@
-"""From a recipe to a run: checked and on Ray, or only looked at."""
+"""Open the run of a recipe: checked and connected to Ray, or only to read it."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ log = structlog.get_logger(__name__)
 
 @contextlib.contextmanager
 def connected_run(recipe: Recipe) -> Iterator[ResolvedRun]:
-    """A checked recipe, resolved on the Ray cluster that the block then may use.
+    """Check a recipe, connect to Ray while the block runs, and yield the resolved run.
 
     Raises:
-        CgdError: the first thing that is wrong, in one line.
+        CgdError: the first error found, in one line.
     """
     store = preflight(recipe)
     with ray_session():
@@ -31,16 +31,16 @@ def connected_run(recipe: Recipe) -> Iterator[ResolvedRun]:
 
 @contextlib.contextmanager
 def existing_run(recipe: Recipe) -> Iterator[ResolvedRun]:
-    """A run to be looked at.
+    """Yield a run to read.
 
-    Tables on S3 are read by all nodes of the cluster that `RAY_ADDRESS` names; none is started for that.
+    Tables on S3 are read by all nodes of the cluster in `RAY_ADDRESS`; no cluster is started for it.
 
     Raises:
-        CgdError: nothing was run there, or a model that the recipe names is gone.
+        CgdError: no run exists there, or a model that the recipe names no longer exists.
     """
     store, address = existing_store(recipe), os.environ.get("RAY_ADDRESS", "")
     with contextlib.ExitStack() as stack:
-        if store.is_s3 and address and "://" not in address:  # else it is where jobs are submitted
+        if store.is_s3 and address and "://" not in address:  # with ://, it is an address for submitting jobs
             try:
                 stack.enter_context(ray_session())
             except CgdError as error:

@@ -1,4 +1,4 @@
-"""What must hold on every node before anything is paid for: the root is the same one, and so is the device."""
+"""Check before anything is paid for that all nodes share the root and have the same device."""
 
 import secrets
 from dataclasses import dataclass, replace
@@ -13,28 +13,28 @@ from cgd_ray.runtime.device import Device, installed_device, pretends_gpus
 from cgd_ray.storage.filesystem import Store, store_errors
 
 log = structlog.get_logger(__name__)
-_ANSWER_TIMEOUT_S = 120.0  # a node starts a process for it
+_ANSWER_TIMEOUT_S = 120.0  # the check starts a process on each node
 
 
 @dataclass(frozen=True)
 class _View:
-    """What one node answers."""
+    """Result of the check on one node."""
 
     trouble: str | None
-    """Why it cannot read the probe."""
+    """Why the node cannot read the probe; None if it can."""
     is_broken: bool
-    """Whether it cannot even try."""
+    """Whether the check itself cannot run on the node."""
     device: Device | None
-    """None where it has no GPU, so that it does not matter."""
+    """Device of the node's packages; None on a node without a GPU, where it does not matter."""
 
 
 def check_nodes(store: Store) -> None:
-    """Write a file into the root that every living node must read, and compare the devices of nodes that have GPUs.
+    """Write a file to the root that every running node must read, and compare the devices of nodes with GPUs.
 
-    A root on local disks would take each engine's rows to a disk of its own, and training would find none of them.
+    With a root on local disks, each engine would write its rows to its own node, and training would find none of them.
 
     Raises:
-        ConfigError: names the nodes, and the mend.
+        ConfigError: a node fails the check; the text names one such node and the fix.
     """
     nodes = {node["NodeID"]: node for node in ray.nodes() if node["Alive"]}
     if len(nodes) < 2:
@@ -70,7 +70,7 @@ def check_nodes(store: Store) -> None:
 
 
 def _ask(nodes: dict[str, dict[str, dict[str, float]]], store: Store, name: str) -> dict[str, _View]:
-    """The views of the nodes that answer in time."""
+    """Return the results of the nodes that answer in time."""
     look = ray.remote(num_cpus=0, max_retries=0)(_look)
     asked = {
         look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(
@@ -86,7 +86,7 @@ def _ask(nodes: dict[str, dict[str, dict[str, float]]], store: Store, name: str)
         except (ray.exceptions.RayTaskError, ray.exceptions.RuntimeEnvSetupError) as error:
             views[asked[one]] = _View(" ".join(str(error).split())[-300:], is_broken=True, device=None)
         except ray.exceptions.RayError:
-            pass  # the node went away; engines on one that comes later look for themselves
+            pass  # the node has left; engines on nodes that join later check for themselves
     return views
 
 

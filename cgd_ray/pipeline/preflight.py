@@ -1,4 +1,4 @@
-"""What can be checked before anything is started: places, files, models, endpoints, templates."""
+"""Checks before anything starts: paths, files, models, endpoints, templates."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,10 +23,10 @@ from cgd_ray.storage.filesystem import Store, require_writable
 
 
 def open_store(recipe: Recipe) -> Store:
-    """The store of the recipe's root, a relative one made absolute.
+    """Return the store of the recipe's root; a relative root becomes absolute.
 
     Raises:
-        ConfigError: a relative root in a submitted job, whose working directory is a package folder of Ray's.
+        ConfigError: the root is relative in a submitted job, whose working directory is one of Ray's package folders.
     """
     root = recipe.run.root
     if "://" not in root:
@@ -44,10 +44,10 @@ def open_store(recipe: Recipe) -> Store:
 
 
 def existing_store(recipe: Recipe) -> Store:
-    """The store of a root that holds tables already: who only looks must not make one, nor ask an endpoint.
+    """Return the store of a root that already holds tables: reading must not create a root or call an endpoint.
 
     Raises:
-        ConfigError: nothing was ever run there.
+        ConfigError: nothing was run there yet.
     """
     store = open_store(recipe)
     if not store.exists("tables"):
@@ -61,7 +61,7 @@ def preflight(recipe: Recipe) -> Store:
     """Check everything that needs I/O but no engine; returns the store.
 
     Raises:
-        CgdError: the first thing that is wrong, in one line.
+        CgdError: the first error found, in one line.
     """
     store = open_store(recipe)
     prompts = load_prompts(recipe.generation.prompts)
@@ -82,10 +82,10 @@ def preflight(recipe: Recipe) -> Store:
 
 
 def require_histories(run: ResolvedRun) -> None:
-    """Check that the chat templates render what stands before the prompts, which only reading all of them shows.
+    """Check that the chat templates render the turns before the prompts, known only after all prompts are read.
 
     Raises:
-        ConfigError: one drops a turn, or refuses it.
+        ConfigError: a template drops or refuses a turn.
     """
     prompts = run.prompts
     histories = [
@@ -99,9 +99,9 @@ def require_histories(run: ResolvedRun) -> None:
 
 
 def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> None:
-    """Before drafts are paid for: can the student be trained, and the teacher be asked, with these before prompts?"""
+    """Check, before drafts are paid for, that the templates of student and teacher work with these histories."""
     student, teacher, generation = recipe.student, recipe.teacher.engine, recipe.generation
-    if student.engine.has_weights and not student.model.startswith(DEMO_PREFIX):  # those are instruct models
+    if student.engine.has_weights and not student.model.startswith(DEMO_PREFIX):  # demo models are instruct models
         student_encoder(recipe, histories)
     if teacher.has_weights and not teacher.model.startswith(DEMO_PREFIX):
         template = template_text(teacher.chat_template, "teacher.engine.chat_template")
@@ -117,7 +117,7 @@ def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> Non
 
 
 def _require_contexts(prompts: PromptSet, training: TrainingSection) -> None:
-    """Render what each method will show, once: a template may name a value that is not there for one of them."""
+    """Render the context of each method once: a template may name a value that one of the methods lacks."""
     texts = ("x", "y'", "c", "y^")
     example = Example("", 0, *texts, answer="y_T", reference="y_ref", other_critique="c'")
     for name in sorted(training.methods):

@@ -1,4 +1,4 @@
-"""The phases in their order: prompts, generation, curation, training, evaluation, report. Finished work is reused."""
+"""Run the phases in order: prompts, generation, curation, training, evaluation, report. Finished work is reused."""
 
 import time
 from collections.abc import Callable, Set
@@ -13,6 +13,7 @@ from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.quality import generated_quality
 from cgd_ray.evaluation.run import Student, heldout_rows, run_evaluation
 from cgd_ray.evaluation.scores import compare, grade_results, score
+from cgd_ray.evaluation.verdicts import write_verdicts
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import GenerationResult, run_generation
 from cgd_ray.inference.options import ModelRef
@@ -44,12 +45,12 @@ PHASES: frozenset[PhaseName] = frozenset(get_args(PhaseName))
 
 
 def run_pipeline(run: ResolvedRun, phases: Set[PhaseName] = PHASES) -> Outcome:
-    """Run the phases in order; Ray is connected and `preflight` has passed.
+    """Run the phases in order; requires a connection to Ray and a passed `preflight`.
 
     With fewer than all phases, the earlier ones must be complete.
 
     Raises:
-        CgdError: a phase cannot go on; what is done stays done, and the same command continues.
+        CgdError: a phase cannot continue; finished work is kept, and the same command resumes the run.
     """
     with hold_lease(run.store, f"runs/{run.recipe.run.name}", wait=False):
         return _run_phases(run, phases)
@@ -69,7 +70,7 @@ def _run_phases(run: ResolvedRun, phases: Set[PhaseName]) -> Outcome:
     require_histories(run)
     if "generate" not in phases:
         _require_generated(run)
-    # Before anything is paid for: is there something to grade against?
+    # Fails, before anything is paid for, if there is nothing to grade against.
     questions = heldout_rows(recipe, run.prompts.table) if recipe.evaluation.enabled else None
     _require_room(run, phases)
     generated, generation = _generate(run, may_generate="generate" in phases)
@@ -87,7 +88,7 @@ def _run_phases(run: ResolvedRun, phases: Set[PhaseName]) -> Outcome:
 
 
 def _finish(run: ResolvedRun, recorded: Outcome, settings: JsonDict) -> None:
-    """Report and manifest, which comes last: all of the run is there, for the settings that it names."""
+    """Write the report, then the manifest: its presence means that the run is complete for its settings."""
     write_report(run.folder, recorded)
     run.folder.write_json("manifest.json", asdict(recorded) | {"config": settings})
 
@@ -97,7 +98,7 @@ def _url(run: ResolvedRun) -> str:
 
 
 def _require_room(run: ResolvedRun, phases: Set[PhaseName]) -> None:
-    """Before the hours of generation: can the training that follows ever start?"""
+    """Check, before hours of generation, that the training after it can start."""
     training = run.recipe.training
     is_next = training.enabled and training.launcher == "ray" and "train" in phases
     if is_next and run.folder.read_json("student/manifest.json") is None:
@@ -111,21 +112,21 @@ def _prompts(run: ResolvedRun) -> Phase[PromptCounts]:
 
 
 def _generate(run: ResolvedRun, *, may_generate: bool) -> tuple[GenerationResult, Phase[GenerationSummary]]:
-    """Drafts, answers, critiques, refinements; without `may_generate`, those that are there."""
+    """Generate drafts, answers, critiques and refinements; without `may_generate`, return the existing ones."""
     result, seconds = _timed(lambda: run_generation(run, may_generate=may_generate))
     summary = GenerationSummary(result.counts, run.recipe.generation.critique.reference)
     return result, Phase(summary, PhaseCost(seconds, result.reused, result.metrics, result.execution))
 
 
 def _curate(run: ResolvedRun, generated: GenerationResult) -> tuple[CurationResult, Phase[CurationSummary]]:
-    """Training examples from the generated rows."""
+    """Make training examples from the generated rows."""
     curated, seconds = _timed(lambda: run_curation(run.recipe, generated.join))
     return curated, Phase(CurationSummary(curated.kept, curated.dropped), PhaseCost(seconds, curated.reused))
 
 
 def _train(run: ResolvedRun, curated: CurationResult, *, may_train: bool) -> Phase[TrainingSummary]:
-    """The trained student, exported into the run; without `may_train`, the one that is there already."""
-    from cgd_ray.training.launch.ray_train import run_training  # torch: seconds, which the other phases do not cost
+    """Train the student and export it into the run; without `may_train`, return the existing one."""
+    from cgd_ray.training.launch.ray_train import run_training  # torch takes seconds, which the other phases save
 
     trained, seconds = _timed(lambda: run_training(run, curated.examples, may_train=may_train))
     return Phase(TrainingSummary(run.recipe.training.method, trained.result), PhaseCost(seconds, trained.reused))
@@ -134,13 +135,14 @@ def _train(run: ResolvedRun, curated: CurationResult, *, may_train: bool) -> Pha
 def _evaluate(
     run: ResolvedRun, rows: pa.Table, generated: GenerationResult, training: Phase[TrainingSummary] | None
 ) -> Phase[EvaluationSummary]:
-    """Base against trained student on the held-out prompts (PROMPTS schema)."""
+    """Compare base and trained student on the held-out prompts (PROMPTS schema)."""
     recipe, started = run.recipe, time.monotonic()
     students = {"base": Student(recipe.student.ref, run.student_identity)}
     if training:
         students["trained"] = trained_student(run, training.result.student.student_name)
     answered = {name: run_evaluation(run, rows, name, student) for name, student in students.items()}
     graded = {name: grade_results(results, rows) for name, (results, _) in answered.items()}
+    write_verdicts(run.folder, rows, graded)
     scores = {name: score(marks, rows, recipe.evaluation.confidence) for name, marks in graded.items()}
     difference = compare(graded["base"], graded["trained"], recipe) if training else None
     summary = EvaluationSummary(scores["base"], scores.get("trained"), difference, generated_quality(generated.join))
@@ -149,7 +151,7 @@ def _evaluate(
 
 
 def trained_student(run: ResolvedRun, name: str) -> Student:
-    """The student that a training exported to this folder of the store."""
+    """Return the student that training exported to this folder of the store."""
     path = run.store.url(name)
     return Student(ModelRef(path), model_identity(path, None, run.store.storage, "student"))
 

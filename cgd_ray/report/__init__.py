@@ -1,1 +1,1 @@
-"""What a person reads after a run."""
+"""Output for the user: outcome, status and comparison of runs."""

@@ -9,14 +9,14 @@ Cells = list[list[str]]
 
 
 def percent(value: float | None, *, signed: bool = False) -> str:
-    """A share in per cent; a dash where there is none."""
+    """Format a share in per cent; a dash for None."""
     if value is None:
         return "-"
     return f"{100 * value:+.1f} %" if signed else f"{100 * value:.1f} %"
 
 
 def interval(ends: Interval | None, *, signed: bool = False) -> str:
-    """Both ends of an interval of shares, in per cent."""
+    """Format both ends of an interval of shares in per cent; a dash for None."""
     if ends is None:
         return "-"
     low, high = (percent(value, signed=signed).removesuffix(" %") for value in (ends.low, ends.high))
@@ -24,13 +24,13 @@ def interval(ends: Interval | None, *, signed: bool = False) -> str:
 
 
 def markdown(title: str, rows: Cells) -> str:
-    """A titled table whose first row is the head."""
+    """Format a titled Markdown table whose first row is the header."""
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join([f"## {title}", "", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def rich_table(title: str, rows: Cells) -> RenderableType:
-    """A titled table whose first row is the head, for a terminal."""
+    """Make a titled table for a terminal, whose first row is the header."""
     table = Table(*rows[0], title=title, title_justify="left", title_style="bold")
     for row in rows[1:]:
         table.add_row(*row)

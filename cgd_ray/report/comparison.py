@@ -1,10 +1,12 @@
-"""Outcomes of several methods in one table."""
+"""Report outcomes of several methods and the differences between them."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from rich.console import Console
 
 from cgd_ray.evaluation.scores import Scores
+from cgd_ray.evaluation.statistics import PairOfStudents
 from cgd_ray.redaction import redact
 from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
 from cgd_ray.report.outcome import EvaluationSummary, Outcome
@@ -12,20 +14,49 @@ from cgd_ray.report.summary import setting_notes
 from cgd_ray.storage.runs import Run
 
 Outcomes = Mapping[str, Outcome]
-"""By method, each with training and evaluation."""
+"""Outcomes by student, each with training and evaluation."""
+
+_ONE_SEED = "One training seed per method: how much another seed changes it is not known (`cgd compare --seeds 3`)."
 
 
-def write_comparison(run: Run, outcomes: Outcomes) -> None:
-    """Put `comparison.md` into the run: outcomes by method."""
-    parts = [f"# Methods of {run.name}", markdown(*_comparison(outcomes)), *_comparison_notes(outcomes)]
+@dataclass(frozen=True)
+class Comparison:
+    """Results of methods on the same rows and questions."""
+
+    students: Outcomes
+    """Outcomes by student: METHOD, and METHOD-seedK for further training seeds."""
+    pairs: list[PairOfStudents]
+    """Every pair among base and methods, each method as the mean over its seeds."""
+
+
+def write_comparison(run: Run, comparison: Comparison) -> None:
+    """Write `comparison.md` of the run: outcomes by student, and differences between all methods."""
+    tables = [markdown(title, rows) for title, rows in _tables(comparison)]
+    parts = [f"# Methods of {run.name}", *tables, *_comparison_notes(comparison)]
     run.store.write(run.path("comparison.md"), redact("\n\n".join(parts) + "\n").encode())
 
 
-def print_comparison(outcomes: Outcomes, console: Console) -> None:
-    """Show outcomes by method on a terminal."""
-    console.print(rich_table(*_comparison(outcomes)))
-    for note in _comparison_notes(outcomes):
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """Show outcomes by student, and differences between all methods, on a terminal."""
+    for title, rows in _tables(comparison):
+        console.print(rich_table(title, rows))
+    for note in _comparison_notes(comparison):
         console.print(note)
+
+
+def _tables(comparison: Comparison) -> list[tuple[str, Cells]]:
+    return [_comparison(comparison.students), ("Paired differences on the same questions", _pairs(comparison.pairs))]
+
+
+def _pairs(pairs: list[PairOfStudents]) -> Cells:
+    rows = [["method", "minus", "difference", "over questions", "over seeds", "fixed", "broken", "p", "p (Holm)"]]
+    for pair in pairs:
+        paired = pair.difference
+        intervals = [interval(ends, signed=True) for ends in (paired.interval, pair.seeds)]
+        tests = [f"{p_value:.2g}" for p_value in (paired.p_value, pair.adjusted_p_value)]
+        flips = [str(paired.fixed), str(paired.broken)]
+        rows.append([pair.first, pair.second, percent(paired.difference, signed=True), *intervals, *flips, *tests])
+    return rows
 
 
 def _comparison(outcomes: Outcomes) -> tuple[str, Cells]:
@@ -33,7 +64,7 @@ def _comparison(outcomes: Outcomes) -> tuple[str, Cells]:
     head += ["against base", "interval", "truncated"]
     base = _evaluation(next(iter(outcomes.values()))).base
     rows = [head, ["base", "", "", "", "", *_accuracy_cells(base), "", "", percent(base.truncated)]]
-    rows += [[method, *_cells(outcome)] for method, outcome in outcomes.items()]
+    rows += [[student, *_cells(outcome)] for student, outcome in outcomes.items()]
     return f"Methods on the same rows, {base.questions} held-out questions (bare prompt)", rows
 
 
@@ -60,8 +91,9 @@ def _evaluation(outcome: Outcome) -> EvaluationSummary:
     return outcome.evaluation.result
 
 
-def _comparison_notes(outcomes: Outcomes) -> list[str]:
-    outcome = next(iter(outcomes.values()))
+def _comparison_notes(comparison: Comparison) -> list[str]:
+    outcome = next(iter(comparison.students.values()))
     rates = _evaluation(outcome).generated.copy_rate
     copied = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items())
-    return [*setting_notes(outcome), *([f"copied word for word: {copied}"] if copied else [])]
+    notes = [*setting_notes(outcome), *([f"copied word for word: {copied}"] if copied else [])]
+    return notes if any(pair.seeds for pair in comparison.pairs) else [*notes, _ONE_SEED]

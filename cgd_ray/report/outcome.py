@@ -1,4 +1,4 @@
-"""What a run did and measured: by phase, the result and what it cost."""
+"""Outcome of a run: the result and the cost of each phase."""
 
 from dataclasses import asdict, dataclass, field, replace
 from typing import Generic, TypeVar
@@ -17,20 +17,20 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What a phase took."""
+    """Cost of a phase."""
 
     seconds: float
     reused: bool
     """Whether the phase found all its work done."""
     spent: dict[str, Figures] = field(default_factory=dict)
-    """By stage (generation) or student (evaluation): what was generated."""
+    """Figures of what was generated, by stage (generation) or by student (evaluation)."""
     execution: str | None = None
     """How the two engines shared the cluster."""
 
 
 @dataclass(frozen=True)
 class Phase(Generic[ResultT]):
-    """One phase that is done."""
+    """One finished phase."""
 
     result: ResultT
     cost: PhaseCost
@@ -38,8 +38,8 @@ class Phase(Generic[ResultT]):
     def recorded(self, run: Run, name: str, settings: JsonDict) -> "Phase[ResultT]":
         """Write the phase to `NAME.json` of the run; returns it as written.
 
-        Where this invocation found all of it done, or part of it, what that part had cost under the same settings stays
-        on record.
+        If this invocation reused all or part of the work, the recorded cost of that part under the same settings is
+        kept.
         """
         digest, cost = fingerprint(settings), self.cost
         earlier = run.read_json(f"{name}.json")
@@ -53,7 +53,7 @@ class Phase(Generic[ResultT]):
 
 @dataclass(frozen=True)
 class PromptCounts:
-    """Rows of the source."""
+    """Counts of the source's rows."""
 
     train: int
     heldout: int
@@ -63,7 +63,7 @@ class PromptCounts:
 
 @dataclass(frozen=True)
 class GenerationSummary:
-    """How the generated tables stand."""
+    """State of the generated tables."""
 
     stages: dict[str, dict[str, int]]
     """Rows by stage and state."""
@@ -73,7 +73,7 @@ class GenerationSummary:
 
 @dataclass(frozen=True)
 class CurationSummary:
-    """What curation kept."""
+    """Counts of kept and dropped rows."""
 
     kept: int
     dropped: dict[str, int]
@@ -100,7 +100,7 @@ class EvaluationSummary:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run, as far as it came."""
+    """Results of a run's finished phases."""
 
     run: str
     """The run's folder."""
@@ -112,6 +112,6 @@ class Outcome:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """By phase."""
+        """Seconds by phase."""
         names = ("prompts", "generation", "curation", "training", "evaluation")
         return {name: phase.cost.seconds for name in names if (phase := getattr(self, name)) is not None}

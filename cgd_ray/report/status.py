@@ -1,4 +1,4 @@
-"""What a recipe's tables hold: counts per stage, and the rows themselves."""
+"""Print the content of a recipe's tables: counts per stage, and the rows themselves."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ _FAILURES = {"failed", "quarantined", "over-long"}
 
 
 def print_status(run: ResolvedRun, console: Console) -> None:
-    """Rows per stage and state, what the next run of this recipe would generate, and which tables it would reuse."""
+    """Print rows per stage and state, the rows that the next run would generate, and the tables that it would reuse."""
     joined = run.join()
     current = plan(joined)
     table = RichTable(
@@ -59,14 +59,14 @@ def print_status(run: ResolvedRun, console: Console) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which rows to print: those that meet all conditions."""
+    """Conditions on the rows to print; a row must meet all of them."""
 
     dropped: bool = False
-    """Curation dropped it."""
+    """Only rows that curation dropped."""
     failed: bool = False
-    """A stage failed on it, quarantined it, or found it over-long."""
+    """Only rows that failed, were quarantined, or were over-long in a stage."""
     row: str | None = None
-    """Its prompt id or the beginning of it, or its place in the source (FILE:ROW)."""
+    """Prompt id of the row or the beginning of it, or its place in the source (FILE:ROW); None for any row."""
 
     def may_be_in(self, shard: Shard) -> bool:
         """Whether the shard may hold such a row, by the range of its ids."""
@@ -76,7 +76,7 @@ class Wanted:
         return ids.first[: len(start)] <= start <= ids.last[: len(start)]
 
     def has(self, row: JoinedRow, reason: str | None) -> bool:
-        """Whether the row, with the reason for which curation dropped it, is one of them."""
+        """Whether the row meets the conditions; `reason` is why curation dropped it, None if it did not."""
         identity, source = row.texts["prompt_id"], row.texts["source"]
         is_named = self.row is None or identity.startswith(self.row) or f"/{source}".endswith(f"/{self.row}")
         has_failed = any(result and result["status"] in _FAILURES for result in row.results.values())
@@ -84,7 +84,7 @@ class Wanted:
 
 
 def print_rows(run: ResolvedRun, console: Console, count: int, wanted: Wanted) -> None:
-    """The first rows that are wanted with all their texts, in the order of their keys."""
+    """Print the first `count` wanted rows with all their texts, in the order of their keys."""
     joined = run.join()
     reasons_in = dropped_reasons(run.recipe, joined)
     if reasons_in is None:
@@ -97,7 +97,7 @@ def print_rows(run: ResolvedRun, console: Console, count: int, wanted: Wanted) -
 
 
 def print_skipped(recipe: Recipe, store: Store, console: Console, count: int) -> None:
-    """The first rows of the source that cannot be used, and why."""
+    """Print the first `count` unusable rows of the source, and why."""
     rows = skipped_rows(recipe, store)
     for row in rows[:count]:
         console.print(f"{row['reason']}: {row['text']}", markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a person reads after a run: tables on the terminal, the same as Markdown in the run."""
+"""Report of a run: tables on the terminal, and the same tables as Markdown in the run's folder."""
 
 from rich.console import Console
 
@@ -26,7 +26,7 @@ _NOT_PAPER = (
 
 
 def write_report(run: Run, outcome: Outcome) -> None:
-    """Put `report.md` into the run."""
+    """Write `report.md` of the run."""
     parts = [
         f"# Run {run.name}",
         *(markdown(title, rows) for title, rows in _tables(outcome)),
@@ -36,7 +36,7 @@ def write_report(run: Run, outcome: Outcome) -> None:
 
 
 def print_report(outcome: Outcome, console: Console) -> None:
-    """Show the outcome of a run on a terminal."""
+    """Print the outcome of a run on a terminal."""
     for title, rows in _tables(outcome):
         console.print(rich_table(title, rows))
     for note in _notes(outcome):
@@ -71,7 +71,7 @@ def _generation(phase: Phase[GenerationSummary]) -> Cells:
 
 
 def _prompt(spent: Figures) -> list[str]:
-    """Prompt tokens, and how many of them the prefix cache had."""
+    """Format prompt tokens, and the number of them that came from the prefix cache."""
     tokens, cached = spent["prompt_tokens"], spent["cached_tokens"]
     return [str(tokens), f"{cached} ({percent(cached / tokens)})" if tokens else "-"]
 
@@ -139,7 +139,7 @@ def _notes(outcome: Outcome) -> list[str]:
 
 
 def setting_notes(outcome: Outcome) -> list[str]:
-    """What a reader must know about the settings before the figures."""
+    """Return notes on settings that affect how to read the figures."""
     notes = [_NOT_PAPER] if outcome.generation.result.critique_reference == "teacher" else []
     questions = outcome.evaluation.result.base.questions if outcome.evaluation else _MANY_QUESTIONS
     if questions < _MANY_QUESTIONS:

@@ -50,10 +50,19 @@ def test_a_run_its_tables_and_a_comparison(tmp_path: Path) -> None:
     assert len(examples) == outcome.curation.result.kept
     critiques = datasets.Dataset(cgd_ray.read_table(made, "critique"))
     assert set(critiques["status"]) == {"ok"}
-    outcomes = cgd_ray.compare(made, ["cgd", "refsft"])
-    assert list(outcomes) == ["cgd", "refsft"]
+    comparison = cgd_ray.compare(made, ["cgd", "refsft"], seeds=2)
+    outcomes = comparison.students
+    assert list(outcomes) == ["cgd", "refsft", "cgd-seed2", "refsft-seed2"]
     assert all(one.generation.cost.reused and one.training for one in outcomes.values())
-    assert "| refsft |" in (tmp_path / "runs/r/comparison.md").read_text()
+    weights = {(tmp_path / f"runs/r-{name}/student/model.safetensors").read_bytes() for name in outcomes}
+    assert len(weights) == 4
+    assert "| refsft | cgd |" in (tmp_path / "runs/r/comparison.md").read_text()
+    assert [(pair.first, pair.second) for pair in comparison.pairs] == [
+        ("cgd", "base"), ("refsft", "base"), ("refsft", "cgd"),
+    ]  # fmt: skip
+    own = [outcomes[name].evaluation.result.difference.difference for name in ("cgd", "cgd-seed2")]
+    assert comparison.pairs[0].difference.difference == pytest.approx(sum(own) / 2)
+    assert comparison.pairs[0].seeds
 
 
 def test_rows_of_other_runs_of_the_root_are_left_out(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_methods_share_their_rows_and_are_shown_side_by_side(tmp_path: Path, cap
     result = CliRunner().invoke(app, [*command, "--method", "refsft", "--method", "distill"])
     output = capfd.readouterr()
     assert result.exit_code == 0, output.err[-3000:]
-    outcomes = json.loads((tmp_path / "runs/demo-methods/comparison.json").read_text())
+    outcomes = json.loads((tmp_path / "runs/demo-methods/comparison.json").read_text())["students"]
     assert not outcomes["refsft"]["generation"]["cost"]["reused"]
     assert outcomes["distill"]["generation"]["cost"]["reused"]
     assert "base" not in outcomes["distill"]["evaluation"]["cost"]["spent"]
@@ -58,7 +58,7 @@ def test_all_nine_methods_go_on_after_a_kill(tmp_path: Path) -> None:
         assert killed.wait(60) == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
         before = students(runs)
         assert subprocess.run(command, cwd=REPOSITORY, stdout=log, stderr=log, check=False).returncode == 0
-    outcomes = json.loads((runs / "compare-arms/comparison.json").read_text())
+    outcomes = json.loads((runs / "compare-arms/comparison.json").read_text())["students"]
     assert len(outcomes) == 9
     assert all(outcome["generation"]["cost"]["reused"] for outcome in outcomes.values())
     reused = [name for name, outcome in outcomes.items() if outcome["training"]["cost"]["reused"]]

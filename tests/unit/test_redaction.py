@@ -18,7 +18,7 @@ from cgd_ray.inference.openai.engine import OpenAIEngine, api_key
 from cgd_ray.inference.openai.errors import retryable_error
 from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.redaction import redact, redact_tree
-from cgd_ray.report.comparison import write_comparison
+from cgd_ray.report.comparison import Comparison, write_comparison
 from cgd_ray.report.summary import write_report
 from cgd_ray.runtime.logs import configure_logging, show_traceback
 from cgd_ray.storage.filesystem import Store
@@ -142,11 +142,10 @@ def test_it_is_in_no_file_of_a_run(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for module in ("summary", "comparison"):
                 patch.setattr(f"cgd_ray.report.{module}.markdown", lambda *_: SECRET)
-            patch.setattr("cgd_ray.report.summary._tables", lambda _: [("t", [])])
+                patch.setattr(f"cgd_ray.report.{module}._tables", lambda _: [("t", [])])
             patch.setattr("cgd_ray.report.summary._notes", lambda _: [SECRET])
-            patch.setattr("cgd_ray.report.comparison._comparison", lambda _: ("t", []))
             patch.setattr("cgd_ray.report.comparison._comparison_notes", lambda _: [SECRET])
-            write(run, outcome)
+            write(run, Comparison(outcome, []) if write is write_comparison else outcome)
     files = [file for file in tmp_path.rglob("*") if file.is_file()]
     assert {file.name for file in files} == {"config.json", "table.json", "report.md", "comparison.md"}
     for file in files:
