@@ -1,9 +1,9 @@
-"""How many labelled answers the grader judges as people did, and how long the slowest takes its caller.
+"""Measure how many labelled answers the grader judges as people did, and the time of the slowest call.
 
     python -m benchmarks.grading --pairs pairs.jsonl --gsm8k test.jsonl --math500 test.jsonl
 
 `pairs.jsonl` has `gold`, `completion` and `label` (whether they are the same answer). GSM8K and MATH-500 are the data
-sets' own files; each reference is graded against itself in every form that users have.
+sets' own files; each reference is graded against itself in several written forms.
 """
 
 import argparse
@@ -17,12 +17,12 @@ from cgd_ray.grading.grade import grade
 
 
 def main() -> None:
-    """Print a table for each file that is given."""
+    """Print the results of each given file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("pairs", "gsm8k", "math500"):
         parser.add_argument(f"--{name}", type=Path)
     given = parser.parse_args()
-    grade(r"\boxed{x+1}", "1+x")  # starts the process for algebra, once for each process that grades
+    grade(r"\boxed{x+1}", "1+x")  # starts the algebra process, once per grading process
     if given.pairs:
         _judge_pairs(_rows(given.pairs))
     if given.gsm8k:

@@ -1,4 +1,4 @@
-"""JSON lines of a benchmark's runs: shown, kept, and found again by the same command."""
+"""JSON lines of a benchmark's runs: print and store them, and read those of an interrupted benchmark."""
 
 import json
 from collections import defaultdict
@@ -9,7 +9,7 @@ Line = dict[str, Any]
 
 
 def report(line: Line, output: Path) -> None:
-    """Show a line, and keep it."""
+    """Print a line, and append it to the output file."""
     print(json.dumps(line), flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     with output.open("a") as file:
@@ -17,7 +17,7 @@ def report(line: Line, output: Path) -> None:
 
 
 def earlier(output: Path, task: str | None = None) -> dict[tuple[str, str], list[Line]]:
-    """Runs that an interrupted benchmark has left, of this task only where it is named, by side and setting."""
+    """Return stored runs by side and setting: those of this task, or those without a task for None."""
     found: dict[tuple[str, str], list[Line]] = defaultdict(list)
     if output.exists():
         for line in map(json.loads, output.read_text().splitlines()):

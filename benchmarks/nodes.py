@@ -1,4 +1,4 @@
-"""How generation scales with nodes: a scripted engine that takes 50 ms a row, 8 in flight per actor.
+"""Measure how generation scales with nodes: a scripted engine that takes 50 ms a row, 8 in flight per actor.
 
     python -m benchmarks.nodes [--rows 4000] [--runs 3]
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def measure(nodes: int, rows: int) -> float:
-    """Rows per second."""
+    """Return rows per second on a cluster of this size."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     try:
         for _ in range(nodes - 1):
@@ -56,7 +56,7 @@ def measure(nodes: int, rows: int) -> float:
 
 
 def generate(folder: Path, nodes: int, rows: int) -> float:
-    """One run."""
+    """Run generation once; returns rows per second."""
     write_prompts(folder, rows)
     engine: dict[str, Any] = {"type": "scripted", "latency_ms": 50, "max_in_flight": 8, "replicas": nodes}
     recipe = parse_recipe(

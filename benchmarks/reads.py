@@ -1,13 +1,13 @@
-"""What a plan reads of one stage's table while many engines write it: simulated, no text is made.
+"""Simulate what a plan reads of one stage's table while many engines write it; no text is generated.
 
     python -m benchmarks.reads 10000000 [--engines 64] [--in-flight 256] [--seconds 20] [--flush-seconds 5]
 
 Engines take blocks of a stream of prompts in the order of their ids, `in-flight` rows of each generate at a time for
 `seconds` on average (log-normal, so that they end out of order), and finished rows become parts as `Committer` makes
-them. Every ten minutes the small ones are merged by the rules of `generation/compaction.py`. Prints a JSON line for
-parts that know no shards (as before shards' borders were kept) and one for those that do: the requests that write and
-merge the table, pages of its listing, and what one plan takes at the end: parts fetched, rows read for each row of its
-own, bytes that the driver holds.
+them. Every ten minutes the small ones are merged by the rules of `storage/compaction.py`. Prints a JSON line for parts
+without shards' borders (the former design) and one for parts with them. A line has the requests that write and merge
+the table, the pages of its listing, and the cost of one plan at the end: parts fetched, rows read per row, MiB that the
+driver holds.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from cgd_ray.stages.rows import _by_range
 from cgd_ray.storage.compaction import EVERY_SECONDS, FEW_PARTS, SMALL_BYTES, _groups, _is_unmerged
 from cgd_ray.storage.tables import ID_DIGITS
 
-ROW_BYTES = 700  # of a completion of some 500 tokens, compressed
+ROW_BYTES = 700  # a completion of about 500 tokens, compressed
 FLUSH_ROWS = 256
 ADMITTED = 8  # times the rows in flight
 PAGE = 1000
@@ -35,7 +35,7 @@ IDS = 16**ID_DIGITS
 
 @dataclass
 class Engine:
-    """What one engine holds."""
+    """State of one engine."""
 
     waiting: deque[int] = field(default_factory=deque)
     admitted: int = 0
@@ -45,7 +45,7 @@ class Engine:
 
 
 class Simulation:
-    """Rows are known by their rank among the ids, which are spread evenly."""
+    """Simulates engines that write a table; a row is its rank among the ids, which are spread evenly."""
 
     def __init__(
         self, rows: int, engines: int, in_flight: int, seconds: float, flush_seconds: float, *, keeps_borders: bool
@@ -54,7 +54,7 @@ class Simulation:
         self.flush_seconds = flush_seconds
         shards = -(-rows // PART_ROWS)
         cuts = [IDS * shard // shards for shard in range(shards)]
-        # Before, parts of the prompts began at any id.
+        # Before borders were kept, parts of the prompts began at any id.
         aligned, anywhere = [-(-cut * rows // IDS) for cut in cuts], [rows * shard // shards for shard in range(shards)]
         steps = aligned if keeps_borders else anywhere
         self.starts = np.array([*steps, rows])
@@ -73,7 +73,7 @@ class Simulation:
         self.latencies = self._latencies(seconds)
 
     def digits(self, rank: int) -> str:
-        """The beginning of the id of that rank."""
+        """Return the first digits of the id of that rank."""
         return f"{int(rank) * IDS // self.rows:0{ID_DIGITS}x}"
 
     def _latencies(self, seconds: float) -> Iterator[float]:
@@ -82,7 +82,7 @@ class Simulation:
             yield from (seconds * np.exp(chance.normal(-0.5, 1, 2**16))).tolist()
 
     def run(self) -> None:
-        """From the first row to the last."""
+        """Simulate the run from the first row to the last."""
         for number in range(len(self.engines)):
             self.fill(number, 0.0)
         merged = 0.0
@@ -108,7 +108,7 @@ class Simulation:
                 heapq.heappush(self.events, (now + self.flush_seconds, number, -1))
 
     def fill(self, number: int, now: float) -> None:
-        """Give an engine blocks for the room that it has."""
+        """Give an engine as many blocks as it has room for."""
         engine = self.engines[number]
         while engine.admitted + self.block <= ADMITTED * self.in_flight and self.next_row < self.rows:
             block = range(self.next_row, min(self.rows, self.next_row + self.block))
@@ -120,7 +120,7 @@ class Simulation:
             engine.waiting.extend(block[idle:])
 
     def flush(self, number: int, shards: Sequence[int]) -> None:
-        """Make parts of what is finished of these shards."""
+        """Write parts of the finished rows of these shards."""
         engine = self.engines[number]
         for shard in shards:
             rows = np.sort(engine.finished.pop(shard))
@@ -130,12 +130,12 @@ class Simulation:
         engine.timer = engine.timer and bool(engine.finished)
 
     def write(self, name: str, rows: np.ndarray) -> None:
-        """One put."""
+        """Write one part with one put."""
         self.requests["put"] += 1
         self.parts[f"{name}-{self.digits(rows[0])}-{self.digits(rows[-1])}.parquet"] = rows
 
     def merge(self) -> None:
-        """The small parts, where they are many."""
+        """Merge the small parts if they are many."""
         sizes = {part: ROW_BYTES * len(rows) for part, rows in self.parts.items() if _is_unmerged(part)}
         small = {part: size for part, size in sizes.items() if size < SMALL_BYTES}
         self.requests["list"] += -(-len(self.parts) // PAGE)
@@ -150,13 +150,13 @@ class Simulation:
         self.requests["delete"] += -(-len(small) // PAGE)
 
     def split(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        """As `compaction` does."""
+        """Split rows as `compaction` does."""
         cuts = np.searchsorted(rows, self.starts[1:-1]) if self.keeps_borders else []
         for piece in np.split(rows, np.unique(cuts).astype(int)):
             yield from (piece[start : start + PART_ROWS] for start in range(0, len(piece), PART_ROWS))
 
     def plan(self) -> dict[str, Any]:
-        """What a plan fetches and reads now."""
+        """Return what a plan fetches and reads at this point."""
         tracemalloc.start()
         names = sorted(str(name) for name in list(self.parts))
         by_shard = _by_range(self.prompts, names)
@@ -173,7 +173,7 @@ class Simulation:
 
 
 def main() -> None:
-    """Both ways."""
+    """Simulate parts without borders and with them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("rows", type=int)
     parser.add_argument("--engines", type=int, default=64)

@@ -1,10 +1,10 @@
-"""How generation scales with the number of rows: the scripted engine, so that all time is ours.
+"""Measure how generation scales with the number of rows: with the scripted engine, all time is ours.
 
     python -m benchmarks.scale 10000 100000 1000000 [--root DIRECTORY] [--s3]
 
 Each size is a process of its own that prepares the prompts and generates all three stages. Then a tenth of the
-refinements is taken away and the same run is started anew, with `--s3` once more through an S3 server, until its first
-new refinements are on storage. Prints a JSON line per size: rows/s through all stages with start-up, the largest
+refinements is deleted and the same run is started again, with `--s3` once more through an S3 server, and timed to its
+first new refinements on storage. Prints a JSON line per size: rows/s through all stages with start-up, the largest
 resident memory of the driver, the largest memory of its own (without what it shares with others) of the process that
 runs Ray Data's executor and of the one that counts, the largest use of the object store, the objects written, and the
 seconds from the start of the resumed process to its first part.
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure(rows: int, folder: Path, server: S3Server | None) -> dict[str, Any]:
-    """One size from nothing to a resumed run, locally and on S3."""
+    """Measure one size from an empty root to a resumed run, locally and, with a server, on S3."""
     data, root = folder / "data", folder / S3Server.bucket / "root"
     data.mkdir()
     write_prompts(data, rows)
@@ -80,7 +80,7 @@ def measure(rows: int, folder: Path, server: S3Server | None) -> dict[str, Any]:
 
 
 def generate(made: Recipe) -> dict[str, Any]:
-    """All stages of all rows."""
+    """Generate all stages of all rows."""
     store, figures = Store(made.run.root, made.storage), dict[str, Any]()
     prompts = timed(figures, "prepare_s", lambda: prepare_prompts(made, store))
     with ray_session(), largest(figures):
@@ -92,14 +92,14 @@ def generate(made: Recipe) -> dict[str, Any]:
 
 
 def resume(made: Recipe) -> dict[str, Any]:
-    """What `generate` does on a root that lacks little."""
+    """Run generation on a root that lacks few rows."""
     store = Store(made.run.root, made.storage)
     with ray_session():
         return {"done": run_generation(open_run(made, store)).counts["refine"]["ok"]}
 
 
 def first_part_seconds(rows: int, data: Path, root: Path, url: str, **environment: str) -> float:
-    """From the start of a process to its first new part; it is left to end."""
+    """Return the seconds from a process's start to its first new part; waits for the process to end."""
     [refine] = (root / "tables" / "refine").iterdir()
     last = max(attempt(part) for part in refine.glob("part-*"))  # merged parts are new, too
     started, seconds = time.monotonic(), 0.0
@@ -114,33 +114,33 @@ def first_part_seconds(rows: int, data: Path, root: Path, url: str, **environmen
 
 
 def attempt(part: Path) -> int:
-    """The number of the run that made a part."""
+    """Return the number of the run that wrote a part."""
     return int(part.name.split("-")[1])
 
 
 def drop_a_tenth(root: Path) -> None:
-    """Take a tenth of the refinements' parts away."""
+    """Delete a tenth of the refinements' parts."""
     for part in sorted((root / "tables" / "refine").glob("*/part-*"))[::10]:
         part.unlink()
 
 
 def child(rows: int, data: Path, phase: str, root: str) -> dict[str, Any]:
-    """The figures of a process of its own."""
+    """Run a phase in a process of its own; returns its figures."""
     done = subprocess.run(command(rows, data, phase, root), stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return figures
 
 
 def command(rows: int, data: Path, phase: str, root: str) -> list[str]:
-    """A child's command line."""
+    """Return a child's command line."""
     return [sys.executable, "-m", "benchmarks.scale", str(rows), "--root", str(data), "--child", phase, root]
 
 
 @contextmanager
 def largest(figures: dict[str, Any]) -> Iterator[None]:
-    """Note the largest use of the object store, and of the run's other processes, seen in a block."""
+    """Record the largest use of the object store and largest memory of the run's other processes in a block."""
     ended = threading.Event()
-    address = ray.get_runtime_context().gcs_address  # else it is asked of whatever cluster was started last
+    address = ray.get_runtime_context().gcs_address  # else Ray reports on the cluster that was started last
     figures |= {"object_store_peak_mib": 0} | dict.fromkeys(_PROCESSES.values(), 0)
 
     def look() -> None:
@@ -161,7 +161,7 @@ def largest(figures: dict[str, Any]) -> Iterator[None]:
 
 
 def own_memory() -> dict[str, int]:
-    """MiB of the executor's process and the ledger's."""
+    """Return MiB of the executor's process and the ledger's."""
     seen = {}
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
@@ -171,7 +171,7 @@ def own_memory() -> dict[str, int]:
 
 
 def timed(figures: dict[str, Any], name: str, work: Callable[[], T]) -> T:
-    """Do it and note the seconds."""
+    """Call `work` and record its seconds."""
     started = time.monotonic()
     result = work()
     figures[name] = round(time.monotonic() - started, 1)
@@ -179,14 +179,14 @@ def timed(figures: dict[str, Any], name: str, work: Callable[[], T]) -> T:
 
 
 def write_prompts(folder: Path, rows: int) -> None:
-    """Prompts of the size of word problems."""
+    """Write prompts of the size of word problems."""
     with (folder / "data.jsonl").open("w") as file:
         for number in range(rows):
             file.write(json.dumps({"prompt": f"Problem {number}. {WORDS * 3}", "gold": str(number)}) + "\n")
 
 
 def recipe(rows: int, data: Path, root: str, endpoint: str | None) -> Recipe:
-    """Two scripted engines that answer at once."""
+    """Return a recipe with two scripted engines that answer immediately."""
     engine = {"type": "scripted", "max_in_flight": 2048}
     return parse_recipe(
         {

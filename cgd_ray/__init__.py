@@ -1,4 +1,4 @@
-"""Critique-Guided Distillation of language models on Ray; see `cgd_ray.api` for what is public."""
+"""Critique-Guided Distillation of language models on Ray; `cgd_ray.api` is the public API."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ __all__ = ["CgdError", "Recipe", "compare", "load_recipe", "parse_recipe", "read
 
 
 def __getattr__(name: str) -> object:
-    """The public functions, imported when they are asked for: Ray and Arrow take a second."""
+    """Import the public functions on first use: Ray and Arrow take a second."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from cgd_ray import api

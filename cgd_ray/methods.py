@@ -1,6 +1,6 @@
-"""Every training method: what the student is shown of a row, and what it learns (arXiv 2505.11628, section 3).
+"""Training methods: the texts of a row in the student's context, and the target (arXiv 2505.11628, section 3).
 
-A new method is a line in `METHODS` and its name in `MethodName`.
+A new method needs an entry in `METHODS` and its name in `MethodName`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -29,26 +29,26 @@ class Example:
     answer: str | None = None
     reference: str | None = None
     other_critique: str | None = None
-    """Of another prompt's draft with the same verdict (see `cgd_ray.training.dataset.shuffled_critiques`)."""
+    """Critique of another prompt's draft with the same verdict (see `cgd_ray.training.dataset.shuffled_critiques`)."""
     history: History = ()
     """The turns before the prompt."""
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Example":
-        """The example of a table row; other columns are left out."""
+        """Return the example of a table row; other columns are ignored."""
         texts = {name: row[name] for name in cls.__dataclass_fields__ if name in row}
         return cls(**texts | {"history": history_of(row.get("history"))})
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """The texts around a row: templates, and how many turns a context has."""
+    """Templates of a context, and whether it has several turns."""
 
     prompts: PromptSet
     multi_turn: bool = False
 
     def show(self, example: Example, draft: str | None, critique: str | None) -> tuple[Turn, ...]:
-        """The turns that show what there is; without a draft there is nothing to answer, so one turn has it all."""
+        """Return the turns with the given texts; without a draft, there is no answer, so one turn has all."""
         if self.multi_turn and draft is not None:
             turns = (*with_history(example.prompt, example.history), Turn("assistant", draft))
             return with_history(self.prompts.again(critique), turns)
@@ -60,14 +60,14 @@ class Method:
     """One training method."""
 
     shows: tuple[Shown, ...]
-    """Texts of the row in the context, beside the prompt; none of them: the bare prompt."""
+    """Texts of the row in the context, beside the prompt; if empty, the context is the bare prompt."""
     target: Target
     """The stage or column whose text is learnt."""
     template: Literal["context", "cft"] = "context"
     """Template of a context that shows more than the prompt."""
 
     def conversation(self, example: Example, contexts: Contexts) -> Conversation | SkippedRow:
-        """Context and target for this row, or why the row has none."""
+        """Return context and target for this row, or why the row has none."""
         target = _TARGETS[self.target](example)
         lacking = "other_critique" if "other_critique" in self.shows and example.other_critique is None else None
         if target is None or lacking:
@@ -105,11 +105,11 @@ METHODS: Mapping[MethodName, Method] = {
     "distill": Method((), "answer"),
     "sft": Method((), "reference"),
 }
-"""By name. `mix` is no method of its own: each row takes one of these, drawn by the seed."""
+"""Methods by name. `mix` is not one of them: the seed draws one of these for each row."""
 
 
 def targets_of(names: Iterable[MethodName]) -> set[Target]:
-    """The texts that these methods learn."""
+    """Return the texts that these methods learn."""
     return {METHODS[name].target for name in names}
 
 
@@ -117,7 +117,7 @@ _TEXTS = ("prompt", "draft", "critique", "other_critique", "refinement", "answer
 
 
 def longest_text(example: Example, shown: Conversation) -> str:
-    """Which of the row's texts has most characters, of those that a conversation shows."""
+    """Return the name of the row's longest text, in characters, among those in a conversation."""
     texts = {name: getattr(example, name) for name in _TEXTS}
     seen = [*(turn.content for turn in shown.turns), shown.target]
     lengths = {name: len(text) for name, text in texts.items() if text and any(text in turn for turn in seen)}

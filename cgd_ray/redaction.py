@@ -1,4 +1,4 @@
-"""Masks keys, tokens and passwords in whatever is shown or stored: errors, logs, configurations, cards, reports."""
+"""Mask keys, tokens and passwords in all output: errors, logs, configurations, cards, reports."""
 
 import json
 import os
@@ -8,8 +8,8 @@ from collections.abc import Iterator, MutableMapping
 
 MASK = "***"
 
-_SHORTEST = 8  # characters: masking shorter values would cut holes into ordinary words
-_SHORTEST_NAMED = 4  # of a variable that the recipe names, which is a key for certain
+_SHORTEST = 8  # characters: masking shorter values would mask parts of ordinary words
+_SHORTEST_NAMED = 4  # for a variable that the recipe names, which certainly holds a key
 _NAMES = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_ID)?$", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/\s'\"]*@(?=[^/\s])")
 _IN_QUERY = re.compile(
@@ -22,15 +22,15 @@ _named: set[str] = set()
 
 
 def name_secret_variable(variable: str) -> None:
-    """Take an environment variable's value for a secret in this process, whatever its name looks like."""
+    """Treat an environment variable's value as a secret in this process, whatever its name is."""
     _named.add(variable)
 
 
 def read_secret(variable: str, key: str) -> str | None:
-    """The variable's value without the blanks and line breaks around it, which files and YAML leave; None if not set.
+    """Return the variable's value without the blanks and line breaks that files and YAML leave; None if not set.
 
     Raises:
-        ValueError: what remains is no key: HTTP clients would print it while they refuse it.
+        ValueError: the value is no key: HTTP clients would print it when they refuse it.
     """
     name_secret_variable(variable)
     value = os.environ.get(variable, "").strip()
@@ -43,7 +43,7 @@ def read_secret(variable: str, key: str) -> str | None:
 
 
 def tidy_secret(variable: str, key: str) -> None:
-    """Take blanks and line breaks from around a variable that a library reads itself.
+    """Strip blanks and line breaks from a variable that a library reads itself.
 
     Raises:
         ValueError: as `read_secret`.
@@ -53,7 +53,7 @@ def tidy_secret(variable: str, key: str) -> None:
 
 
 def redact(text: str) -> str:
-    """The text with every secret of the environment, and credentials in URLs and headers, replaced by `***`."""
+    """Return the text with every secret of the environment, and credentials in URLs and headers, replaced by `***`."""
     for secret in sorted(_forms(), key=len, reverse=True):
         text = text.replace(secret, MASK)
     text = _IN_URL.sub(f"{MASK}@", text)
@@ -62,7 +62,7 @@ def redact(text: str) -> str:
 
 
 def redact_tree(value: object) -> object:
-    """The same for all text in a JSON document."""
+    """Redact all text in a JSON document."""
     match value:
         case str():
             return redact(value)
@@ -74,12 +74,12 @@ def redact_tree(value: object) -> object:
 
 
 def redact_event(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
-    """The same for a line of the log, as a processor of structlog."""
+    """Redact a log event, as a structlog processor."""
     return {key: redact(str(value)) if not isinstance(value, int | float) else value for key, value in event.items()}
 
 
 def _forms() -> set[str]:
-    """The secrets as they may stand in a text: also as one line of several, and escaped for URLs and JSON."""
+    """Return the secrets in the forms that a text may contain: whole, in parts, and escaped for URLs and JSON."""
     found = set()
     for secret in _secrets():
         found |= {secret, urllib.parse.quote(secret), urllib.parse.quote_plus(secret), json.dumps(secret)[1:-1]}
@@ -89,6 +89,6 @@ def _forms() -> set[str]:
 def _secrets() -> Iterator[str]:
     for variable, value in os.environ.items():
         is_named = variable in _named
-        if is_named or (_NAMES.search(variable) and not value.startswith("/")):  # else the file that holds them
+        if is_named or (_NAMES.search(variable) and not value.startswith("/")):  # else the path of a file with keys
             shortest = _SHORTEST_NAMED if is_named else _SHORTEST
             yield from (part for part in {value.strip(), *value.split()} if len(part) >= shortest)

@@ -1,4 +1,4 @@
-"""Evaluation of a recipe whose student is trained: `python jobs/evaluate.py RECIPE [section.key=value ...]`."""
+"""Evaluate a recipe whose student is trained: `python jobs/evaluate.py RECIPE [section.key=value ...]`."""
 
 from cgd_ray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""Drafts, critiques, refinements, curated examples: `python jobs/generate.py RECIPE [section.key=value ...]`."""
+"""Generate drafts, critiques, refinements and examples: `python jobs/generate.py RECIPE [section.key=value ...]`."""
 
 from cgd_ray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""All phases of a recipe: `ray job submit -- python jobs/pipeline.py RECIPE [section.key=value ...]`."""
+"""Run all phases of a recipe: `ray job submit -- python jobs/pipeline.py RECIPE [section.key=value ...]`."""
 
 from cgd_ray.cli import job_main
 

@@ -1,4 +1,4 @@
-"""Training of a recipe whose generation is complete: `python jobs/train.py RECIPE [section.key=value ...]`."""
+"""Train the student of a recipe after generation: `python jobs/train.py RECIPE [section.key=value ...]`."""
 
 from cgd_ray.cli import job_main
 

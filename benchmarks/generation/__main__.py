@@ -1,11 +1,11 @@
-"""The same prompts, models and cores through six pipelines, interleaved.
+"""Run the same prompts, models and cores through five pipelines, interleaved.
 
     python -m benchmarks.generation --student DIR --teacher DIR [--rows 64] [--runs 5] [--distilabel PYTHON]
 
-Sides: see the modules beside this one. Each side first runs once in each of its two settings; the better one goes on
-into the interleaved runs (of ours, both). Prints and appends to `--output` a JSON line per run: seconds in all (a
-process from its start to its end), seconds without loading, and the share of rows whose texts equal bare vLLM's of the
-first run. At the end the medians. The same command goes on with what an interrupted one has left in `--output`.
+Sides: see the modules beside this one. Each side first runs once in each of its two settings; the better one enters
+the interleaved runs (of ours, both). Prints and appends to `--output` a JSON line per run: total seconds (a process
+from its start to its end), seconds without loading, and the share of rows whose texts equal those of the first run (bare
+vLLM's). The medians follow at the end. The same command resumes from the lines of an interrupted one in `--output`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def main() -> None:
-    """Tune, interleave, summarise."""
+    """Tune each side, interleave the runs, summarise them."""
     options = parse()
     task = make_task(options)
     runs: list[dict[str, Any]] = []
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--student", required=True, help="directory of a model")
     parser.add_argument("--teacher", required=True, help="directory of a model")
@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
 
 
 def make_task(options: argparse.Namespace) -> Task:
-    """Demo problems, each once."""
+    """Make a task of demo problems, each once."""
     texts = dict.fromkeys(
         row.prompt for row, _ in zip(demo_rows(1, 2, novel=False), range(2 * options.rows), strict=False)
     )
@@ -98,7 +98,7 @@ def make_task(options: argparse.Namespace) -> Task:
 
 
 def run(side: str, task: Task, runs: list[dict[str, Any]], output: Path) -> dict[str, Any]:
-    """One side once, in processes of its own."""
+    """Run one side once, in processes of its own."""
     threads = {"VLLM_CPU_OMP_THREADS_BIND": "0-1", "VLLM_CPU_KVCACHE_SPACE": KV_CACHE_GIB, "HF_HUB_OFFLINE": "1"}
     environment = os.environ | ({} if side == "ours" else threads)
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
@@ -130,7 +130,7 @@ def run(side: str, task: Task, runs: list[dict[str, Any]], output: Path) -> dict
 
 
 def equal(texts: dict[str, dict[str, str]], expected: dict[str, dict[str, str]]) -> dict[str, float]:
-    """Per stage: the share of rows whose text is the same."""
+    """Return the share of rows with the same text, by stage."""
     shares = {}
     for stage in ("draft", "critique", "refine"):
         keys = [key for key in expected if stage in expected[key]]

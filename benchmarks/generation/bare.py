@@ -9,7 +9,7 @@ from benchmarks.generation.work import MAX_MODEL_LEN, Clock, Outcome, Task, argu
 
 
 def load(model: str, task: Task) -> LLM:
-    """One engine with all threads; what cgd-ray gives its own."""
+    """Load one engine with all threads and the settings of cgd-ray's engines."""
     return LLM(
         model=model,
         dtype=task.dtype,
@@ -22,7 +22,7 @@ def load(model: str, task: Task) -> LLM:
 
 
 def ask(engine: LLM, stage: str, task: Task, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One batch call; the rows whose texts are whole."""
+    """Make one batch call; returns the rows whose texts are complete."""
     params = SamplingParams(temperature=0.0, max_tokens=task.max_tokens[stage])
     outputs = engine.chat([messages(stage, row) for row in rows], params, use_tqdm=False)
     done = []
@@ -35,14 +35,14 @@ def ask(engine: LLM, stage: str, task: Task, rows: list[dict[str, Any]]) -> list
 
 
 def outcome(rows: list[dict[str, Any]], clock: Clock) -> Outcome:
-    """Of the rows as they are at the end."""
+    """Return the outcome of the finished rows."""
     texts = {row["prompt_id"]: {s: row[s] for s in ("draft", "critique", "refine") if s in row} for row in rows}
     cached, completed = (sum(row.get(count, 0) for row in rows) for count in ("cached", "completed"))
     return Outcome(texts, clock.seconds, cached, completed)
 
 
 def main() -> None:
-    """All three stages in one process."""
+    """Run all three stages in one process."""
     task, out = arguments()
     clock, rows = Clock(), [dict[str, Any](row) for row in task.rows]
     student = load(task.student, task)

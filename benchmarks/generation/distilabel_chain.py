@@ -14,7 +14,7 @@ from benchmarks.generation.work import IN_FLIGHT, Task, messages
 
 
 class Ask(Step):
-    """Writes a stage's conversation; a row that is not whole asks for next to nothing."""
+    """Writes a stage's conversation; an incomplete row gets a prompt of one character."""
 
     stage: str
 
@@ -29,14 +29,14 @@ class Ask(Step):
         return ["messages"]
 
     def process(self, inputs: StepInput) -> StepOutput:
-        """One batch."""
+        """Process one batch."""
         for row in inputs:
             row["messages"] = messages(self.stage, row) if row["whole"] else [{"role": "user", "content": "-"}]
         yield inputs
 
 
 class Take(Step):
-    """Keeps the text under the stage's name; with as many tokens as were allowed it is taken for cut off."""
+    """Stores the text under the stage's name; a text with the maximum number of tokens counts as cut off."""
 
     stage: str
     limit: int
@@ -52,7 +52,7 @@ class Take(Step):
         return [self.stage, "whole"]
 
     def process(self, inputs: StepInput) -> StepOutput:
-        """One batch."""
+        """Process one batch."""
         for row in inputs:
             tokens = row.pop("distilabel_metadata")[f"statistics_{self.stage}_task"]["output_tokens"]
             row[self.stage] = row["generation"] if row["whole"] else None

@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @contextlib.contextmanager
 def server(model: str, dtype: str, cores: str) -> Iterator[str]:
-    """`vllm serve` on these cores; yields its URL once it is healthy."""
+    """Run vLLM's server on these cores; yields its URL once it is healthy."""
     port = free_port()
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
     command += ["--served-model-name", "model", "--dtype", dtype, "--max-model-len", str(MAX_MODEL_LEN)]
@@ -43,7 +43,7 @@ def server(model: str, dtype: str, cores: str) -> Iterator[str]:
 
 
 def chain(task: Task, folder: Path, urls: dict[str, str], clock: Clock) -> None:
-    """One distilabel pipeline over the stages that have a URL, in its own environment."""
+    """Run one distilabel pipeline over the stages that have a URL, in its own environment."""
     (folder / "urls.json").write_text(json.dumps(urls))
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
     with clock:
@@ -52,7 +52,7 @@ def chain(task: Task, folder: Path, urls: dict[str, str], clock: Clock) -> None:
 
 
 def main() -> None:
-    """All three stages."""
+    """Run all three stages."""
     task, out = arguments()
     clock = Clock()
     with tempfile.TemporaryDirectory() as name:

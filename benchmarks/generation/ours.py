@@ -18,7 +18,7 @@ EMPTY = {"split": "train", "reference": None, "kind": None, "novel": False, "sou
 
 
 def recipe(task: Task, root: str) -> Recipe:
-    """What the other sides are given, as a recipe."""
+    """Return the task as a recipe."""
     engine = {
         "type": "vllm",
         "dtype": task.dtype,
@@ -28,7 +28,7 @@ def recipe(task: Task, root: str) -> Recipe:
         "kv_cache_gib": float(KV_CACHE_GIB),
     }
     if task.setting == "streaming" and asks_for_gpus():
-        engine["gpus_per_worker"] = 0.5  # both at once on one GPU
+        engine["gpus_per_worker"] = 0.5  # both engines on one GPU
     limits = {stage: {"max_tokens": limit} for stage, limit in task.max_tokens.items()}
     return parse_recipe(
         {
@@ -44,7 +44,7 @@ def recipe(task: Task, root: str) -> Recipe:
 
 
 def main() -> None:
-    """All three stages."""
+    """Run all three stages."""
     task, out = arguments()
     with tempfile.TemporaryDirectory() as root, ray_session():
         made = recipe(task, root)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def busy(result: GenerationResult) -> float:
-    """Seconds in which an engine worked: from the first start to the last end, of each engine where they take turns."""
+    """Return the seconds from the first start to the last end; for engines in turn, the sum over both."""
     spans = {
         stage: (counted["started"], counted["started"] + counted["seconds"])
         for stage, counted in result.metrics.items()

@@ -1,4 +1,4 @@
-"""(b) The authors' shape: three processes, one per stage, each of which loads its engine. Setting: `max_num_seqs`."""
+"""(b) The authors' design: three processes, one per stage, each of which loads its engine. Setting: `max_num_seqs`."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ STAGES = ("draft", "critique", "refine")
 
 
 def stage(name: str, task: Task, folder: Path) -> None:
-    """One process: reads the rows before it, writes its own."""
+    """Run one stage: read the rows of the stage before it, write its own."""
     before, clock = folder / f"{STAGES.index(name)}.json", Clock()
     rows = json.loads(before.read_text())
     waiting = [row for row in rows if row.get("whole", True)]
@@ -27,7 +27,7 @@ def stage(name: str, task: Task, folder: Path) -> None:
 
 
 def main() -> None:
-    """Three processes after each other."""
+    """Run three processes one after the other."""
     if len(sys.argv) > 3:
         stage(sys.argv[2], Task.read(sys.argv[1]), Path(sys.argv[3]))
         return

@@ -1,4 +1,4 @@
-"""(c) Ray Data LLM processors chained. Setting: `staged` (one at a time, batches of 64) or `streaming` (of 16)."""
+"""(c) Chained Ray Data LLM processors. Setting: `staged` (one at a time, batches of 64) or `streaming` (of 16)."""
 
 import time
 from typing import Any
@@ -9,12 +9,12 @@ from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 from benchmarks.generation.work import IN_FLIGHT, KV_CACHE_GIB, MAX_MODEL_LEN, Outcome, Task, arguments, messages
 
 STAGES = ("draft", "critique", "refine")
-# The processor writes a column `prompt` of its own: the conversation as the template makes it.
+# The processor writes a column `prompt` of its own: the conversation as the template renders it.
 KEPT = ("prompt_id", "problem", "draft", "critique", "refine", "whole")
 
 
 def processor(stage: str, task: Task, batch: int) -> Any:
-    """One stage: a row that is not whole is asked for one token, since a processor cannot pass it by."""
+    """Build the processor of a stage; it cannot skip an incomplete row, which therefore generates one token."""
     small = {"enabled": True, "num_cpus": 0.1}
     config = vLLMEngineProcessorConfig(
         model_source=task.student if stage == "draft" else task.teacher,
@@ -53,9 +53,9 @@ def processor(stage: str, task: Task, batch: int) -> Any:
 
 
 def main() -> None:
-    """All three stages; without one engine's loading there is no other, so loading is in `generate_s` here."""
+    """Run all three stages; loading cannot be separated here, so `generate_s` includes it."""
     task, out = arguments()
-    # Three engines, though there are two cores; with fewer, what feeds them waits for a core for ever.
+    # Eight CPUs for three engines on two cores: with fewer, operators that feed the engines wait for a core forever.
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False)
     started = time.monotonic()
     rows = ray.data.from_items(

@@ -1,4 +1,4 @@
-"""What all sides are given, and what they give back. Imports nothing that distilabel's environment lacks."""
+"""Input and output of all sides. Imports nothing that distilabel's environment lacks."""
 
 import json
 import sys
@@ -27,31 +27,31 @@ class Task:
     rows: list[dict[str, str]]
     dtype: str = "float32"
     in_flight: int = IN_FLIGHT
-    """Rows that an engine of ours works on at a time."""
+    """Rows that one of our engines processes at a time."""
     eager: bool = True
-    """Without compilation, which costs more than it saves in so short a run on CPU."""
+    """Whether to skip compilation, which costs more than it saves in such a short run on CPU."""
     setting: str = ""
     distilabel_python: str = ""
 
     @staticmethod
     def read(path: str) -> "Task":
-        """The task in a JSON file."""
+        """Read the task from a JSON file."""
         return Task(**json.loads(Path(path).read_text()))
 
 
 @dataclass
 class Outcome:
-    """Texts by prompt id and stage (a row whose draft or critique is cut off goes no further), and seconds."""
+    """Texts by prompt id and stage, and seconds. A row ends at a draft or critique that is cut off."""
 
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
     generate_s: float = 0.0
-    """Without loading engines."""
+    """Seconds without loading engines."""
     cached_tokens: int | None = None
     completion_tokens: int | None = None
-    """Of all stages; None where a side does not count them."""
+    """Tokens of all stages; None if a side does not count them."""
 
     def write(self, path: str) -> None:
-        """Leave it for the harness."""
+        """Write the outcome for the harness."""
         Path(path).write_text(json.dumps(asdict(self)))
 
 
@@ -70,7 +70,7 @@ class Clock:
 
 
 def messages(stage: str, row: dict[str, Any]) -> list[Message]:
-    """The very conversations that cgd-ray asks for."""
+    """Return the same conversations that cgd-ray uses."""
     if stage == "draft":
         return [{"role": "user", "content": row["prompt"]}]
     critique = [{"role": "user", "content": PROMPTS.critique(row["prompt"], row["draft"], None)}]
@@ -81,5 +81,5 @@ def messages(stage: str, row: dict[str, Any]) -> list[Message]:
 
 
 def arguments() -> tuple[Task, str]:
-    """A side's command line: TASK.json OUTCOME.json."""
+    """Parse a side's command line: TASK.json OUTCOME.json."""
     return Task.read(sys.argv[1]), sys.argv[2]

@@ -1,13 +1,12 @@
-"""The same rows, model, batch and threads through our loop, TRL's and LLaMA-Factory's, interleaved.
+"""Train the same rows, model, batch and threads with our loop, TRL's and LLaMA-Factory's, interleaved.
 
     python -m benchmarks.training --model DIR [--trl PYTHON] [--llama-factory PYTHON] [--rows 64] [--runs 5]
 
-Each side runs in every of its settings, of the others' packings only the better one after the first round. `PYTHON` is
-that of an environment with the library and a torch of this repository's version.
-Prints and appends to `--output` a JSON line per run, at the end the medians: supervised tokens per second inside
-optimiser steps of a second epoch, and the most memory of the process. `floor` is what the matrix products alone would
-take at the rate that large ones reach here. The same command goes on with what an interrupted one has left in
-`--output`.
+Each side runs in each of its settings; of the other sides' packings, only the better one after the first round.
+`PYTHON` is that of an environment with the library and a torch of this repository's version.
+Prints and appends to `--output` a JSON line per run, and the medians at the end: supervised tokens per second inside
+optimiser steps of a second epoch, and peak memory of the process. `floor` is the time of the matrix products alone at
+the rate that large ones reach here. The same command resumes from the lines of an interrupted one in `--output`.
 """
 
 import argparse
@@ -40,7 +39,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 def main() -> None:
-    """Interleave, summarise."""
+    """Interleave the runs and summarise them."""
     options = parse()
     task = make_task(options)
     measured = earlier(options.output, task.digest)
@@ -68,7 +67,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="directory of a chat model")
     parser.add_argument("--trl", default="", help="python of an environment with TRL")
@@ -83,14 +82,14 @@ def parse() -> argparse.Namespace:
 
 
 def make_task(options: argparse.Namespace) -> Task:
-    """Demo problems as a chat model's turns, their solutions as targets."""
+    """Make a task of demo problems as a chat model's turns, with their solutions as targets."""
     encoder = ChatEncoder(AutoTokenizer.from_pretrained(options.model), {})
     rows = [(row.input_ids, row.target_start) for row in encoded_rows(encoder, options.rows)]
     return Task(options.model, rows, options.batch_size, options.precision, options.threads)
 
 
 def encoded_rows(encoder: ChatEncoder, count: int) -> Iterator[Encoded]:
-    """So many rows of uneven lengths: one to three problems in a turn, their solutions in the other."""
+    """Yield up to `count` rows of uneven lengths: one to three problems in a turn, their solutions as target."""
     problems = iter(demo_rows(1, 2, novel=False))
     for number in range(count):
         several = [next(problems) for _ in range(1 + number % 3)]
@@ -103,7 +102,7 @@ def encoded_rows(encoder: ChatEncoder, count: int) -> Iterator[Encoded]:
 
 
 def run(side: str, task: Task, python: str) -> dict[str, Any]:
-    """One side once, in a process of its own."""
+    """Run one side once, in a process of its own."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(task.threads)}
     with tempfile.TemporaryDirectory() as folder, (Path(folder) / "log").open("w") as log:
         given, made = Path(folder) / "task.json", Path(folder) / "outcome.json"

@@ -1,4 +1,4 @@
-"""What the matrix products of the epoch alone would take, at the rate that large ones reach on these cores."""
+"""Time of an epoch's matrix products alone, at the rate that large products reach on these cores."""
 
 import time
 
@@ -13,7 +13,7 @@ _SIZE, _REPEATS = 2048, 20
 
 
 def main() -> None:
-    """Measure a large product, and divide."""
+    """Measure the rate of a large product, and divide the epoch's FLOPs by it."""
     task, made = arguments()
     torch.set_num_threads(task.threads)
     flops = Flops.of(AutoModelForCausalLM.from_pretrained(task.model))
@@ -26,7 +26,7 @@ def main() -> None:
 
 
 def _rate(dtype: torch.dtype) -> float:
-    """FLOP/s of the best of many products."""
+    """Return the FLOP/s of the fastest of `_REPEATS` products."""
     one, other = torch.randn(_SIZE, _SIZE).to(dtype), torch.randn(_SIZE, _SIZE).to(dtype)
     best = float("inf")
     for _ in range(_REPEATS):

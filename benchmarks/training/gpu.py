@@ -1,10 +1,10 @@
-"""Our loop beside plain transformers and DeepSpeed on GPUs: full training at 1B, an adapter at 8B.
+"""Compare our loop with plain transformers and DeepSpeed on GPUs: full training at 1B, an adapter at 8B.
 
     torchrun --standalone --nproc-per-node N -m benchmarks.training.gpu --shape llama-3.2-1b --folder DIR [--side plain]
 
 Needs no Ray and no download: the shapes are those of the models' configurations, the weights and the rows are random.
 Both sides take the same packs of 4,096 tokens with the same attention between rows. Rank 0 prints a JSON line: medians
-over the steps after the first two. `--shape tiny` is for a look at it on CPU.
+over the steps after the first two. `--shape tiny` is for a trial on CPU.
 """
 
 import argparse
@@ -46,12 +46,12 @@ LLAMA = {
 }
 ADAPTED = "llama-3.1-8b"
 PASS_TOKENS = 4096
-WARM_UP = 2  # steps: kernels are compiled and chosen
+WARM_UP = 2  # steps in which kernels are compiled and selected
 SEED = 0
 
 
 def main() -> None:
-    """Make model and rows, train a few steps, say how fast."""
+    """Make model and rows, train a few steps, print the speed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="for the model; seen by all ranks")
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def write_model(folder: Path, shape: str) -> None:
-    """Random weights in bfloat16."""
+    """Write a model with random weights in bfloat16."""
     torch.manual_seed(SEED)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         made = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA | SHAPES[shape]), dtype=torch.bfloat16)
@@ -92,7 +92,7 @@ Figures = dict[str, float]
 
 
 def summary(steps: list[Figures]) -> dict[str, Any]:
-    """Medians over the steps that count."""
+    """Return medians over the steps after the warm-up."""
     counted = steps[WARM_UP:]
     medians = {name: round(statistics.median(step[name] for step in counted), 4) for name in counted[0]}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
@@ -100,7 +100,7 @@ def summary(steps: list[Figures]) -> dict[str, Any]:
 
 
 def make_task(model: Path, options: argparse.Namespace) -> Task:
-    """Rows of 100 to 3,000 tokens, the median 600; the last third of each is supervised."""
+    """Make rows of 100 to 3,000 tokens, the median 600; the last third of each is supervised."""
     count = options.steps * options.batch_size * dist.get_world_size()
     generator = np.random.default_rng(SEED)
     vocabulary = (LLAMA | SHAPES[options.shape])["vocab_size"]
@@ -111,7 +111,7 @@ def make_task(model: Path, options: argparse.Namespace) -> Task:
 
 
 def make_training(options: argparse.Namespace, base: TrainingSection) -> TrainingSection:
-    """The recipe of both sides."""
+    """Return the training section; only `liger` differs between the sides."""
     return base.model_copy(
         update={
             "zero_stage": options.zero_stage,
@@ -127,14 +127,14 @@ def make_training(options: argparse.Namespace, base: TrainingSection) -> Trainin
 
 
 def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
-    """The rank's loop that Ray Train and torchrun start."""
+    """Run the rank's loop that Ray Train and torchrun start."""
     from cgd_ray.training.dataset.encoded_rows import EncodedRows
     from cgd_ray.training.loop.trainer import Trainer
     from cgd_ray.training.memory import memory, model_sizes
 
     job = shared_job(model, options)
     rows = EncodedRows(job.encoded.read())
-    # Before Liger takes the place of functions that the estimate calls with tensors without memory.
+    # Before Liger replaces functions that the estimate calls with tensors without memory.
     sizes = model_sizes(model, job.training, rows.lengths, rows.supervised)
     rank = Trainer(job)
     estimated = memory(sizes, rank.job.training).device
@@ -142,7 +142,7 @@ def ours(model: Path, options: argparse.Namespace) -> list[Figures]:
 
 
 def plain(model: Path, options: argparse.Namespace) -> list[Figures]:
-    """Transformers' own loss over all positions, DeepSpeed's own accumulation; the rest is as ours."""
+    """Train with transformers' loss over all positions and DeepSpeed's accumulation; the rest is as in `ours`."""
     from cgd_ray.training.flops import peak_memory
     from cgd_ray.training.loop.deepspeed_engine import apply_step
     from cgd_ray.training.loop.trainer import Trainer
@@ -175,7 +175,7 @@ def plain(model: Path, options: argparse.Namespace) -> list[Figures]:
 
 
 def inputs(rows: PackedRows, device: torch.device) -> dict[str, torch.Tensor]:
-    """A pack as transformers' own loss wants it: labels [1, T], -100 where nothing is learnt."""
+    """Return a pack in the form of transformers' loss: labels [1, T], -100 at unsupervised positions."""
     ids, positions = (torch.from_numpy(each)[None] for each in (rows.input_ids, rows.position_ids))
     labels = torch.full_like(ids, -100)
     labels[0, torch.from_numpy(rows.predicting) + 1] = torch.from_numpy(rows.labels)
@@ -183,7 +183,7 @@ def inputs(rows: PackedRows, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def shared_job(model: Path, options: argparse.Namespace) -> RankJob:
-    """One job of all ranks; rank 0 writes its rows."""
+    """Make one job for all ranks; rank 0 writes its rows."""
     task = make_task(model, options)
     job = make_job(task, str(options.folder / f"rows-{options.shape}"), write=dist.get_rank() == 0)
     dist.barrier()

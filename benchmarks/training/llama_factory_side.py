@@ -1,8 +1,8 @@
 """LLaMA-Factory's supervised fine-tuning on the same ids and masks, which it reads as a tokenised dataset.
 
-Settings: `defaults` (what it does for `stage: sft`, but for batch and learning rate); `packed-N`: its `neat_packing`
-into packs of N tokens, without gradient checkpointing, which a model that fits needs not, as many of them in a step as
-make equal steps.
+Settings: `defaults` (those of `stage: sft`, except batch and learning rate); `packed-N`: its `neat_packing` into packs
+of N tokens. Packed runs take as many packs per step as give the same number of steps. They run without gradient
+checkpointing, which a model that fits does not need.
 """
 
 import math
@@ -25,7 +25,7 @@ Row = dict[str, list[int]]
 
 
 class _Losses(TrainerCallback):
-    """Keeps what is logged."""
+    """Stores the logged losses."""
 
     def __init__(self) -> None:
         self.seen: list[float] = []
@@ -36,7 +36,7 @@ class _Losses(TrainerCallback):
 
 
 def main() -> None:
-    """Both epochs."""
+    """Train both epochs."""
     task, made = arguments()
     torch.set_num_threads(task.threads)
     clock, losses = Clock(), _Losses()
@@ -54,7 +54,7 @@ def _row(ids: list[int], start: int) -> Row:
 
 
 def _packs(rows: list[Row], length: int) -> list[Row]:
-    """What its packed processor makes of such rows: `attention_mask` counts the rows of a pack, 0 is padding."""
+    """Pack rows as its packed processor does: `attention_mask` numbers the rows of a pack, 0 is padding."""
     by_length: dict[int, list[Row]] = {}
     for row in rows:
         by_length.setdefault(len(row["input_ids"]), []).append(row)

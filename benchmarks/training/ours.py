@@ -17,7 +17,7 @@ from cgd_ray.training.job import About, RankJob, StepReport
 
 
 def main() -> None:
-    """Both epochs, with a checkpoint and the export at the end, which the seconds leave out."""
+    """Train both epochs; the seconds exclude the checkpoint and the export at the end."""
     task, made = arguments()
     stand_alone()
     from cgd_ray.training.loop.trainer import train_rank
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def stand_alone() -> None:
-    """What torchrun would say to the only rank; before DeepSpeed is imported."""
+    """Set torchrun's variables for a single rank; call it before DeepSpeed is imported."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -40,7 +40,7 @@ def stand_alone() -> None:
 
 
 def make_job(task: Task, root: str, *, write: bool = True) -> RankJob:
-    """What trains on the task's rows, which become a table under a root: without `write`, somebody else writes it."""
+    """Make a job on the task's rows, which become a table under a root; without `write`, another rank writes it."""
     stage, tokens, *compiled = task.setting.split("-")
     table = Table(Store(root), "encoded", "benchmark", ENCODED)
     rows = [

@@ -1,4 +1,4 @@
-"""Where the time of one of our optimiser steps goes: `python -m benchmarks.training.profile_step --model DIR`."""
+"""Profile one of our optimiser steps: `python -m benchmarks.training.profile_step --model DIR`."""
 
 import argparse
 import tempfile
@@ -25,7 +25,7 @@ def main() -> None:
     task.setting = options.setting
     with tempfile.TemporaryDirectory() as root:
         steps = Trainer(make_job(task, root)).steps()
-        next(steps), next(steps)  # memory is got, layers are compiled
+        next(steps), next(steps)  # memory is allocated, layers are compiled
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             next(steps)
     print(profiled.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=60))

@@ -1,7 +1,8 @@
 """TRL's SFTTrainer on the same ids and masks.
 
-Settings: `defaults` (what SFTConfig has, but for batch and learning rate); `packed-N`: packs of N tokens, best fit,
-without gradient checkpointing, which a model that fits needs not, as many of them in a step as make equal steps.
+Settings: `defaults` (those of SFTConfig, except batch and learning rate); `packed-N`: packs of N tokens, best fit.
+Packed runs take as many packs per step as give the same number of steps. They run without gradient checkpointing, which
+a model that fits does not need.
 """
 
 import math
@@ -20,7 +21,7 @@ from benchmarks.training.work import EPOCHS, Outcome, Task, arguments
 
 
 def main() -> None:
-    """Both epochs."""
+    """Train both epochs."""
     task, made = arguments()
     torch.set_num_threads(task.threads)
     clock = Clock()

@@ -1,4 +1,4 @@
-"""What all sides are given, and what they give back. Imports nothing that TRL's environment lacks."""
+"""Input and output of all sides. Imports nothing that TRL's environment lacks."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 EPOCHS = 2
-"""The first is for what comes once: memory, compilation. The second is measured."""
+"""The first covers one-time costs: memory, compilation. The second is measured."""
 
 
 @dataclass
 class Task:
-    """Rows as token ids with the place where each target starts, a model's directory; `setting` is the side's own."""
+    """Rows as token ids with the index where each target starts, a model's directory; `setting` is the side's own."""
 
     model: str
     rows: list[tuple[list[int], int]]
@@ -26,12 +26,12 @@ class Task:
 
     @staticmethod
     def read(path: str) -> "Task":
-        """The task in a JSON file."""
+        """Read the task from a JSON file."""
         return Task(**json.loads(Path(path).read_text()))
 
     @property
     def digest(self) -> str:
-        """Of what all sides are given, and of what is measured: figures of two tasks are not to be compared."""
+        """Digest of the input of all sides and of what is measured: figures of two tasks are not comparable."""
         given = asdict(self) | {"setting": "", "model": Path(self.model).name, "epochs": EPOCHS}
         return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -48,7 +48,7 @@ class Task:
 
 @dataclass
 class Outcome:
-    """Of the second epoch; the losses are of both."""
+    """Figures of the second epoch; the losses are of both epochs."""
 
     steps_s: float
     """Seconds from the first optimiser step's start to the last one's end."""
@@ -57,11 +57,11 @@ class Outcome:
     peak_mib: float = 0.0
 
     def write(self, path: str) -> None:
-        """Leave it for the harness, with the most memory that this process ever had."""
+        """Write the outcome for the harness, with this process's peak memory."""
         self.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         Path(path).write_text(json.dumps(asdict(self)))
 
 
 def arguments() -> tuple[Task, str]:
-    """A side's command line: TASK.json OUTCOME.json."""
+    """Parse a side's command line: TASK.json OUTCOME.json."""
     return Task.read(sys.argv[1]), sys.argv[2]

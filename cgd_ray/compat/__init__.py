@@ -1,1 +1,1 @@
-"""Names that libraries do not promise to keep, one module per library; tests/unit/compat names each at an upgrade."""
+"""Names without a stability guarantee, one module per library; tests/unit/compat reports each that an upgrade drops."""

@@ -1,4 +1,4 @@
-"""DeepSpeed 0.19.8: which part of a parameter's fp32 weights and moments a rank has, and where.
+"""DeepSpeed 0.19.8: which part of a parameter's fp32 weights and moments a rank holds, and where.
 
 Source: `runtime/zero/stage_1_and_2.py`, `runtime/zero/stage3.py`, `utils/tensor_fragment.py`.
 """
@@ -11,22 +11,22 @@ from deepspeed.runtime.base_optimizer import ZeROOptimizer
 
 
 class Fragment(NamedTuple):
-    """A run of a flattened parameter, in one of the flat tensors that Adam updates on this rank."""
+    """A contiguous range of a flattened parameter, in one of the flat tensors that Adam updates on this rank."""
 
     flat: torch.Tensor
     offset: int
-    """Place of its first element in `flat`."""
+    """Index of its first element in `flat`."""
     start: int
-    """Place of its first element in the flattened parameter."""
+    """Index of its first element in the flattened parameter."""
     length: int
     whole: int
-    """Elements of the parameter."""
+    """Elements of the whole parameter."""
 
 
 def flat_tensors(optimizer: ZeROOptimizer, stage: int) -> list[torch.Tensor]:
-    """The tensors that Adam itself updates on this rank in stage 1, 2 or 3.
+    """Return the tensors that Adam itself updates on this rank in stage 1, 2 or 3.
 
-    For stage 1 in bfloat16 DeepSpeed has an optimiser of its own with names of its own.
+    For stage 1 in bfloat16, DeepSpeed has a separate optimiser with other attribute names.
     """
     if stage == 3:
         return list(optimizer.fp32_partitioned_groups_flat)
@@ -36,11 +36,11 @@ def flat_tensors(optimizer: ZeROOptimizer, stage: int) -> list[torch.Tensor]:
 
 
 def fragment_of(optimizer: ZeROOptimizer, stage: int, parameter: Any) -> Fragment | None:
-    """This rank's share of a parameter in stage 1, 2 or 3; None where it has nothing of it."""
+    """Return this rank's share of a parameter in stage 1, 2 or 3; None if it has none."""
     if stage == 3:
         group, offset, numel = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = dist.get_rank() * numel
-        length = min(numel, parameter.ds_numel - start)  # the last shares are filled up
+        length = min(numel, parameter.ds_numel - start)  # the last shares are padded
         if length <= 0:
             return None
         return Fragment(flat_tensors(optimizer, stage)[group], offset, start, length, parameter.ds_numel)
@@ -52,11 +52,11 @@ def fragment_of(optimizer: ZeROOptimizer, stage: int, parameter: Any) -> Fragmen
 
 
 def refresh_weights(optimizer: ZeROOptimizer, stage: int) -> None:
-    """Round the forward pass's weights from the fp32 ones anew, on all ranks together."""
+    """Recompute the forward pass's weights from the fp32 weights, on all ranks together."""
     if stage in (1, 2):
         optimizer.update_lp_params()
     if stage == 3:
-        optimizer.checkpoint_event_prologue()  # else what the last pass left whole would stay as it was
+        optimizer.checkpoint_event_prologue()  # else parameters that the last pass gathered would keep their old values
         for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
             half = optimizer.fp16_partitioned_groups_flat[number]
             half.data.copy_(flat.data)

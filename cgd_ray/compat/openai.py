@@ -1,4 +1,4 @@
-"""The `openai` client's own transport: httpx, or what replaced it."""
+"""The `openai` client's own transport: httpx or its replacement."""
 
 import importlib
 
@@ -10,4 +10,4 @@ UNSENT: tuple[type[Exception], ...] = tuple(
     getattr(_transport, name)
     for name in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
 )
-"""Errors before a request has left."""
+"""Errors raised before a request is sent."""

@@ -1,4 +1,4 @@
-"""Ray 2.60: what the autoscaler knows, where a placement group should lie, and the cause within an error's text."""
+"""Ray 2.60: the autoscaler's state, the preferred node of a placement group, and the cause in an error's text."""
 
 import json
 import re
@@ -11,32 +11,32 @@ from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group
 
-_ANSWER_TIMEOUT_S = 30.0  # an autoscaler looks every 5 s
+_ANSWER_TIMEOUT_S = 30.0  # an autoscaler updates every 5 s
 _CAUSED = re.compile(r"\nThe above exception was the direct cause|\nDuring handling of the above exception")
 _PROCESS = re.compile(r"\(pid=(\d+), ip=([^,)\s]+)")
 
 
 def node_groups() -> list[tuple[dict[str, float], int]]:
-    """Resources of each kind of node that an autoscaler declares, and how many there may be; below zero: any number."""
+    """Return the resources and the maximum count of each kind of node of an autoscaler; below zero: unlimited."""
     config = state.get_cluster_config()  # an autoscaler need not report it: KubeRay's does not
     return [(dict(group.resources), group.max_count) for group in config.node_group_configs] if config else []
 
 
 def cluster_status() -> GetClusterStatusReply:
-    """What the autoscaler's second version says of demands and nodes."""
+    """Return demands and nodes as version 2 of the autoscaler reports them."""
     reply = GetClusterStatusReply()
     reply.ParseFromString(global_worker.gcs_client.get_cluster_status(timeout_s=_ANSWER_TIMEOUT_S))
     return reply
 
 
 def active_nodes() -> list[str]:
-    """Kinds of the nodes that the autoscaler's first version sees; it calls one that it did not launch `node_ID`."""
+    """Return the kinds of nodes of the autoscaler's version 1, which names a node that it did not launch `node_ID`."""
     report = json.loads(_internal_kv_get("__autoscaling_status") or b"{}").get("autoscaler_report") or {}
     return list(report.get("active_nodes", {}))
 
 
 def group_near(bundle: Mapping[str, float], node: str | None, selector: dict[str, str] | None) -> PlacementGroup:
-    """A placement group of one bundle, on this node where it has room, and on none that the selector excludes."""
+    """Create a placement group of one bundle, on this node if it has room, and on none that the selector excludes."""
     return placement_group(
         [dict(bundle)],
         "STRICT_PACK",
@@ -50,11 +50,11 @@ class Cause(NamedTuple):
 
     line: str
     log: str
-    """Where the process that raised it logs; empty where the text does not say."""
+    """Log file of the process that raised it; empty if the text does not name the process."""
 
 
 def innermost_cause(error: BaseException) -> Cause:
-    """Ray repeats a worker's traceback, then adds advice on retries."""
+    """Return the innermost cause: Ray repeats a worker's traceback, then adds advice on retries."""
     cause = _CAUSED.split(str(error))[0]
     lines = [line.strip() for line in cause.splitlines() if line.strip()] or [type(error).__name__]
     process = _PROCESS.findall(cause)

@@ -1,4 +1,4 @@
-"""Ray Data 2.60: operators that need no core, and actors in places of their own."""
+"""Ray Data 2.60: operators that need no core, and actors with options of their own."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -8,19 +8,19 @@ from ray.data import Dataset, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 WITHOUT_CORES: dict[str, Any] = {
-    "num_cpus": 0,  # the engines may hold all there are
-    # Objects that a reader may be ahead, two for each block. Ray Data's own two blocks are taken once in each round of
-    # its loop, which gave twenty small blocks a second.
+    "num_cpus": 0,  # the engines may hold all cores
+    # Objects that a reader may be ahead, two per block. Ray Data's default of two blocks is consumed once per round of
+    # its loop, which gave twenty small blocks per second.
     "_generator_backpressure_num_objects": 1024,
 }
-"""Options of a task that reads beside engines."""
+"""Options of a task that reads while engines run."""
 
 
 def repartition_without_cores(blocks: Dataset, rows: int, tasks: int) -> Dataset:
-    """Blocks of so many rows, made by so many tasks at a time.
+    """Repartition into blocks of `rows` rows, made by `tasks` tasks at a time.
 
-    Ray has no arguments for these. It would wait for a whole core, which the engines may never give back, and not fuse
-    the operator with the one before it, so that every block would be stored twice.
+    Ray has no arguments for these. It would wait for a whole core, which the engines may never release. It would also
+    not fuse the operator with the one before it, so that every block would be stored twice.
     """
     made = blocks.repartition(target_num_rows_per_block=rows)
     operator = made._logical_plan.dag
@@ -30,9 +30,9 @@ def repartition_without_cores(blocks: Dataset, rows: int, tasks: int) -> Dataset
 
 
 def actor_options(options: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Arguments of `map_batches` for a pool whose actors start again, each with options of its own.
+    """Return arguments of `map_batches` for a pool whose actors restart, each with options of its own.
 
-    Ray has no other way, and says at every call that this one is deprecated.
+    Ray has no other way, and warns at every call that this one is deprecated.
     """
     warnings.filterwarnings("ignore", message="`ray_remote_args", category=RayDeprecationWarning)
     return {"max_restarts": -1, "max_task_retries": -1, "ray_remote_args_fn": options}

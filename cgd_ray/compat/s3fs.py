@@ -1,4 +1,4 @@
-"""S3 as fsspec shows it, without patterns in names."""
+"""S3 through fsspec, without patterns in names."""
 
 import asyncio
 
@@ -6,20 +6,20 @@ import structlog
 from s3fs import S3FileSystem
 
 log = structlog.get_logger(__name__)
-_STUCK_SECONDS = 180.0  # of a request with its client's own retries, which wait up to 20 s each
+_STUCK_SECONDS = 180.0  # per request with the client's own retries, which wait up to 20 s each
 _TRIES = 5
 
 _VERSION, _HIDDEN = "?versionId=", "?\0versionId="
 
 
 class LiteralS3(S3FileSystem):
-    """s3fs whose verbs take every name as it stands.
+    """s3fs whose operations take every name literally.
 
-    In s3fs, `rm`, `mv` and `copy` expand `[`, `*` and `?`: of `bucket/team[1]` they would take `bucket/team1`. And what
-    follows `?versionId=` is no part of a key. Libraries that are given this file system (Ray Train, torch's checkpoint
-    writer) need the same as our own calls. Patterns are for `glob` alone.
+    In s3fs, `rm`, `mv` and `copy` expand `[`, `*` and `?`: `bucket/team[1]` would mean `bucket/team1`. Text after
+    `?versionId=` is not part of a key there. Libraries that get this file system (Ray Train, torch's checkpoint writer)
+    need literal names as our own calls do. Only `glob` takes patterns.
 
-    A request that hangs is sent again: the client's time limits did not end one that met a server which was killed.
+    A request that hangs is sent again: the client's time limits did not end a request whose server was killed.
     """
 
     async def _expand_path(self, path: str | list[str], *depth: object, **options: object) -> list[str]:
@@ -31,13 +31,13 @@ class LiteralS3(S3FileSystem):
         if not isinstance(path1, str) or not isinstance(path2, str):
             await super()._copy(path1, path2, **options)
             return
-        # s3fs would take `path2` for a folder to copy into where `path1` looks like a pattern.
+        # s3fs would treat `path2` as a folder to copy into if `path1` looks like a pattern.
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         for name in await self._find(source) if options.get("recursive") else [source]:
             await self._cp_file(name, target + name.removeprefix(source))
 
     def split_path(self, path: str) -> tuple[str, str, None]:
-        """Bucket and key; the third is a version in s3fs, and none here."""
+        """Return bucket, key and None; in s3fs, the third is a version."""
         bucket, key, _ = super().split_path(path.replace(_VERSION, _HIDDEN))
         return bucket, key.replace(_HIDDEN, _VERSION), None
 

@@ -1,4 +1,4 @@
-"""Where a text says what its answer is: a box, a marked line, a stated sentence."""
+"""Find the answer in a text: in a box, on a marked line, or in a sentence."""
 
 import re
 from fractions import Fraction
@@ -11,8 +11,8 @@ from cgd_ray.grading.quantities import choice_of, quantity, without_remark
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s{0,9}\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 _UNBRACED = re.compile(r"\\(?:boxed|fbox)[^\S\n]{0,9}(?P<content>[^\s\\{$.,;]{1,40})")
 _MARKED = re.compile(r"#{4}(?!#)[^\S\n]*+([^\n]*)")
-# "The answer is 5", "Answer: 5", "final answer for part b is: 5"; the words between are kept short so that
-# "the answer depends on ... and x is" is none.
+# "The answer is 5", "Answer: 5", "final answer for part b is: 5"; few characters may stand between, so that
+# "the answer depends on ... and x is" does not match.
 _STATED = re.compile(
     r"(?P<seek>\b(?:find|get|obtain|check|verify|calculate|compute|determine|give|submit|write|express)\s+"
     r"(?:the|an|our|your|this|my)\s+(?:final\s+|correct\s+)?)?"
@@ -67,17 +67,17 @@ _BRACED_UNIT = re.compile(r"\\(?:text|mbox|mathrm)\s*\{[^{}]*\}(?:\^\{?[23]\}?)?
 _LIST_MARK = re.compile(r"^\s*(?:[-*+>•]\s+|\d{1,2}[.)]\s+(?=\S))+")
 
 _LONGEST = 2000
-"""Characters of a phrase or reference that are looked at: what is longer is no answer."""
+"""Maximum characters of a phrase or reference: longer text is no answer."""
 _LONGEST_BARE = 200
-_MOST_STATEMENTS = 20  # of the last ones, that are looked at
+_MOST_STATEMENTS = 20  # number of last statements that are checked
 _LAST_LINES = 40
-_FEW_WORDS = 8  # a phrase without a number that is longer is a sentence, and no answer
+_FEW_WORDS = 8  # a longer phrase without a number is a sentence, not an answer
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last complete, non-empty `\boxed{...}` (or `\boxed5`), or None.
+    r"""Return the content of the last complete, non-empty `\boxed{...}` (or `\boxed5`), or None.
 
-    One pass, linear in the text: a model that repeats an open `\boxed{` for ever costs no more than others.
+    Takes one pass, linear in the text, even if a model repeats an open `\boxed{` endlessly.
     """
     found: tuple[int, str] | None = None
     opened: list[tuple[int, bool]] = []
@@ -96,10 +96,10 @@ def last_boxed(text: str) -> str | None:
 
 
 def gold_of(reference: str) -> str:
-    r"""The gold answer in a reference: after the last `####`, in the last `\boxed{}`, or as stated.
+    r"""Return the gold answer of a reference: after the last `####`, in the last `\boxed{}`, or as stated.
 
-    A reference without any of these is its own answer, unless it is prose. Empty where it states none: nothing can
-    be graded against it.
+    A reference without any of these is its own answer, unless it is prose. Empty if the reference states no answer:
+    nothing can be graded against it.
     """
     text = normalise(reference)
     if marked := _last_mark(text):
@@ -114,18 +114,19 @@ def gold_of(reference: str) -> str:
 
 
 def stated_answer(text: str) -> str | None:
-    """The answer of a text without a box, or None where it commits to none.
+    """Return the answer that a text without a box states, or None.
 
-    That is a line `#### ...`, else what follows the last "answer is" or "answer:" that says one, else what the last
-    sentence comes to: its only number or formula, or the one behind its last verb or equals sign. A last sentence with
-    several numbers states no answer: taking the last number of any text would reward rambling.
+    The first match counts: a line `#### ...`; the text after the last "answer is" or "answer:" that gives an answer; a
+    text that is only an answer; the conclusion of the last sentence. The conclusion is the sentence's only number or
+    formula, or the one after its last verb or equals sign. Any other last sentence with several numbers states no
+    answer: taking the last number of any text would reward rambling.
     """
     text = normalise(text)
     return _last_mark(text) or _stated(text) or _bare(text) or _concluded(text)
 
 
 def _bare(text: str) -> str | None:
-    """A text that is nothing but an answer: one line with a formula or a word or two."""
+    """Return a text that is only an answer: one line with a formula, or of one or two words."""
     line = unwrap(text.strip())
     if "\n" in line or len(line) > _LONGEST_BARE:
         return None
@@ -135,7 +136,7 @@ def _bare(text: str) -> str | None:
 
 
 def _last_mark(text: str) -> str | None:
-    """What stands behind the last `####` that is no heading."""
+    """Return the answer after the last `####` that does not begin a heading."""
     for mark in reversed(_MARKED.findall(text)):
         content = mark.strip().strip("*").strip()[:_LONGEST]
         if stated := _stated(content):
@@ -159,7 +160,7 @@ def _is_prose(text: str) -> bool:
 
 
 def _stated(text: str) -> str | None:
-    """What the last statement with the word "answer" says that says something."""
+    """Return the answer of the last statement with the word "answer" that gives one."""
     statements = [found for found in _STATED.finditer(text) if not found["seek"]]
     for found in reversed(statements[-_MOST_STATEMENTS:]):
         rest = text[found.end() : found.end() + _LONGEST]
@@ -172,14 +173,14 @@ def _stated(text: str) -> str | None:
             continue
         if (said := _core(phrase)) is None:
             continue
-        # "Answer: She had 2 apples. So she has 5." begins a solution, the end of which counts.
+        # "Answer: She had 2 apples. So she has 5." begins a solution, whose conclusion counts.
         later = _concluded(text[found.end() :]) if _is_sentence(phrase) else None
         return later or said
     return None
 
 
 def _phrase(rest: str, *, is_new_line: bool) -> str:
-    """The statement itself: to the end of its sentence, or what a display or a list of one line holds."""
+    """Return the statement: a display or code block, else the rest of its sentence without a list mark."""
     for left, right in (("$$", "$$"), ("\\[", "\\]"), ("```", "```")):
         if rest.startswith(left) and (end := rest.find(right, len(left))) > 0:
             return rest[len(left) : end].strip()
@@ -196,7 +197,7 @@ def _is_sentence(phrase: str) -> bool:
 
 
 def _core(phrase: str) -> str | None:
-    """The answer in a phrase: its formula, its only number, or its few words; None where it commits to none."""
+    """Return the answer in a phrase: its formula, its only number, or its few words; None if it gives none."""
     phrase = phrase[:_LONGEST]
     whole = unwrap(without_remark(phrase))
     formulas = _formulas(phrase)
@@ -215,7 +216,7 @@ def _core(phrase: str) -> str | None:
 
 
 def _typed(whole: str) -> str | None:
-    """A phrase that is a number, in digits or words, or a choice."""
+    """Return the answer of a phrase that is a number, in digits or words, or a choice; else None."""
     if quantity(plain(whole)) is not None:
         return whole if value_of_words(plain(whole)) is not None else _only_number(whole) or whole
     twice = _WRITTEN_TWICE.fullmatch(whole)  # five (5)
@@ -223,7 +224,7 @@ def _typed(whole: str) -> str | None:
 
 
 def _speaks(clause: str) -> bool:
-    """Whether words announce something rather than answer."""
+    """Whether a clause begins like an announcement, not like an answer."""
     return bool(re.match(r"(?:let'?s|let us|we|to|first|as follows|below|above|in)\b", clause, re.IGNORECASE))
 
 
@@ -232,7 +233,7 @@ def _formulas(phrase: str) -> list[str]:
 
 
 def _concluded(text: str) -> str | None:
-    """What the last sentence comes to, good wishes and notes left out."""
+    """Return the conclusion of the last sentence, ignoring courtesies and notes; None if there is none."""
     sentence = _last_sentence(text)
     if _DENIED.search(sentence):
         instead = list(_INSTEAD.finditer(sentence))
@@ -251,13 +252,13 @@ def _concluded(text: str) -> str | None:
 
 
 def _is_formula(tail: str) -> bool:
-    """Whether nothing but a formula, with words behind it at most, stands there."""
+    """Whether the text is a formula, followed by words at most."""
     found = _MATH.match(tail)
     return found is not None and not re.search(r"\d|\$", _MATH.sub(" ", tail))
 
 
 def _last_sentence(text: str) -> str:
-    """The last sentence that says something; empty where there is none."""
+    """Return the last sentence that is not a courtesy or note; empty if there is none."""
     for line in reversed(text.strip().splitlines()[-_LAST_LINES:]):
         end = line[-_LONGEST:].strip()
         if end in {"", "$$", "\\]", "\\[", "```"}:
@@ -269,11 +270,11 @@ def _last_sentence(text: str) -> str:
 
 
 def _only_number(sentence: str) -> str | None:
-    """The number of a sentence that has one alone, or the same one several times, and is no formula."""
+    """Return the only number of a sentence, which may repeat it; None for several numbers or a formula."""
     if _COMPARED.search(sentence) or _CHANGED.search(sentence):
         return None
     *before, after_equals = re.split(r"(?<![<>!])=", _undelimited(sentence))
-    if len(before) == 1 and _RELATION.search(before[0]):  # of several unknowns: 5x - 7y = 0
+    if len(before) == 1 and _RELATION.search(before[0]):  # an equation of several unknowns: 5x - 7y = 0
         return None
     numbers = [match.group().strip() for match in _ONE_NUMBER.finditer(after_equals)]
     beside = _ARTICLES.sub(" ", _ONE_NUMBER.sub(" ", _TIME.sub(" ", after_equals) if not numbers else after_equals))

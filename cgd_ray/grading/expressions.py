@@ -1,4 +1,4 @@
-"""Answers that are formulas: what algebra may be asked about, and the side of an equation that is its answer."""
+"""Answers that are formulas: which ones algebra can compare, and which side of an equation is the answer."""
 
 import re
 
@@ -25,9 +25,9 @@ _JOINED = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or
 
 
 def side_of(answer: str) -> str | None:
-    """What an answer says: of `x = 5`, `f(x) = 5`, `5 = x` and `2 + 3 = 5` the 5; None of a relation (`x + y = 5`).
+    """Return the value of an answer: 5 for `x = 5`, `f(x) = 5`, `5 = x`, `2 + 3 = 5`; None for relations (`x + y = 5`).
 
-    An answer without an equals sign is its own.
+    An answer without an equals sign is returned unchanged.
     """
     members = [member for member in _MEMBERS.split(answer) if member.strip()]
     if len(members) > 1 and all("=" in member for member in members):  # x = 1 or x = 2
@@ -49,13 +49,13 @@ def _side(parts: list[str]) -> str | None:
 
 
 def _differ(parts: list[str]) -> bool:
-    """Whether plain numbers are called equal that are not: 42 = 43 says nothing."""
+    """Whether an equation equates different plain numbers: 42 = 43 states no answer."""
     numbers = {part.replace(",", "") for part in parts if re.fullmatch(r"-?[\d,.]+", part)}
     return len(numbers) > 1
 
 
 def without_unit(answer: str) -> str:
-    r"""A formula without the unit behind it, such as the `\text{ cm}^2` of `2\sqrt{3}\text{ cm}^2`."""
+    r"""Return a formula without the unit after it, such as the `\text{ cm}^2` of `2\sqrt{3}\text{ cm}^2`."""
     found = _UNIT.search(answer)
     if found is None or not are_units((found["braced"] or found["bare"]).split()):
         return answer
@@ -63,18 +63,18 @@ def without_unit(answer: str) -> str:
 
 
 def has_unknown(answer: str) -> bool:
-    """Whether a formula has letters that stand for numbers; e and i are numbers."""
+    """Whether a formula contains letters for unknowns; e and i are numbers."""
     return re.search(r"[a-df-hj-zA-Z]", _COMMAND.sub(" ", answer)) is not None
 
 
 def is_mathematical(plain: str, longest_name: int = 2) -> bool:
-    """Whether a plain answer can be a formula: no words beside names of functions, points and units."""
+    """Whether a plain answer can be a formula: no words except names of functions and points."""
     words = re.findall(rf"[^\W\d_]{{{longest_name + 1},}}", _COMMAND.sub(" ", plain))
     return all(word.casefold() in _FUNCTIONS or word.isupper() for word in words) or "\\begin" in plain
 
 
 def for_algebra(answer: str) -> str:
-    """The answer as math-verify reads it best: alternatives as a list, without names for their members."""
+    """Return the answer in the form that math-verify parses best: alternatives as a list, no unit or text commands."""
     text = _JOINED.sub(",", without_unit(latex(answer)))
     text = re.sub(r"\\(?:text|mathrm|textbf|mathbf|boldsymbol|textit)\s*\{([^{}]*)\}", r" \1 ", text)
     text = re.sub(r"\\(?:bf|rm|it|displaystyle)(?![A-Za-z])", " ", text)

@@ -1,4 +1,4 @@
-"""Is a completion's answer right?"""
+"""Grade a completion: compare its answer with the reference's."""
 
 import atexit
 import re
@@ -13,10 +13,10 @@ from cgd_ray.grading.symbolic import SymbolicChecker
 
 _SPACES = re.compile(r"(?<!\d)\s+|\s+(?!\d)")
 VERSION = 4
-"""Raise it whenever the grader, or a filter of curation, judges otherwise: what was made with it is made anew."""
+"""Increase it whenever the grader or a curation filter changes a verdict: results made with it are then made anew."""
 
 _LONGEST_ANSWER = 2000
-"""Characters; longer "answers" are text that ran on."""
+"""Characters; longer "answers" are text without an end."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Grade:
     """Whether its answer equals the reference's, in a box or not."""
 
     boxed: bool
-    r"""Whether the answer stood in a `\boxed{}`."""
+    r"""Whether the answer is in a `\boxed{}`."""
 
 
 def grade(completion: str, reference: str) -> Grade:
@@ -69,10 +69,10 @@ def equivalent(gold: str, prediction: str) -> bool:
 
 def _same_formula(gold: str, prediction: str) -> bool:
     sides = side_of(latex(gold)), side_of(latex(prediction))
-    if ("=" in plain(gold)) != ("=" in plain(prediction)):  # else two equations may be the same
+    if ("=" in plain(gold)) != ("=" in plain(prediction)):  # two equations may be equal as a whole
         return None not in sides and equivalent(sides[0] or "", sides[1] or "")
     formulas = for_algebra(gold), for_algebra(prediction)
-    # Algebra may take the ab of 2ab for a unit.
+    # Algebra may read the ab of 2ab as a unit.
     is_other = any(
         quantity(plain(number)) is not None and has_unknown(other) for number, other in (formulas, formulas[::-1])
     )
@@ -81,7 +81,7 @@ def _same_formula(gold: str, prediction: str) -> bool:
 
 
 def _same_typed(gold: str, prediction: str) -> bool | None:
-    """The verdict on times, choices, numbers and words; None where only algebra can tell."""
+    """Compare times, choices, numbers and words; None if only algebra can decide."""
     if (verdict := same_time(gold, prediction)) is not None:
         return verdict
     choices = choice_of(gold), choice_of(prediction)
@@ -98,14 +98,14 @@ def _same_typed(gold: str, prediction: str) -> bool | None:
 
 
 def _letters(answer: str) -> str:
-    """Without case, the parentheses of a choice such as (B), and spaces but between digits: 1 1/2 is not 11/2."""
+    """Remove case, the parentheses of a choice such as (B), and spaces except between digits: 1 1/2 is not 11/2."""
     text = _SPACES.sub("", answer.casefold())
     return text[1:-1] if len(text) == 3 and text[0] == "(" and text[2] == ")" else text
 
 
 @cache
 def _checker() -> SymbolicChecker:
-    """One per process: its child takes a second to start."""
+    """Return the checker, one per process: its child takes a second to start."""
     checker = SymbolicChecker()
     atexit.register(checker.close)
     return checker

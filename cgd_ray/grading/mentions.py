@@ -1,9 +1,9 @@
-"""Texts that speak of what their reader has not seen."""
+"""Detect texts that mention inputs which their reader does not have."""
 
 import re
 
-# A refinement stands on its own (METHOD: "never mentions critique or draft"); these are the ways in which teachers
-# nevertheless speak of what the reader has not seen.
+# A refinement must be self-contained (METHOD: "never mentions critique or draft"); these patterns match how teachers
+# mention the inputs nevertheless.
 _MENTIONS = re.compile(
     r"""\b(
         (the|this|your|my|a|an|first|initial|original|previous|earlier|student(['\u2019]s)?|provided|given)\s+
@@ -17,5 +17,5 @@ _MENTIONS = re.compile(
 
 
 def mentions_inputs(text: str, prompt: str) -> bool:
-    """Whether a text speaks of a critique, a draft or a student that its own prompt does not speak of."""
+    """Whether a text mentions a critique, a draft or a student that its own prompt does not mention."""
     return any(found.group(0).lower() not in prompt.lower() for found in _MENTIONS.finditer(text))

@@ -1,4 +1,4 @@
-"""One spelling for what texts write in many ways: dashes, blanks, full-width digits, superscripts, formatting."""
+"""Unify the spelling of texts: dashes, blanks, full-width digits, superscripts, formatting."""
 
 import re
 import unicodedata
@@ -55,14 +55,14 @@ _DELIMITERS = (
 
 
 def normalise(text: str) -> str:
-    """A text with ordinary dashes and blanks, without invisible characters and the tokens that end a turn."""
+    """Return the text with ordinary dashes and blanks, without invisible characters and end-of-turn token."""
     text = _END_TOKENS.sub("", text)
     text = INVISIBLE.sub("", text).translate(_DASHES)
     return text.replace("\N{NO-BREAK SPACE}", " ").replace("\N{NARROW NO-BREAK SPACE}", " ")
 
 
 def unwrap(text: str) -> str:
-    """The text without math delimiters, emphasis, quotes and closing punctuation around it."""
+    """Return the text without math delimiters, emphasis, quotes and closing punctuation around it."""
     text = normalise(text).strip()
     changed = True
     while changed:
@@ -76,7 +76,7 @@ def unwrap(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """The text as LaTeX that algebra can read: no formatting, superscripts as powers, symbols as commands."""
+    """Return the text as LaTeX that algebra can parse: no formatting, superscripts as powers, symbols as commands."""
     text = _RAISED.sub(lambda raised: f"^{{{raised.group().translate(_SUPERSCRIPTS)}}}", unwrap(text))
     text = unicodedata.normalize("NFKC", text)
     for symbol, command in _GREEK.items():
@@ -88,14 +88,14 @@ def latex(text: str) -> str:
 
 
 def unbraced(text: str) -> str:
-    r"""The text with `\frac{a}{b}` as a/b, and with what stands in `\text{}` and the like alone."""
-    for _ in range(3):  # nested ones
+    r"""Return the text with `\frac{a}{b}` as a/b, and with only the content of `\text{}` and similar commands."""
+    for _ in range(3):  # nested commands
         text = _BRACED.sub(r" \1 ", text)
     return _FRACTION.sub(lambda found: f" {found[1] or found[2]}/{found[3] or found[4]} ", text)
 
 
 def plain(text: str) -> str:
-    r"""The text as one would type it: no `\text{}`, no spacing commands, `\frac{a}{b}` as a/b."""
+    r"""Return the text as a person would type it: no `\text{}`, no spacing commands, `\frac{a}{b}` as a/b."""
     text = _SWITCHES.sub(" ", unbraced(latex(text))).replace("{}", "")
     text = re.sub(r"^\{(.*)\}$", r"\1", text.strip())
     text = unwrap(re.sub(r"\s+([.,;:)\]])", r"\1", " ".join(text.split())))

@@ -1,17 +1,17 @@
-"""Numbers as texts write them: digits, fractions, powers of ten, and words; their values are exact."""
+"""Parse numbers in texts: digits, fractions, powers of ten, and words; their values are exact."""
 
 import re
 from fractions import Fraction
 
 from cgd_ray.grading.vocabulary import FACTORS, PARTS, SMALL, TENS
 
-_LARGEST_EXPONENT = 5000  # beyond it a power of ten is a text, not a number to be computed
+_LARGEST_EXPONENT = 5000  # larger powers of ten are not computed, and have no value
 
 _PLAIN = r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+"
 _TIMES = r"(?:\\times|\\cdot|[x*\u00d7\u00b7])"
 _EXPONENT = r"(?:\{\s*[-+]?\s*\d+\s*\}|\(\s*[-+]?\d+\s*\)|[-+]?\d+)"
 _POWER = rf"(?:[eE][-+]?\d+|\s*{_TIMES}\s*10\s*(?:\^|\*\*)\s*{_EXPONENT})"
-# Not a number: the 2 of x2, 2x, x-2 and 12:30. A unit may follow at once (18mph); what it is, is looked at later.
+# Not a number: the 2 of x2, 2x, x-2 and 12:30. A unit may follow directly (18mph); it is checked later.
 NUMBER = (
     r"(?<![\w.,:/^])(?<![A-Za-z)]-)(?:[-+]\s?)?(?:[$€£]\s?)?(?:[-+](?=[\d.]))?"
     rf"(?:\d+\s+(?:and\s+)?\d+/\d+|\d+/\d+|10\s*\^\s*(?:\{{\s*-?\d+\s*\}}|-?\d+)|(?:{_PLAIN}){_POWER}|{_PLAIN})"
@@ -35,7 +35,7 @@ WORDS = re.compile(
 
 
 def value_of(number: str) -> Fraction | None:
-    """The value of what `NUMBER` found, without its percent sign; None where it is too large or has no value."""
+    """Return the value of a match of `NUMBER`, without its percent sign; None if it is too large or has no value."""
     text = re.sub(r"[$€£%,]|(?<=[-+])\s", "", number).strip()
     try:
         if mixed := _MIXED.fullmatch(text):
@@ -60,7 +60,7 @@ def _scientific(text: str) -> Fraction | None:
 
 
 def value_of_words(text: str) -> Fraction | None:
-    """The value of a number in words, such as "twenty-five", "two thirds" or "one half"; None for other words."""
+    """Return the value of a number in words, such as "twenty-five", "two thirds" or "one half"; None for others."""
     words = [word for word in re.split(r"[\s-]+", text.strip().casefold()) if word != "and"]
     if not words:
         return None

@@ -1,10 +1,10 @@
-"""How much of one text stands in another."""
+"""Measure how much of one text occurs in another."""
 
 _N = 5
 
 
 def copy_rate(source: str, target: str, n: int = _N) -> float:
-    """Share of the target's word n-grams that stand in the source too; 0 for a target of fewer than n words."""
+    """Return the share of the target's word n-grams that occur in the source; 0 for a target of fewer than n words."""
     wanted, known = _ngrams(target, n), set(_ngrams(source, n))
     return sum(gram in known for gram in wanted) / len(wanted) if wanted else 0.0
 

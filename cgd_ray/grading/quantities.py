@@ -10,7 +10,7 @@ from fractions import Fraction
 from cgd_ray.grading.numbers import NUMBER, WORDS, value_of, value_of_words
 from cgd_ray.grading.vocabulary import CURRENCIES, FACTORS, HEDGES, MATHEMATICAL, SHORT, SIGNS, SINGULARS, UNITS
 
-_LONGEST = 200  # characters: what is longer is no number with a unit
+_LONGEST = 200  # characters: longer text is no number with a unit
 
 _WORD = r"[^\W\d_]+(?:[./][^\W\d_]+)*"
 _QUANTITY = re.compile(
@@ -23,30 +23,30 @@ _TIME = re.compile(r"(\d{1,2}):(\d{2})\s*([ap])?\.?(?:m\.?)?", re.IGNORECASE)
 _CHOICE = re.compile(
     r"\(([A-Ja-j])\)(?:[\s:.,]+(?P<text>.+))?|([A-Ja-j])(?:[).:]\s*|\s*[):]\s+)(?P<more>\S.*)", re.DOTALL
 )
-# Decimals of a fraction that never ends count as it from six places on.
+# Decimals equal a non-terminating fraction from six places on.
 _TOLERANCE = Fraction(1, 10**6)
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A rational number as a text writes it."""
+    """A rational number as written in a text."""
 
     value: Fraction
     units: frozenset[str]
-    """The words beside it, empty where there are none."""
+    """The words beside it; empty if there are none."""
     percent: bool
     currency: str = ""
-    """`$`, `€`, `£` or `cent`, empty where none is named."""
+    """`$`, `€`, `£` or `cent`; empty if none is named."""
 
 
 def without_remark(text: str) -> str:
-    """The text without words in parentheses behind its beginning: 9 (apples), 5 (approximately)."""
+    """Return the text without words in parentheses, as in 9 (apples), 5 (approximately)."""
     shorter = _PARENTHESIS.sub("", text).strip()
     return shorter or text
 
 
 def quantity(text: str) -> Quantity | None:
-    """The number that a plain text consists of, beside words; None where it is anything else."""
+    """Parse a plain text that is a number, alone or beside words; None for any other text."""
     if len(text) > _LONGEST:
         return None
     match = _QUANTITY.fullmatch(text)
@@ -61,7 +61,7 @@ def quantity(text: str) -> Quantity | None:
 
 
 def _in_words(text: str) -> Quantity | None:
-    """A number in words at the beginning, with a unit: "twelve apples"."""
+    """Parse a number in words at the beginning, with a unit: "twelve apples"."""
     found = WORDS.match(text)
     after = _words(text[found.end() :]) if found else []
     value = value_of_words(found.group()) if found else None
@@ -83,12 +83,12 @@ def _quantity(value: Fraction, words: list[str], number: str) -> Quantity:
 
 
 def are_units(words: list[str]) -> bool:
-    """Whether words behind a number or formula leave it as it is."""
+    """Whether words after a number or formula leave its value unchanged."""
     return bool(words) and _fit([], [word.casefold() for word in words], is_glued=False)
 
 
 def _fit(before: list[str], after: list[str], *, is_glued: bool) -> bool:
-    """Whether words beside a number leave it that number: 12 pi, 5 or more and sin 30 are others."""
+    """Whether words beside a number keep its meaning, unlike those of 12 pi, 5 or more and sin 30."""
     if any(word not in HEDGES and word not in SIGNS and word.strip(".") not in UNITS for word in before):
         return False
     for place, word in enumerate(after):
@@ -111,10 +111,10 @@ def _words(text: str | None) -> list[str]:
 
 
 def same_quantity(gold: Quantity, prediction: Quantity) -> bool:
-    """Whether two quantities are equal: exactly, but for decimals of a fraction that never ends.
+    """Whether two quantities are equal: exactly, except for decimals of a non-terminating fraction.
 
-    Units count only where both name one and share no word. With a percent sign on one side only, 25% is both 25 and
-    0.25, since questions ask for either.
+    Units differ only if both sides name some and share no word. With a percent sign on one side only, 25% is both 25
+    and 0.25, since questions ask for either.
     """
     if gold.units and prediction.units and not gold.units & prediction.units:
         return False
@@ -128,7 +128,7 @@ def same_quantity(gold: Quantity, prediction: Quantity) -> bool:
 
 
 def same_time(gold: str, prediction: str) -> bool | None:
-    """Whether two times of day are the same, half a day apart only where one does not say which; None for others."""
+    """Whether two times of day are equal, where a missing a.m. or p.m. matches both; None if either is no time."""
     times = [_TIME.fullmatch(text) for text in (gold, prediction)]
     first, second = times
     if first is None or second is None:
@@ -138,13 +138,13 @@ def same_time(gold: str, prediction: str) -> bool | None:
 
 
 def choice_of(text: str) -> str | None:
-    """The letter of a choice with its text, such as "B. 42" or "(B) 42", and of "(B)"; None for anything else."""
+    """Return the letter of a choice with its text, such as "B. 42" or "(B) 42", or of "(B)"; None for other texts."""
     found = _CHOICE.fullmatch(text)
     return (found[1] or found[3]).casefold() if found else None
 
 
 def is_words(text: str) -> bool:
-    """Whether a plain text is words, to be compared as they stand: algebra finds `seat` equal to `east`."""
+    """Whether a plain text is words, which are compared literally: algebra finds `seat` equal to `east`."""
     return _WORDS.fullmatch(text) is not None
 
 

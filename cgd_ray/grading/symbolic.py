@@ -1,10 +1,10 @@
-"""Answers that need algebra: a child process that checks them, each within a bounded amount of CPU time.
+"""Compare answers that need algebra: a child process checks them, each within a bounded amount of CPU time.
 
-Run as `python -m cgd_ray.grading.symbolic` it reads pairs of answers, one JSON array a line, and writes 1 or
-0 for each. A process of its own is the only sure bound: a power tower keeps the interpreter inside one call,
-where neither another thread nor a signal handler of Python's gets its turn. A first timer raises an error, which keeps
-the process for the next pair; the kernel's default action on a second one needs no handler. Both count CPU time, so
-that a busy machine changes no verdict.
+Run as `python -m cgd_ray.grading.symbolic`, it reads pairs of answers, one JSON array per line, and writes 1, 0 or
+`late` for each. Only a separate process is a sure bound: a power tower keeps the interpreter inside one call, where
+neither another thread nor a Python signal handler can run. A first timer raises an error, which keeps the process for
+the next pair. The kernel's default action on a second timer needs no handler. Both count CPU time, so that a busy
+machine changes no verdict.
 """
 
 import json
@@ -23,13 +23,13 @@ import structlog
 from cgd_ray.errors import CgdError
 
 CPU_SECONDS = 0.5
-"""What one comparison may cost; ordinary ones take milliseconds."""
+"""CPU time of one comparison; ordinary ones take milliseconds."""
 
 _KILL_SECONDS = 0.9
-"""When one ends that hears no signal: a power tower stays inside one call."""
+"""CPU time after which the kernel ends a comparison that runs no handler, such as a power tower."""
 
 MEMORY_BYTES = 4 * 2**30
-"""What the child may hold; it needs about 100 MB."""
+"""Memory limit of the child, which needs about 100 MB."""
 
 _READY = "ready\n"
 _NEAR = 1e-6
@@ -37,7 +37,7 @@ _FIRST = (r"x \in [0,1)", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\sqrt{2}+\infty
 
 
 class SymbolicChecker:
-    """Compares answers in a child process: started on first use, and anew after an answer that was given up.
+    """Compares answers in a child process, started on first use and restarted if it ends.
 
     Safe to use from any thread.
     """
@@ -45,16 +45,16 @@ class SymbolicChecker:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
-        self._is_new = False  # it has not said yet that it is ready
+        self._is_new = False  # its ready line was not read yet
 
     def equal(self, gold: str, prediction: str) -> bool:
-        """Whether the prediction is mathematically the gold answer; False where time is too short to tell.
+        """Whether the prediction is mathematically equal to the gold answer; False if the time limit is exceeded.
 
         Raises:
             CgdError: the child process cannot be started.
         """
         with self._lock:
-            # A child that something else killed says nothing about the answer: ask once more.
+            # A child killed by anything but its timer gives no verdict: try once more.
             for _ in range(2):
                 reply = self._ask(json.dumps([gold, prediction]))
                 if reply in ("0\n", "1\n"):
@@ -62,7 +62,7 @@ class SymbolicChecker:
                 if reply:
                     break
                 was_late = self._stop() == -signal.SIGVTALRM
-                self._child = self._start()  # ready by the time of the next question, which need not wait for it
+                self._child = self._start()  # now, so that the next comparison need not wait for it
                 if was_late:
                     break
         log = structlog.get_logger(__name__)
@@ -115,17 +115,17 @@ class SymbolicChecker:
 
 def serve(requests: TextIO, replies: TextIO) -> None:
     """Answer requests until there are no more."""
-    # Half a second that only the child pays.
+    # Takes half a second, only in the child.
     import math_verify
 
     latex = [math_verify.LatexExtractionConfig(boxed_match_priority=0)]
-    for answer in _FIRST:  # they import what later ones need, which takes longer than a comparison may
+    for answer in _FIRST:  # the first comparisons import modules, which exceeds the time limit
         parsed = math_verify.parse(rf"\boxed{{{answer}}}", extraction_config=latex, parsing_timeout=None)
         math_verify.verify(parsed, parsed, strict=True, timeout_seconds=None)
     replies.write(_READY)
     replies.flush()
     for request in requests:
-        # Both clocks run on CPU time; running out of the second ends the process here and now.
+        # Both timers count CPU time; when ITIMER_VIRTUAL expires, the kernel ends the process.
         signal.setitimer(signal.ITIMER_VIRTUAL, _KILL_SECONDS)
         signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
         same: bool | None
@@ -137,7 +137,7 @@ def serve(requests: TextIO, replies: TextIO) -> None:
             same = bool(math_verify.verify(gold, prediction, strict=True, timeout_seconds=None))
             same = same and _are_near(gold, prediction)
         except _STUMBLES:
-            same = False  # what algebra stumbles over is no answer
+            same = False  # an answer that algebra cannot process is wrong
         except _TooLateError:
             same = None
         finally:
@@ -154,7 +154,7 @@ _STUMBLES = (
 
 
 class _TooLateError(BaseException):
-    """Nothing that catches exceptions on the way keeps this one."""
+    """The time limit is exceeded; a BaseException, so that no `except Exception` catches it."""
 
 
 def _end_comparison(*_: object) -> None:
@@ -162,7 +162,7 @@ def _end_comparison(*_: object) -> None:
 
 
 def _are_near(gold: list[object], prediction: list[object]) -> bool:
-    """Whether two numbers are equal in proportion: math-verify rounds to six places, at which all small ones are 0."""
+    """Whether two numbers are equal in relative terms: math-verify rounds to six places, which makes small ones 0."""
     from sympy import Abs, Expr, N
 
     left, right = (next(iter(parsed), None) for parsed in (gold, prediction))

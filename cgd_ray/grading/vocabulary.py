@@ -1,4 +1,4 @@
-"""Words beside numbers: units, factors, currencies, and those that make another number of it."""
+"""Words beside numbers: units, factors, currencies, and words that change the number."""
 
 _UNITS = """
 m cm mm km nm um dm ft in yd mi g kg mg ug lb lbs oz s ms ns sec secs min mins h hr hrs hours l ml dl cl gal n j kj mj w
@@ -6,7 +6,7 @@ kw mw v a ma hz khz mhz ghz pa kpa k c f mol ev kev mev gev erg ergs mph kmh kph
 pc au yr yrs deg rad sr usd eur gbp rs inr cny rmb jpy cad aud chf yen pcs ea
 """
 UNITS = frozenset(_UNITS.split())
-"""Units of one or two letters or without a vowel; longer words are taken for units anyway."""
+"""Units of one or two letters or without a vowel; longer words count as units anyway."""
 
 _MATHEMATICAL = """
 squared cubed factorial root sqrt pi tau phi theta alpha beta gamma delta sin cos tan cot sec csc log ln exp mod modulo
@@ -36,7 +36,7 @@ SHORT = {
     "year": "yr", "ounce": "oz", "''": "in",
     '"': "in", "'": "ft",
 }  # fmt: skip
-"""Units that are the same by two names."""
+"""Short names of units by their other names."""
 
 SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
