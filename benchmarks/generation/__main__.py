@@ -4,8 +4,9 @@
 
 Sides: see the modules beside this one. Each side first runs once in each of its two settings; the better one enters
 the interleaved runs (of ours, both). Prints and appends to `--output` a JSON line per run: total seconds (a process
-from its start to its end), seconds without loading, and the share of rows whose texts equal those of the first run (bare
-vLLM's). The medians follow at the end. The same command resumes from the lines of an interrupted one in `--output`.
+from its start to its end), seconds without loading, and the share of rows whose texts equal those of the first run
+(bare vLLM's). The medians follow at the end. The same command resumes from the lines of an interrupted one in
+`--output`.
 """
 
 import argparse
