@@ -56,11 +56,25 @@ def with_system(history: History, text: str | None) -> History:
     return (Turn("system", text), *history)
 
 
+def sample_text(name: str) -> str:
+    """Return a text to test a chat template with: one that changes if a template alters more than its borders."""
+    lines = f"""{name} begins: <b>Bold</b> & "quoted", it's 100 % {{{{ \\frac{{1}}{{2}} }}}}.
+
+    def Indented(x):
+\treturn x  # Two  blanks
+
+"""
+    return f"{lines}{' '.join(f'Word {number} of {name}.' for number in range(80))} {name} ends"
+
+
 def sample_history(exchanges: int, *, system: bool) -> History:
-    """Turns to test a chat template with: `exchanges` questions with answers, all texts different."""
-    spoken = [(Turn("user", f"question {n}."), Turn("assistant", f"answer {n}.")) for n in range(1, exchanges + 1)]
+    """Return turns to test a chat template with: `exchanges` questions with answers, all texts different."""
+    spoken = [
+        (Turn("user", sample_text(f"Question {n}")), Turn("assistant", sample_text(f"Answer {n}")))
+        for n in range(1, exchanges + 1)
+    ]
     history = tuple(turn for pair in spoken for turn in pair)
-    return with_system(history, "rules of the conversation") if system else history
+    return with_system(history, sample_text("The system's text")) if system else history
 
 
 def transcript(prompt: str, history: History) -> str:
