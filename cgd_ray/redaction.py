@@ -47,7 +47,7 @@ _IN_QUERY = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-_QUOTE = r"\\{0,15}['\"]"
+_QUOTE = r"(?:\\{0,15}(?:['\"]|(?<=\\)u002[27])|&(?:quot|apos|\#0?3[49]|\#x2[27]);)"
 _QUOTED = rf"(?P<quote>{_QUOTE})(?P<scheme>(?:(?:bearer|basic|token)\s+)?).*?(?=(?<!\\)(?P=quote)|$)"
 _VALUE = r"(?:[^\s'\",\\]|\\(?!\\{0,15}['\"]))+"
 _KEY_HEADERS = r"(?:api-?key|(?:auth|access|session|security|private)-token|(?:subscription|functions)-key)"
@@ -75,6 +75,9 @@ _IN_REST_OF_LINE = re.compile(
     (?(open).+?(?=(?<!\\)(?P=open)|$)|.+)
     """,
     re.IGNORECASE | re.VERBOSE | re.MULTILINE,
+)
+_KEY_FIELD = re.compile(
+    rf"(?:.*[_-])?(?:authorization|cookie|{_KEY_HEADERS}|api_key|(?:access|auth)_token|password)", re.I
 )
 _named: set[str] = set()
 
@@ -134,10 +137,15 @@ def redact_tree(value: object) -> object:
         case str():
             return redact(value)
         case dict():
-            return {key: redact_tree(inner) for key, inner in value.items()}
+            return {key: _redact_field(key, inner) for key, inner in value.items()}
         case list() | tuple():
             return [redact_tree(inner) for inner in value]
     return value
+
+
+def _redact_field(name: object, value: object) -> object:
+    is_key = isinstance(value, str) and isinstance(name, str) and _KEY_FIELD.fullmatch(name)
+    return MASK if is_key else redact_tree(value)
 
 
 def redact_event(_logger: object, _method: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:

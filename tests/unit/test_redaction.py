@@ -171,6 +171,11 @@ def test_long_texts_take_linear_time(text: str) -> None:
             json.dumps(json.dumps({"authorization": 'Digest user="u", response="abc"', "x": 1})),
             json.dumps(json.dumps({"authorization": "***", "x": 1})),
         ),
+        ("{&quot;Authorization&quot;:&quot;Bearer abc&quot;}", "{&quot;Authorization&quot;:&quot;Bearer ***&quot;}"),
+        (
+            "{\\u0022authorization\\u0022:\\u0022Key abc\\u0022,\\u0022x\\u0022:1}",
+            "{\\u0022authorization\\u0022:\\u0022***\\u0022,\\u0022x\\u0022:1}",
+        ),
         ("[(b'authorization', b'Bearer abc')]", "[(b'authorization', b'Bearer ***')]"),
         ("curl -H 'Authorization: ApiKey abc' https://h", "curl -H 'Authorization: ***' https://h"),
         ("authorization\tBearer abc", "authorization\tBearer ***"),
@@ -278,6 +283,16 @@ def test_it_is_in_no_file_of_a_run(tmp_path: Path) -> None:
 
 def test_a_tree_keeps_its_shape() -> None:
     assert redact_tree({"a": [1, (SECRET, None)], "b": {"c": True}}) == {"a": [1, ["***", None]], "b": {"c": True}}
+
+
+def test_fields_that_hold_keys_are_masked_in_a_tree() -> None:
+    tree = {"Authorization": "Key abc", "x-api-key": "abc", "db_password": "abc", "api_key": None, "keys": ["abc"]}
+    masked = {"Authorization": "***", "x-api-key": "***", "db_password": "***", "api_key": None, "keys": ["abc"]}
+    assert redact_tree({"headers": tree}) == {"headers": masked}
+    assert redact_tree({"api_key_env": "OPENAI_API_KEY", "max_tokens": "5"}) == {
+        "api_key_env": "OPENAI_API_KEY",
+        "max_tokens": "5",
+    }
 
 
 def teacher(**options: Any) -> dict[str, Any]:
