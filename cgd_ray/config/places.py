@@ -5,6 +5,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from cgd_ray.redaction import mask_url_credentials
+
 _S3 = re.compile(r"s3://[^/\s]")
 _LIKE_A_URL = re.compile(
     r"""
@@ -33,8 +35,11 @@ def checked_place(place: str) -> str:
 
 
 def _checked_url(url: str) -> str:
-    if re.search(r"://[^/]*@", url):
-        raise ValueError("a name or password in this URL would be stored with the run. Fix: use the environment")
+    if re.search(r"://[^/]*@", url) or mask_url_credentials(url) != url:
+        raise ValueError(
+            "a name, password or key in this URL would be stored with the run. Fix: leave it out, and put it into the "
+            "environment (for a teacher, into the variable that api_key_env names)"
+        )
     return url
 
 

@@ -10,18 +10,21 @@ import datasets
 from cgd_ray.config.data import HfData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import find_files
-from cgd_ray.data.rows import as_shown, require_columns, wanted_columns
+from cgd_ray.data.rows import Located, as_shown, decoded_rows, require_columns, wanted_columns
+from cgd_ray.data.skipped import OnSkip
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.templates import template_columns
 
 _BATCH_ROWS = 1024
 
 
-def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
+def hub_rows(data: HfData, on_skip: OnSkip) -> Iterator[Located]:
     """Yield DATASET/SPLIT:ROW and the columns of each row.
 
     Reads a local directory directly: `datasets` would keep a copy in its cache and not renew it when the directory
     changes within the same second. A hub data set is read from that cache.
+
+    Labels come with their names. Rows with text that is not UTF-8 are skipped.
 
     Raises:
         ConfigError: the data set cannot be loaded, or lacks a column.
@@ -31,16 +34,21 @@ def hub_rows(data: HfData) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = _load(data)
         if rows.column_names is not None:
             require_columns(list(rows.column_names), data, data.dataset)
-        name = data.reference_column
-        kind = str(getattr((rows.features or {}).get(name), "dtype", ""))
-        number = 0
+        name, number, features = f"{data.dataset}/{data.split}", 1, rows.features or {}
         # Take values as stored: images and recordings that the recipe does not use are not decoded.
         for batch in rows.with_format("arrow").iter(_BATCH_ROWS):
-            for values in batch.select([column for column in batch.column_names if column in wanted]).to_pylist():
-                number += 1
-                if name in values:
-                    values[name] = as_shown(values[name], kind)
-                yield f"{data.dataset}/{data.split}:{number}", values
+            read = batch.select([column for column in batch.column_names if column in wanted])
+            for source, values in decoded_rows(read, name, number, on_skip):
+                yield source, {column: _named(value, features.get(column)) for column, value in values.items()}
+            number += batch.num_rows
+
+
+def _named(value: object, feature: object) -> object:
+    """Return a label's name, or a number as it was written; other values as they are."""
+    if isinstance(feature, datasets.ClassLabel):
+        is_known = isinstance(value, int) and 0 <= value < feature.num_classes
+        return feature.int2str(value) if is_known else None  # -1 and null: there is no label
+    return as_shown(value, str(getattr(feature, "dtype", "")))
 
 
 def hub_identity(data: HfData) -> object:

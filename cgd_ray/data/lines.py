@@ -41,11 +41,14 @@ def json_rows(files: SourceFiles, path: str, on_skip: OnSkip) -> Iterator[tuple[
         ConfigError: a file that is one array is not valid JSON, or `on_skip` raises it.
     """
     with _opened(files, path) as file:
+        is_first = True
         for number, line in enumerate(file, start=1):
-            if number == 1 and _begins_an_array(line):
+            is_filled = bool(line.strip(b"\xef\xbb\xbf \t\r\n"))
+            if is_filled and is_first and _begins_an_array(line):
                 yield from _array(files.name(path), line + file.read(), on_skip)
                 return
-            if line.strip():
+            is_first = is_first and not is_filled
+            if is_filled:
                 source = f"{files.name(path)}:{number}"
                 try:
                     yield source, _object(_parsed(line, source), source)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
+from cgd_ray.data.prompt_id import is_blank
 from cgd_ray.data.skipped import RowError
 from cgd_ray.prompts.conversation import History, Role, Turn
 
@@ -26,6 +27,9 @@ _ROLES: dict[str, Role] = {
 _TOOLS = {"tool", "tools", "function", "functions", "observation", "environment", "ipython"}
 _CALLS = ("tool_calls", "tool_call", "tool_call_id", "function_call", "tools", "functions")
 _MEDIA = ("images", "image", "audios", "audio", "videos", "video")
+_MEDIA_OF_PARTS = (*_MEDIA, *(f"{kind}_url" for kind in ("image", "audio", "video")),
+    *(f"input_{kind}" for kind in ("image", "audio", "video", "file")), "file", "file_id", "file_url",
+)  # fmt: skip
 BESIDE = ("tools", "functions", *_MEDIA)
 """Columns beside a conversation that, if not empty, mean that it uses tools or media."""
 
@@ -56,7 +60,9 @@ class _Reader:
         if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
             self.refuse("not a list of messages (objects with role and content)", "no list of messages")
         turns = [self.turn(number, message) for number, message in enumerate(messages, start=1)]
-        return [turn for turn in turns if turn.role != "system" or turn.content.strip()]  # "" means no system turn
+        return [
+            turn for turn in turns if turn.role != "system" or not is_blank(turn.content)
+        ]  # "" means no system turn
 
     def turn(self, number: int, message: Mapping[str, object]) -> Turn:
         given = _first_filled(message, "role", "from")
@@ -74,7 +80,7 @@ class _Reader:
         """Refuse the row if fields beside a text hold tools or media."""
         if called := [name for name in _CALLS if _is_filled(fields.get(name))]:
             self.refuse(f"{where} has {called[0]}: no stage here can call tools", "tools")
-        if shown := [name for name in _MEDIA if _is_filled(fields.get(name))]:
+        if shown := [name for name in _MEDIA_OF_PARTS if _is_filled(fields.get(name))]:
             self.refuse(f"{where} has {shown[0]}: no stage here can show them", "images or other media")
 
     def text(self, number: int, content: object) -> str:
@@ -92,6 +98,7 @@ class _Reader:
         kind, text = fields.get("type", "text"), fields.get("text")
         if kind not in ("text", "input_text", "output_text"):
             self.refuse(f"message {number} holds a part of type {kind!r:.40}, not text", "images or other media")
+        self.refuse_beside(fields, f"a part of message {number}")
         if not isinstance(text, str):
             self.refuse(f"message {number} holds a part without text", "message without text")
         return text
@@ -123,9 +130,9 @@ def read_messages(value: object, source: str, column: str, beside: Mapping[str, 
     spoken = [turn for turn in turns if turn.role != "system"]
     if any(turn.role != ("user", "assistant")[place % 2] for place, turn in enumerate(spoken)):
         reader.refuse("messages of user and assistant do not alternate, the user's first", "turns out of order")
-    if any(not turn.content.strip() for turn in history):
+    if any(is_blank(turn.content) for turn in history):
         reader.refuse("a message before the question is empty", "message without text")
-    answer = behind[0].content if behind and behind[0].content.strip() else None
+    answer = behind[0].content if behind and not is_blank(behind[0].content) else None
     return Asked(tuple(history), turns[last].content, answer)
 
 

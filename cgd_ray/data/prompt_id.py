@@ -7,6 +7,11 @@ import unicodedata
 from cgd_ray.grading.normal import INVISIBLE
 from cgd_ray.prompts.conversation import History, with_history
 
+_UNSEEN = {"Cc", "Cf", "Zl", "Zp", "Zs"}
+_UNSEEN_LETTERS = set("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | {
+    chr(code) for code in range(0xFE00, 0xFE10)
+}
+"""Fillers, the empty Braille pattern, and selectors of variants, which Unicode counts as letters, symbols or marks."""
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 
 
@@ -33,6 +38,11 @@ def canonical(prompt: str) -> str:
     if not any(line[0].isspace() for line in lines[1:]):
         return " ".join(text.split())
     return "\n".join(_indentation(line) + " ".join(line.split()) for line in lines)
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text shows nothing: blanks, control characters and characters without width."""
+    return all(unicodedata.category(character) in _UNSEEN or character in _UNSEEN_LETTERS for character in text)
 
 
 def _indentation(line: str) -> str:

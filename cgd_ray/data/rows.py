@@ -1,18 +1,24 @@
 """One row of a prompt source, checked."""
 
 import math
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from cgd_ray.config.data import ColumnData
 from cgd_ray.data.lines import Columns, ShownFloat
 from cgd_ray.data.messages import BESIDE, read_answer, read_messages
-from cgd_ray.data.skipped import RowError
+from cgd_ray.data.prompt_id import is_blank
+from cgd_ray.data.skipped import OnSkip, RowError
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.conversation import History, with_system
+
+Located = tuple[str, Columns]
+"""FILE:ROW and the row's columns."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class SourceRow:
     """A row of its source, before the prompt template is applied."""
 
     values: Columns
-    """The columns that were read: all with text, and the prompt and reference columns of any type."""
+    """The columns that were read, of any type: those that the prompt template names, the prompt and the reference."""
 
     prompt: str
     reference: str | None
@@ -82,7 +88,7 @@ def require_columns(present: list[str], data: ColumnData, where: str) -> None:
 
 
 def _text(value: object, key: str, name: str, source: str) -> str:
-    if isinstance(value, str) and value.strip():
+    if isinstance(value, str) and not is_blank(value):
         return value
     found = "empty" if isinstance(value, str) else _type_name(value)
     mend = f"name another {key} than {name!r}"
@@ -119,16 +125,62 @@ def _missing(key: str, name: str, where: str, present: list[str]) -> ConfigError
 def _reference(value: object, name: str, source: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, ShownFloat):
-        return value.text
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value):
-        return str(value)
+    if (number := _number(value)) is not None:
+        return number
     raise RowError(
         f"{source}: the reference is {_type_name(value)}, not text or a number. Fix: correct the row, or name another "
         f"data.reference_column than {name!r}",
         source,
         "reference that is no text or number",
     )
+
+
+def _number(value: object) -> str | None:
+    """Return a number as its source writes it; None for anything else."""
+    if isinstance(value, ShownFloat):
+        return value.text
+    is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    return str(value) if is_number else None
+
+
+def template_values(row: SourceRow, names: Set[str]) -> dict[str, str | None]:
+    """Return the values of the columns that a prompt template names: texts, numbers as the source writes them, nulls.
+
+    Raises:
+        RowError: a column holds anything else.
+    """
+    found: dict[str, str | None] = {}
+    for name in names & row.values.keys() - {"prompt"}:
+        value = row.values[name]
+        found[name] = value if value is None or isinstance(value, str) else _number(value)
+        if value is not None and found[name] is None:
+            raise RowError(
+                f"{row.source}: data.prompt_template uses the column {name!r}, which is {_type_name(value)} here, not "
+                "text or a number. Fix: correct the row, or leave the column out of the template",
+                row.source,
+                f"{name} that is no text or number",
+            )
+    return found | {"prompt": row.prompt}
+
+
+def decoded_rows(batch: pa.RecordBatch | pa.Table, name: str, first: int, on_skip: OnSkip) -> Iterator[Located]:
+    """Yield FILE:ROW and the columns of each row of a batch, whose first row has this number.
+
+    A row with text that is not UTF-8 is skipped: Arrow checks text only when it is read.
+    """
+    try:
+        values = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if batch.num_rows > 1:
+            for place in range(batch.num_rows):
+                yield from decoded_rows(batch.slice(place, 1), name, first + place, on_skip)
+            return
+        source = f"{name}:{first}"
+        text = f"{source}: text that is not UTF-8: {error.reason}. Fix: correct the row, or leave it out"
+        on_skip(RowError(text, source, "not UTF-8"))
+        return
+    for number, row in enumerate(values, start=first):
+        yield f"{name}:{number}", row
 
 
 def as_shown(value: object, kind: str) -> object:

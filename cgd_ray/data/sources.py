@@ -10,8 +10,16 @@ import structlog
 from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.files import SourceFiles, find_files, reporting
-from cgd_ray.data.lines import LINES, Columns, json_rows
-from cgd_ray.data.rows import SourceRow, as_shown, checked_row, require_columns, wanted_columns
+from cgd_ray.data.lines import LINES, json_rows
+from cgd_ray.data.rows import (
+    Located,
+    SourceRow,
+    as_shown,
+    checked_row,
+    decoded_rows,
+    require_columns,
+    wanted_columns,
+)  # fmt: skip
 from cgd_ray.data.skipped import OnSkip, RowError, refuse
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.templates import template_columns
@@ -19,9 +27,6 @@ from cgd_ray.prompts.templates import template_columns
 log = structlog.get_logger(__name__)
 _BATCH_ROWS = 1024
 _FIRST_ROWS = 100  # if none of these can be used, assume that no row can
-
-Located = tuple[str, Columns]
-"""FILE:ROW and the row's columns."""
 
 
 def iterate_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip = refuse) -> Iterator[SourceRow]:
@@ -104,13 +109,13 @@ def _located_rows(data: ColumnData, storage: StorageSection, on_skip: OnSkip) ->
     if isinstance(data, HfData):
         from cgd_ray.data.hub import hub_rows
 
-        yield from hub_rows(data)
+        yield from hub_rows(data, on_skip)
         return
     files = _files(data, storage)
     for path in files.paths:
         with reporting(f"data.path {files.name(path)}"):
             is_parquet = isinstance(data, ParquetData)
-            yield from _parquet_rows(files, path, data) if is_parquet else json_rows(files, path, on_skip)
+            yield from _parquet_rows(files, path, data, on_skip) if is_parquet else json_rows(files, path, on_skip)
 
 
 def _files(data: ColumnData, storage: StorageSection) -> SourceFiles:
@@ -121,30 +126,18 @@ def _files(data: ColumnData, storage: StorageSection) -> SourceFiles:
     raise TypeError(f"{type(data).__name__} has no files")
 
 
-def _parquet_rows(files: SourceFiles, path: str, data: ColumnData) -> Iterator[Located]:
-    name, number = files.name(path), 0
+def _parquet_rows(files: SourceFiles, path: str, data: ColumnData, on_skip: OnSkip) -> Iterator[Located]:
+    name, number = files.name(path), 1
     try:
         with files.fs.open(path, "rb") as handle:
             file = pq.ParquetFile(handle)
             require_columns(file.schema_arrow.names, data, name)
-            columns = [field.name for field in file.schema_arrow if _is_wanted(field, data)]
-            kind = str(file.schema_arrow.field(data.reference_column).type) if data.reference_column else ""
-            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns):
-                for values in batch.to_pylist():
-                    number += 1
-                    if data.reference_column is not None:
-                        values[data.reference_column] = as_shown(values[data.reference_column], kind)
-                    yield f"{name}:{number}", values
+            wanted = wanted_columns(data) | template_columns(data.prompt_template, "data.prompt_template")
+            kinds = {field.name: str(field.type) for field in file.schema_arrow if field.name in wanted}
+            for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=list(kinds)):
+                for source, values in decoded_rows(batch, name, number, on_skip):
+                    yield source, {column: as_shown(value, kinds[column]) for column, value in values.items()}
+                number += batch.num_rows
     except pa.ArrowException as error:
         detail = " ".join(str(error).split())
         raise ConfigError(f"data.path {name}: not a readable Parquet file: {detail}") from error
-
-
-def _is_wanted(field: pa.Field, data: ColumnData) -> bool:
-    """Whether the column is read: text that the prompt template names, or a column of `data`."""
-    named = wanted_columns(data)
-    if field.name not in template_columns(data.prompt_template, "data.prompt_template") | named:
-        return False
-    of = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
-    is_text = pa.types.is_string(of) or pa.types.is_large_string(of) or pa.types.is_string_view(of)
-    return is_text or field.name in named

@@ -11,8 +11,8 @@ from typing import Literal
 from cgd_ray.config.data import ColumnData, DemoData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.demo.problems import demo_rows
-from cgd_ray.data.prompt_id import holdout_position, prompt_id
-from cgd_ray.data.rows import SourceRow
+from cgd_ray.data.prompt_id import holdout_position, is_blank, prompt_id
+from cgd_ray.data.rows import SourceRow, template_values
 from cgd_ray.data.skipped import OnSkip, RowError, SkippedRows
 from cgd_ray.data.sources import describe_source, iterate_rows
 from cgd_ray.errors import ConfigError
@@ -115,15 +115,28 @@ def _digest(reference: str | None) -> bytes | None:
 
 
 def rendered(row: SourceRow, template: str) -> Prompt:
-    """Fill the prompt template from a row's text columns.
+    """Fill the prompt template from a row's columns with texts and numbers.
 
     Raises:
         ConfigError: the template is wrong.
-        RowError: it renders nothing, or the row's text is not valid Unicode.
+        RowError: a column that it uses is null or of another type, it renders nothing, or the row's text is not valid
+            Unicode.
     """
-    columns = {name: value for name, value in row.values.items() if value is None or isinstance(value, str)}
-    text = render(template, "data.prompt_template", **columns | {"prompt": row.prompt})
-    if not text.strip():
+    named = template_columns(template, "data.prompt_template")
+    values = template_values(row, named)
+    try:
+        text = render(template, "data.prompt_template", **values)
+    except ConfigError as error:
+        nulls = sorted(name for name in values if values[name] is None)
+        if not nulls or named - values.keys():
+            raise
+        raise RowError(
+            f"{row.source}: data.prompt_template uses the column {nulls[0]!r}, which is null here. Fix: correct the "
+            f"row, or write {{% if {nulls[0]} %}} around it in the template",
+            row.source,
+            f"{nulls[0]} that is null",
+        ) from error
+    if is_blank(text):
         raise RowError(
             f"data.prompt_template: renders an empty prompt for {row.source}", row.source, "empty rendered prompt"
         )

@@ -14,7 +14,8 @@ from cgd_ray.methods import METHODS, Contexts, Example
 from cgd_ray.models.demo import DEMO_PREFIX
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import load_tokenizer, require_turns, template_text
-from cgd_ray.prompts.conversation import History, sample_history, with_history, with_system
+from cgd_ray.prompts.chat_encoder import SAMPLE
+from cgd_ray.prompts.conversation import History, sample_history, with_system
 from cgd_ray.prompts.templates import PromptSet, load_prompts
 from cgd_ray.runtime.session import in_job
 from cgd_ray.stages.resolved import ResolvedRun
@@ -112,8 +113,7 @@ def _require_templates(recipe: Recipe, histories: Sequence[History] = ()) -> Non
             before = (with_system((), recipe.data.system_prompt), *histories)
             seen += [(history, generation.answer) for history in before]
         for history, sampling in seen:
-            turns = with_history("a question to answer", history)
-            require_turns(tokenizer, turns, "teacher", sampling.chat_template_kwargs)
+            require_turns(tokenizer, (*history, *SAMPLE.turns), "teacher", sampling.chat_template_kwargs)
 
 
 def _require_contexts(prompts: PromptSet, training: TrainingSection) -> None:

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,9 @@ TEMPLATE_ERRORS = (jinja2.TemplateError, TypeError, ValueError, LookupError, Att
 
 _DATE = dt.datetime(2024, 7, 26, tzinfo=dt.UTC)
 _DATE_CALL = re.compile(r"""strftime_now\(\s*(?P<quote>["'])(?P<format>[^"']*)(?P=quote)\s*\)""")
-_OTHER_DATE_CALL = re.compile(r"strftime_now\s*\(")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
+_OTHER_DATE_USE = re.compile(r"\bstrftime_now\b(?!\s+is\s+(?:not\s+)?defined\b)")
+_RENDERINGS = 8  # a template that takes one of two texts at random passes one time in 128
 
 
 def encode_chat(
@@ -45,33 +47,48 @@ def encode_chat(
 def require_turns(
     tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Turn], key: str, arguments: dict[str, object]
 ) -> None:
-    """Render a conversation, and check that it contains each text.
+    """Render a conversation several times, and check that it is always the same and contains each text.
 
     Raises:
-        ConfigError: the chat template fails, or its output does not contain each text once and in order: some
-            templates render only lists of parts, and drop plain texts without an error. `key` is the recipe's section
-            of the model.
+        ConfigError: the chat template fails, or its output changes from one time to the next, or does not contain each
+            text once and in order, apart from white space around it: some templates render only lists of parts, and
+            drop plain texts without an error. `key` is the recipe's section of the model.
     """
     mend = f"Fix: name another template in {key}.engine.chat_template, or other chat_template_kwargs"
     try:
-        rendered = str(
-            tokenizer.apply_chat_template(
-                as_messages(turns), tokenize=False, add_generation_prompt=turns[-1].role == "user", **arguments
+        rendered, *others = [
+            str(
+                tokenizer.apply_chat_template(
+                    as_messages(turns), tokenize=False, add_generation_prompt=turns[-1].role == "user", **arguments
+                )
             )
-        )
+            for _ in range(_RENDERINGS)
+        ]
     except TEMPLATE_ERRORS as error:
         detail = " ".join(str(error).split())[:300]
         raise ConfigError(
             f"{key}: the model's chat template fails on {len(turns)} turns: {type(error).__name__}: {detail}. {mend}"
         ) from error
-    places = [rendered.find(turn.content) for turn in turns]
-    lost = [turn for turn in turns if rendered.count(turn.content) != 1]
-    if lost or places != sorted(places):
-        turn = lost[0] if lost else turns[0]
+    if any(other != rendered for other in others):
         raise ConfigError(
-            f"{key}: the model's chat template writes the {turn.role}'s text {rendered.count(turn.content)} times into "
-            f"a conversation of {len(turns)} turns, not once in its place. {mend}"
+            f"{key}: the model's chat template writes another text each time, so that no prompt can be repeated. {mend}"
         )
+    for turn, times in _misplaced(rendered, turns):
+        raise ConfigError(
+            f"{key}: the model's chat template writes the {turn.role}'s text {times} times into a conversation of "
+            f"{len(turns)} turns, not once in its place, unchanged. {mend}"
+        )
+
+
+def _misplaced(rendered: str, turns: Sequence[Turn]) -> Iterator[tuple[Turn, int]]:
+    """Yield turns whose texts are not in the rendered conversation once and in order, and how often they are."""
+    texts, end = [turn.content.strip() for turn in turns], 0
+    for turn, text in zip(turns, texts, strict=True):
+        others = sum(other.count(text) for other in texts) - 1  # a short text may be a part of another turn's
+        times, place = rendered.count(text) - others, rendered.find(text, end)
+        if times != 1 or place < 0:
+            yield turn, times
+        end = max(end, place + len(text))
 
 
 def as_messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
@@ -88,7 +105,7 @@ def pin_date(template: str, key: str) -> str:
         ConfigError: the template requests the date in a form of its own; `key` is the model's section.
     """
     pinned = _DATE_CALL.sub(lambda call: repr(_DATE.strftime(call["format"])), template)
-    if _OTHER_DATE_CALL.search(pinned):
+    if _OTHER_DATE_USE.search(_COMMENT.sub("", pinned)):
         raise ConfigError(
             f"{key}: the model's chat template writes today's date, so that another day is another prompt. Fix: give "
             f"one with a fixed date in {key}.engine.chat_template"

@@ -7,14 +7,14 @@ from typing import Any
 
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.chat import as_messages, encode_chat, require_turns
-from cgd_ray.prompts.conversation import Conversation, History, SkippedRow, Turn, with_history
+from cgd_ray.prompts.conversation import Conversation, History, SkippedRow, Turn, sample_text, with_history
 from cgd_ray.prompts.thinking import opened_tag
 
 _SENTINEL = "targettargettarget"
-SAMPLE = Conversation(with_history("a question to answer"), "the answer to be learnt")
+SAMPLE = Conversation(with_history(sample_text("The question")), sample_text("The answer to be learnt"))
 """Conversation to test chat templates with."""
 
-_SAMPLE_DRAFT = (Turn("assistant", "a first answer given"), Turn("user", "a second question put"))
+_SAMPLE_DRAFT = (Turn("assistant", sample_text("A first answer")), Turn("user", sample_text("A second question")))
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,14 @@ class ChatEncoder:
         learnt = row.input_ids[row.target_start :] if isinstance(row, Encoded) else []
         said = self.tokenizer.decode(learnt, clean_up_tokenization_spaces=False)
         wanted = self.closing_of_thinking + target + self.tokenizer.decode([self.end_of_turn])
-        if said.strip() != wanted.strip():
+        said, wanted = said.strip(), wanted.strip()
+        if said != wanted:
+            pairs = enumerate(zip(said, wanted, strict=False))
+            differs = next((place for place, (one, other) in pairs if one != other), min(len(said), len(wanted)))
+            shown = slice(max(0, differs - 20), None)
             raise ConfigError(
-                f"student: of the answer {target!r} its chat template and tokenizer make {said[:80]!r} to learn. Fix: "
-                "name another template in student.engine.chat_template"
+                f"student: of the answer {wanted[shown][:60]!r} its chat template and tokenizer make "
+                f"{said[shown][:60]!r} to learn. Fix: name another template in student.engine.chat_template"
             )
 
     def _template_ids(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> list[int]:

@@ -1,5 +1,6 @@
 """A question and the turns before it."""
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -56,11 +57,25 @@ def with_system(history: History, text: str | None) -> History:
     return (Turn("system", text), *history)
 
 
+def sample_text(name: str, words: int = 80) -> str:
+    """Return a text to test a chat template with: one that changes if a template alters more than its borders."""
+    lines = f"""{name} begins: <b>Bold</b> & "quoted", it's 100 % {{{{ \\frac{{1}}{{2}} }}}}.
+
+    def Indented(x):
+\treturn x  # Two  blanks
+
+"""
+    return f"{lines}{' '.join(f'Word {number} of {name}.' for number in range(words))} {name} ends"
+
+
 def sample_history(exchanges: int, *, system: bool) -> History:
-    """Turns to test a chat template with: `exchanges` questions with answers, all texts different."""
-    spoken = [(Turn("user", f"question {n}."), Turn("assistant", f"answer {n}.")) for n in range(1, exchanges + 1)]
+    """Return turns to test a chat template with: `exchanges` questions with answers, all texts different."""
+    spoken = [
+        (Turn("user", sample_text(f"Question {n}", words)), Turn("assistant", sample_text(f"Answer {n}", words)))
+        for n, words in zip(range(1, exchanges + 1), itertools.chain([80, 80], itertools.repeat(4)), strict=False)
+    ]
     history = tuple(turn for pair in spoken for turn in pair)
-    return with_system(history, "rules of the conversation") if system else history
+    return with_system(history, sample_text("The system's text")) if system else history
 
 
 def transcript(prompt: str, history: History) -> str:

@@ -32,16 +32,20 @@ def render(source: str, name: str, /, **values: str | None) -> str:
         raise ConfigError(f"template {name}: {' '.join(str(error).split())}") from error
 
 
-def template_columns(source: str, name: str) -> set[str]:
-    """The values that a template names, whether it always uses them or not; `name` appears in the error.
+@cache
+def template_columns(source: str, name: str) -> frozenset[str]:
+    """Return the values that a template names, whether it always uses them or not; `name` appears in the error.
+
+    Jinja's own names, such as `range`, are none of them.
 
     Raises:
         ConfigError: the template has a syntax error.
     """
     try:
-        return jinja2.meta.find_undeclared_variables(_environment().parse(source))
+        named = jinja2.meta.find_undeclared_variables(_environment().parse(source))
     except jinja2.TemplateError as error:
         raise ConfigError(f"template {name}: {error}") from error
+    return frozenset(named - _environment().globals.keys())
 
 
 def _there(value: object) -> object:

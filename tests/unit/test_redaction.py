@@ -1,10 +1,16 @@
 """A planted secret appears nowhere: errors, rows, logs, configurations, tables, cards, tracebacks."""
 
 import asyncio
+import base64
+import html
 import json
+import re
+import shlex
 import subprocess
 import sys
+import time
 import urllib.parse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +53,95 @@ def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
         repr({"x": SECRET}),
         f"{SECRET}{SECRET}",
         "planted aws secret",
+        SECRET.replace("/", "\\/"),  # PHP
+        json.dumps(SECRET).replace("+", "\\u002B"),  # .NET
+        json.dumps(json.dumps(json.dumps({"x": SECRET}))),
+        repr(repr({"x": SECRET + "'"})),
+        repr(f"Bearer {SECRET}".encode()),
+        html.escape(SECRET).replace("/", "&#x2F;"),
+        html.escape(html.escape(SECRET)),
+        "sk&#45;planted&sol;&plus;&#34;0123456789",
+        urllib.parse.quote(SECRET, safe="").replace("%2F", "%2f").replace("%2B", "%2b"),
+        urllib.parse.quote(urllib.parse.quote(SECRET, safe=""), safe=""),
+        "sk-planted\\x2f\\x2b\\x220123456789",
+        "sk-planted\\u{2f}+\\0420123456789",
+        shlex.quote(f"Bearer '{SECRET}'"),
+        "planted+aws+secret",
+        "planted%20aws%20secret",
     ],
 )
 def test_a_secret_of_the_environment_is_masked(text: str) -> None:
     masked = redact(text)
     assert "planted" not in masked
     assert "***" in masked
+
+
+@pytest.mark.parametrize("secret", [SECRET, 'it\'s "so" & 1<2', "pä$$wörd 🍎\\n", "line\n\tbreak\\\\\\'x", "+/+/+/+/"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_secret_is_masked_in_all_escapes(secret: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTHER_KEY", secret)
+    escapes: list[Callable[[str], str]] = [
+        json.dumps,
+        lambda text: json.dumps(text, ensure_ascii=False),
+        repr,
+        html.escape,
+        lambda text: urllib.parse.quote(text, safe=""),
+        lambda text: urllib.parse.quote(text, safe="").lower(),
+        shlex.quote if times == 1 else str,
+    ]
+    for escape in escapes:
+        text = secret
+        for _ in range(times):
+            text = escape(text)
+        assert re.sub(r"[\\'\"]", "", redact(f"before {text} after")) == "before *** after"
+
+
+@pytest.mark.parametrize("before", ["", ":", "me:", "you:", "a long name:"])
+def test_a_secret_is_masked_in_base64(before: str) -> None:
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        text = encode(f"{before}{SECRET}".encode()).decode()
+        masked = redact(f"it is {text}.")
+        assert "***" in masked
+        assert len(masked) <= len("it is ***.") + 4 * (len(before) + 4) // 3 + 4
+    assert (
+        redact(base64.b64encode(b"some quite other text").decode())
+        == base64.b64encode(b"some quite other text").decode()
+    )
+
+
+@pytest.mark.parametrize(
+    ("variable", "is_secret"),
+    [
+        ("MY_API_KEY_PROD", True),
+        ("OPENAI_API_KEY_TEAM_BLUE", True),
+        ("GITHUB_PAT", True),
+        ("AZURE_KEY_1", True),
+        ("DB_PASSWORD_STAGING", True),
+        ("SMTP_PASS", True),
+        ("AWS_ACCESS_KEY_ID", True),
+        ("API_KEY_HEADER", False),
+        ("CLIENT_SECRET_NAME", False),
+        ("TOKEN_COUNTER", False),
+        ("KEYBOARD", False),
+        ("XPATH", False),
+        ("SOME_PATH", False),
+        ("COMPASS", False),
+    ],
+)
+def test_variables_with_secrets_are_known_by_their_names(
+    variable: str, *, is_secret: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "kubernetes")
+    assert redact("it is kubernetes") == ("it is ***" if is_secret else "it is kubernetes")
+
+
+@pytest.mark.parametrize(
+    "text", ["\\", "'", "://a:b", "://", "&a.", "authorization ", "'authorization: '", "api-key=\\"]
+)
+def test_long_texts_take_linear_time(text: str) -> None:
+    started = time.process_time()
+    redact(text * 20000)
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize(
@@ -65,6 +154,37 @@ def test_a_secret_of_the_environment_is_masked(text: str) -> None:
         ("{'Authorization': 'Bearer abc.def'}", "{'Authorization': 'Bearer ***'}"),
         ("authorization: Basic YWJj", "authorization: Basic ***"),
         ("api-key: abc", "api-key: ***"),
+        ("https://me:pa/5/5@host/v1 is away", "https://***@host/v1 is away"),
+        ("https://h/v1?accessToken=abc&x=1", "https://h/v1?accessToken=***&x=1"),
+        ("https://h/v1?auth=abc", "https://h/v1?auth=***"),
+        ("https://h/v1?x=1&code=abc==", "https://h/v1?x=1&code=***"),
+        ("https%3A%2F%2Fh%3Fapi_key%3Dabc%26x%3D1", "https%3A%2F%2Fh%3Fapi_key%3D***%26x%3D1"),
+        ('{"url":"https://h?a=1\\u0026sig=abc"}', '{"url":"https://h?a=1\\u0026sig=***"}'),
+        ("Server=x;Password=abc;Database=d", "Server=x;Password=***;Database=d"),
+        ("Authorization: ApiKey abc", "Authorization: ***"),
+        ("authorization: Key abc\nnext line", "authorization: ***\nnext line"),
+        ('Authorization: Digest username="u", response="abc"', "Authorization: ***"),
+        ("Authorization: AWS4-HMAC-SHA256 Credential=A/us, SignedHeaders=h, Signature=abc", "Authorization: ***"),
+        ('{"Authorization":"ApiKey abc","x":1}', '{"Authorization":"***","x":1}'),
+        ('{\\"Authorization\\":\\"Bearer abc\\"}', '{\\"Authorization\\":\\"Bearer ***\\"}'),
+        (
+            json.dumps(json.dumps({"authorization": 'Digest user="u", response="abc"', "x": 1})),
+            json.dumps(json.dumps({"authorization": "***", "x": 1})),
+        ),
+        ("{&quot;Authorization&quot;:&quot;Bearer abc&quot;}", "{&quot;Authorization&quot;:&quot;Bearer ***&quot;}"),
+        (
+            "{\\u0022authorization\\u0022:\\u0022Key abc\\u0022,\\u0022x\\u0022:1}",
+            "{\\u0022authorization\\u0022:\\u0022***\\u0022,\\u0022x\\u0022:1}",
+        ),
+        ("[(b'authorization', b'Bearer abc')]", "[(b'authorization', b'Bearer ***')]"),
+        ("curl -H 'Authorization: ApiKey abc' https://h", "curl -H 'Authorization: ***' https://h"),
+        ("authorization\tBearer abc", "authorization\tBearer ***"),
+        ("apikey: abc", "apikey: ***"),
+        ("X-Auth-Token: abc", "X-Auth-Token: ***"),
+        ("x-goog-api-key: abc", "x-goog-api-key: ***"),
+        ("Cookie: session=abc; other=def", "Cookie: ***"),
+        ("{'set-cookie': 'session=abc; Path=/'}", "{'set-cookie': '***'}"),
+        ("OpenAI(api_key='abc', model='m')", "OpenAI(api_key='***', model='m')"),
     ],
 )
 def test_credentials_of_others_are_masked(text: str, masked: str) -> None:
@@ -79,6 +199,14 @@ def test_credentials_of_others_are_masked(text: str, masked: str) -> None:
         "max_tokens=12, the key is missing",
         "the token false of TOKENIZERS_PARALLELISM",
         "/var/keys",
+        "http://127.0.0.1:8000/v1/@me and http://[::1]:80/a@b",
+        "https://en.wikipedia.org/wiki/User:Me@2024",
+        "teacher.engine.apikey: Extra inputs are not permitted. Fix: remove it",
+        "teacher.engine.api_key: Extra inputs are not permitted. Fix: remove it",
+        "unknown keys 'api_key', 'model' and 'cookie', 'x'",
+        "the authorization, which was refused, and its code: 404; code=UNAVAILABLE",
+        "https://h/v1?max_tokens=12&country_code=de&monkey=1",
+        "the cookie: eat it",
         "",
     ],
 )
@@ -157,6 +285,16 @@ def test_a_tree_keeps_its_shape() -> None:
     assert redact_tree({"a": [1, (SECRET, None)], "b": {"c": True}}) == {"a": [1, ["***", None]], "b": {"c": True}}
 
 
+def test_fields_that_hold_keys_are_masked_in_a_tree() -> None:
+    tree = {"Authorization": "Key abc", "x-api-key": "abc", "db_password": "abc", "api_key": None, "keys": ["abc"]}
+    masked = {"Authorization": "***", "x-api-key": "***", "db_password": "***", "api_key": None, "keys": ["abc"]}
+    assert redact_tree({"headers": tree}) == {"headers": masked}
+    assert redact_tree({"api_key_env": "OPENAI_API_KEY", "max_tokens": "5"}) == {
+        "api_key_env": "OPENAI_API_KEY",
+        "max_tokens": "5",
+    }
+
+
 def teacher(**options: Any) -> dict[str, Any]:
     return {**MINIMAL, "teacher": {"engine": {"type": "openai", "model": "m", **options}}}
 
@@ -192,12 +330,30 @@ def test_a_key_in_the_body_is_refused(field: str) -> None:
         {"run": {"name": "r", "root": "https://me:planted@host"}},
         {"teacher": {"engine": {"type": "openai", "model": "m", "api_key_env": "sk-planted-1"}}},
         {"teacher": {"engine": {"type": "openai", "model": "m", "api_key": "planted"}}},
+        *(
+            {"teacher": {"engine": {"type": "openai", "model": "m", "base_url": url}}}
+            for url in (
+                "https://me:planted@host/v1",
+                "https://me:pl/planted@host/v1",
+                "https://planted@host/v1",
+                "https://host/v1?api-key=planted",
+                "https://host/v1?api-version=1&accessToken=planted",
+                "https://host/v1?code=planted",
+            )
+        ),
     ],
 )
 def test_a_recipe_with_a_key_is_refused_without_quoting_it(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as caught:
         parse_recipe({**MINIMAL, **change}, "r.yaml")
     assert "planted" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:8000/v1", "https://h/openai?api-version=2024-10-21", "http://[::1]:8/v1"]
+)
+def test_a_url_without_a_key_is_accepted(url: str) -> None:
+    parse_recipe(teacher(base_url=url), "r.yaml")
 
 
 def test_what_a_command_prints_has_no_credentials(tmp_path: Path) -> None:
@@ -210,5 +366,5 @@ def test_what_a_command_prints_has_no_credentials(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "http://***@127.0.0.1:9/v1: cannot be reached" in done.stderr
+    assert "teacher.engine.base_url: a name, password or key in this URL would be stored" in done.stderr
     assert "planted" not in done.stdout + done.stderr

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from cgd_ray.config.places import PlainUrl
 from cgd_ray.inference.options import EngineOptions, ModelRef, PoolSize, PositiveInt
 from cgd_ray.runtime.demand import Demand
 
@@ -33,7 +34,7 @@ class OpenAIOptions(EngineOptions):
     model: str
     revision: str | None = None
     """Version of the model for fingerprints, if the name alone does not identify it."""
-    base_url: str = "https://api.openai.com/v1"
+    base_url: PlainUrl = "https://api.openai.com/v1"
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = "OPENAI_API_KEY"
     """Name of the environment variable with the API key; null sends no key."""
     concurrency: PositiveInt = 32

@@ -94,6 +94,10 @@ def user(**fields: Any) -> dict[str, Any]:
         ([user(images=["a.jpg"])], "message 1 has images: no stage here can show them"),
         ([user(audio={"path": None, "bytes": b"RIFF"})], "message 1 has audio"),
         ([user(content=[{"type": "image_url", "image_url": {}}])], "part of type 'image_url', not text"),
+        ([user(content=[{"type": "text", "text": "x", "image": "data:"}])], "a part of message 1 has image: no stage"),
+        ([user(content=[{"text": "x", "image_url": {"url": "u"}}])], "a part of message 1 has image_url"),
+        ([user(image_url="u")], "message 1 has image_url"),
+        ([user(content="\u200b"), OPENAI[2], user()], "a message before the question is empty"),
         ([user(content=[{"type": "text", "text": None}])], "holds a part without text"),
         ([user(content=3)], "message 1 has no text"),
         ([user(role="critic")], "message 1 has role 'critic', not system, user or assistant"),
@@ -111,6 +115,11 @@ def test_what_cannot_be_asked_is_refused_by_its_row(value: object, said: str) ->
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.reason
+
+
+def test_a_part_with_empty_fields_for_media_is_text() -> None:
+    parts = [{"type": "text", "text": "x", "image": None, "image_url": {"url": None}}]
+    assert read([user(content=parts)]).question == "x"
 
 
 JSON = st.recursive(

@@ -112,6 +112,49 @@ def test_a_column_that_only_some_rows_have_is_null_in_the_others(tmp_path: Path)
     assert "'hnit' is undefined" in error_of(tmp_path, wrong, evaluate=False)
 
 
+TEMPLATE = "{{ prompt }} {{ ctx }}"
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ([1], "a list"),
+        ({"a": 1}, "an object"),
+        (True, "a truth value"),
+        (None, "null"),
+    ],
+)
+@pytest.mark.parametrize("holdout", [{"fraction": 0.1}, {"count": 7}])
+def test_a_row_whose_column_does_not_fit_the_template_is_counted(
+    tmp_path: Path, value: object, found: str, holdout: dict[str, Any]
+) -> None:
+    rows = [{"prompt": f"p{n}", "ctx": "c"} for n in range(300)] + [{"prompt": "odd", "ctx": value}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"type": "jsonl", "path": str(tmp_path / "data.jsonl"), "prompt_template": TEMPLATE, "holdout": holdout}
+    made = prepared(tmp_path, data, evaluate=False)
+    assert (made.train + made.heldout, made.skipped) == (300, 1)
+    message = error_of(tmp_path, data | {"max_skipped_fraction": 0}, evaluate=False)
+    assert message.startswith(
+        f"{tmp_path}/data.jsonl:301: data.prompt_template uses the column 'ctx', which is {found} here"
+    )
+    assert ". Fix: correct the row, or " in message
+
+
+def test_numbers_reach_the_template_as_the_file_writes_them(tmp_path: Path) -> None:
+    lines = [f'{{"prompt": "p{n}", "ctx": {number}}}' for n, number in enumerate(["5", "1.50", "1e400", '"5"', "-0.0"])]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    data = {"type": "jsonl", "path": str(tmp_path / "data.jsonl"), "prompt_template": TEMPLATE, "holdout": {"count": 1}}
+    made = prepared(tmp_path, data, evaluate=False)
+    assert {row["prompt"] for row in rows_of(made).values()} == {"p0 5", "p1 1.50", "p2 1e400", "p3 5", "p4 -0.0"}
+
+
+def test_a_null_is_not_blamed_for_a_misspelt_column(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"prompt": "a", "ctx": null}\n{"prompt": "b", "ctx": "c"}\n')
+    template = "{% if ctx %}{{ ctx }}{% endif %}{{ promt }}{% for n in range(2) %}{{ n }}{% endfor %}"
+    data = {"type": "jsonl", "path": str(tmp_path / "data.jsonl"), "prompt_template": template}
+    assert "'promt' is undefined" in error_of(tmp_path, data, evaluate=False)
+
+
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(st.text(), min_size=1, max_size=20))
 def test_any_text_comes_through_unchanged_or_is_counted(

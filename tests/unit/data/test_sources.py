@@ -3,6 +3,7 @@ import gzip
 import json
 import lzma
 import os
+import struct
 import zipfile
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from structlog.testing import capture_logs
 from cgd_ray.config.data import ColumnData, HfData, JsonlData, ParquetData
 from cgd_ray.config.run import StorageSection
 from cgd_ray.data.rows import SourceRow
+from cgd_ray.data.skipped import RowError
 from cgd_ray.data.sources import check_source, iterate_rows, source_identity
 from cgd_ray.errors import ConfigError
 
@@ -167,6 +169,31 @@ def test_parquet_errors_are_one_line(tmp_path: Path) -> None:
     whole = (tmp_path / "b.parquet").read_bytes()
     (tmp_path / "e.parquet").write_bytes(b"PAR1" + b"\0" * 20 + whole[24:])
     assert "e.parquet" in error_of(parquet(tmp_path / "e.parquet"))
+
+
+def not_utf_8() -> pa.Table:
+    """A table whose second prompt is not UTF-8, as Arrow lets others write it."""
+    offsets, octets = pa.py_buffer(struct.pack("<4i", 0, 2, 4, 5)), pa.py_buffer(b"ok\xff\xfex")
+    return pa.table({"prompt": pa.Array.from_buffers(pa.string(), 3, [None, offsets, octets])})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "hf"])
+def test_text_that_is_not_utf_8_is_one_skipped_row(tmp_path: Path, kind: str) -> None:
+    pq.write_table(not_utf_8(), tmp_path / "train.parquet")
+    data, place = (parquet(tmp_path), "train.parquet:2") if kind == "parquet" else (hub(tmp_path), "train:2")
+    skipped: list[RowError] = []
+    rows = list(iterate_rows(data, StorageSection(), skipped.append))
+    assert [(row.prompt, row.source[-1]) for row in rows] == [("ok", "1"), ("x", "3")]
+    assert [error.reason for error in skipped] == ["not UTF-8"]
+    assert str(skipped[0]).startswith(f"{tmp_path}/{place}: text that is not UTF-8: ")
+    assert error_of(data) == str(skipped[0])
+
+
+def test_columns_of_the_template_are_read_whatever_their_type(tmp_path: Path) -> None:
+    columns = {"prompt": ["x"], "n": [3], "f": pa.array([2.3], pa.float32()), "unused": [[1]]}
+    pq.write_table(pa.table(columns), tmp_path / "train.parquet")
+    for data in (parquet(tmp_path, prompt_template="{{ prompt }}{{ n }}{{ f }}"),):
+        assert [row.values for row in read(data)] == [{"prompt": "x", "n": 3, "f": "2.3"}]
 
 
 def hub(dataset: Path | str, **options: Any) -> HfData:
@@ -326,6 +353,35 @@ def test_numbers_of_a_saved_data_set_are_those_that_were_written(tmp_path: Path)
     made = datasets.Dataset.from_dict({"prompt": ["x"], "a": [2.3]}, features=features)
     made.save_to_disk(str(tmp_path / "one"))
     assert [row.reference for row in read(hub(tmp_path / "one", reference_column="a"))] == ["2.3"]
+
+
+def test_labels_of_a_data_set_come_with_their_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    label = datasets.ClassLabel(names=["neg", "pos"])
+    features = datasets.Features({"prompt": datasets.Value("string"), "a": label})
+    made = datasets.Dataset.from_dict({"prompt": ["x", "y", "z", "w"], "a": [0, 1, -1, None]}, features=features)
+    made.save_to_disk(str(tmp_path / "one"))
+    rows = read(hub(tmp_path / "one", reference_column="a", prompt_template="{{ prompt }} {{ a }}"))
+    assert [row.reference for row in rows] == ["neg", "pos", None, None]
+    assert [row.values["a"] for row in rows] == ["neg", "pos", None, None]
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b", "\ufeff \u2060", "\u3164", "\u2800\ufe0f", "\x00", "\u202e\u2066", "\u00a0"]
+)
+def test_a_prompt_that_shows_nothing_is_blank(tmp_path: Path, text: str) -> None:
+    assert "the prompt is empty" in error_of(jsonl(write_lines(tmp_path / "a.jsonl", [{"prompt": text}])))
+
+
+@pytest.mark.parametrize("text", ["👩\u200d🔬", "x\u200b", "é", "\ue000"])
+def test_a_prompt_with_characters_without_width_is_kept(tmp_path: Path, text: str) -> None:
+    assert [row.prompt for row in read(jsonl(write_lines(tmp_path / "a.jsonl", [{"prompt": text}])))] == [text]
+
+
+@pytest.mark.parametrize("before", [b"\n", b" \r\n\t\n", b"\xef\xbb\xbf\n", b"\xef\xbb\xbf"])
+def test_an_array_may_stand_behind_blank_lines(tmp_path: Path, before: bytes) -> None:
+    (tmp_path / "a.jsonl").write_bytes(before + b'[\n  {"prompt": "x"},\n  {"prompt": "y"}\n]\n')
+    assert [row.prompt for row in read(jsonl(tmp_path / "a.jsonl"))] == ["x", "y"]
 
 
 @pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])

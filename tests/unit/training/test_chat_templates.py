@@ -13,7 +13,7 @@ from cgd_ray.errors import ConfigError
 from cgd_ray.pipeline.preflight import preflight, require_histories
 from cgd_ray.prompts.chat import load_tokenizer, pin_date
 from cgd_ray.prompts.chat_encoder import Encoded
-from cgd_ray.prompts.conversation import Conversation, with_history
+from cgd_ray.prompts.conversation import Conversation, sample_history, with_history
 from cgd_ray.stages.resolved import open_run
 from cgd_ray.stages.student_encoder import student_encoder
 from tests.unit.training.tiny import CHATML, tiny_tokenizer
@@ -67,6 +67,59 @@ def test_a_template_that_loses_a_text_is_refused_before_anything_is_made(
     assert said in text
     assert "student.engine.chat_template" in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "m.content | lower",
+        "m.content | capitalize",
+        "m.content.replace('\n', ' ')",
+        "m.content.replace('\n\n', '\n')",
+        "m.content.split() | join(' ')",
+        "m.content.expandtabs()",
+        "m.content[:100]",
+        "m.content[:1000]",
+        "m.content[-100:]",
+        "m.content | truncate(200)",
+        "m.content | escape",
+        "m.content | striptags",
+        "m.content | tojson",
+        "m.content | urlencode",
+        "m.content | wordwrap(80)",
+        "m.content.replace('\\\\', '')",
+    ],
+)
+@pytest.mark.parametrize("role", ["", "user", "assistant", "system"])
+def test_a_template_that_changes_a_text_is_refused(tmp_path: Path, change: str, role: str) -> None:
+    inner = "{{ " + change + " }}"
+    if role:
+        inner = "{% if m.role == '" + role + "' %}" + inner + "{% else %}{{ m.content }}{% endif %}"
+    made = recipe(tmp_path, START + inner + END)
+    histories = [sample_history(1, system=True)]
+    with pytest.raises(ConfigError, match=r"^student: .* Fix: name another template in student\.engine\.chat_template"):
+        student_encoder(made, histories)
+
+
+@pytest.mark.parametrize("inner", ["m.content | trim", "m.content.strip()", "'\n' + m.content | trim"])
+def test_a_template_may_trim_texts(tmp_path: Path, inner: str) -> None:
+    student_encoder(recipe(tmp_path, START + "{{ " + inner + " }}" + END), [sample_history(2, system=True)])
+
+
+REPEATS = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+
+
+def test_a_system_prompt_may_be_short_and_have_blanks_around_it(tmp_path: Path) -> None:
+    template = START + "{{ m.content | trim }}" + END
+    student_encoder(recipe(tmp_path, template, data={"system_prompt": " it \n"}))
+    with pytest.raises(ConfigError, match="writes the system's text 2 times"):
+        student_encoder(recipe(tmp_path, template + REPEATS, data={"system_prompt": " it \n"}))
+
+
+@pytest.mark.parametrize("what", ["range(100) | random", "['a', 'b'] | random"])
+def test_a_template_that_says_something_else_each_time_is_refused(tmp_path: Path, what: str) -> None:
+    with pytest.raises(ConfigError, match=r"^student: .*writes another text each time.* Fix: "):
+        student_encoder(recipe(tmp_path, "{{ " + what + " }}" + CHATML))
 
 
 def test_several_turns_are_looked_at_where_they_are_used(tmp_path: Path) -> None:
@@ -142,10 +195,26 @@ def test_a_template_says_the_same_date_on_every_day(tmp_path: Path, monkeypatch:
     assert load_tokenizer(tmp_path / "exported", None, "student").chat_template == encoder.tokenizer.chat_template
 
 
-@pytest.mark.parametrize("call", ["strftime_now(form)", "strftime_now('%Y' ~ '%m')"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "strftime_now(form)",
+        "strftime_now('%Y' ~ '%m')",
+        "strftime_now(format='%d')",
+        "strftime_now if strftime_now is defined",
+        "['%d'] | map(strftime_now) | first",
+    ],
+)
 def test_a_date_that_cannot_be_fixed_is_refused(call: str) -> None:
     with pytest.raises(ConfigError, match=r"^student: .*writes today's date.*Fix: .*student\.engine\.chat_template"):
         pin_date("{{ " + call + " }}", "student")
+
+
+def test_a_date_under_another_name_is_refused() -> None:
+    with pytest.raises(ConfigError, match="writes today's date"):
+        pin_date("{% set s = strftime_now %}{{ s('%S') }}", "student")
+    asks = "{# strftime_now #}{% if strftime_now is not defined or not strftime_now is defined %}x{% endif %}"
+    assert pin_date(asks, "student") == asks
 
 
 def test_a_teacher_that_does_not_see_its_prompt_is_refused(tmp_path: Path) -> None:
