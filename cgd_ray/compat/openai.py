@@ -11,3 +11,6 @@ UNSENT: tuple[type[Exception], ...] = tuple(
     for name in ("ConnectError", "ConnectTimeout", "PoolTimeout", "ProxyError", "UnsupportedProtocol")
 )
 """Errors raised before a request is sent."""
+
+INVALID_URL: type[Exception] = _transport.InvalidURL
+"""Error of a URL that cannot be read."""

@@ -4,11 +4,12 @@ import re
 from dataclasses import replace
 
 from cgd_ray.execution.metrics import StageMetrics
-from cgd_ray.inference.base import Completion, CompletionError, PoisonError, PromptTooLongError
+from cgd_ray.inference.base import Completion, CompletionError, PoisonError, PromptTooLongError, one_line
 from cgd_ray.stages.stage import Row, Stage
 from cgd_ray.storage.fingerprint import text_digest
 
-_VERDICT = re.compile(r"^\W*verdict\W+(right|wrong)\W*$", re.IGNORECASE | re.MULTILINE)
+# Decoration before and after is of the same line: a search over lines would take quadratic time.
+_VERDICT = re.compile(r"^[^\w\n]*verdict\W+(right|wrong)[^\w\n]*$", re.IGNORECASE | re.MULTILINE)
 
 
 def parse_verdict(text: str) -> str | None:
@@ -20,7 +21,7 @@ def parse_verdict(text: str) -> str | None:
 def result_row(stage: Stage, row: Row, made: Completion | CompletionError) -> Row:
     """Return a row of the stage's table (RESULTS schema)."""
     completion = replace(made, text=_valid(made.text)) if isinstance(made, Completion) else None
-    error = None if isinstance(made, Completion) else " ".join(_valid(str(made)).split())[:1000]
+    error = None if isinstance(made, Completion) else one_line(_valid(str(made)), 1000)
     return {
         "prompt_id": row["prompt_id"],
         "sample": row["sample"],

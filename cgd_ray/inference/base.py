@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -44,24 +45,47 @@ class Completion:
     cached_tokens: int | None = None
 
 
-_ENDED = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "stop_str", "complete", "completed"}
+_ENDED = {
+    "stop", "stopped", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "stop_str", "complete",
+    "completed", "finish", "finished", "done", "normal", "end", "im_end", "eot", "eot_id", "endoftext", "end_of_text",
+    "end_of_turn", "end_of_sentence", "s",
+}  # fmt: skip
 _CUT_OFF = {
-    "length", "max_tokens", "max_output_tokens", "max_length", "model_length", "model_context_window_exceeded",
-    "content_filter", "safety", "recitation", "repetition",
+    "length", "max_tokens", "max_output_tokens", "max_new_tokens", "max_length", "model_length", "token_limit",
+    "model_context_window_exceeded", "recitation", "repetition",
 }  # fmt: skip
 """Finish reasons of vLLM, and their equivalents at other endpoints."""
+_FILTERED = re.compile(
+    r"content_?filter|safety|sensitive|guardrail|moderat|block(ed|list)|prohibited|refus(al|ed)|spii|policy_violation"
+)
 
 
-def is_cut_off(finish_reason: str | None) -> bool:
-    """Whether a completion was cut off in a way that a retry would repeat.
+def is_cut_off(finish_reason: object) -> bool:
+    """Whether a completion was cut off, by a limit or a filter, in a way that a retry would repeat.
+
+    Args:
+        finish_reason: the reason in any spelling: "stop", "FINISH_REASON_STOP", "<|im_end|>", "maxTokens".
 
     Raises:
         CompletionError: it did not end at all ("abort", "error", no reason); a retry may succeed.
     """
-    reason = (finish_reason or "").lower()
-    if reason not in _ENDED and reason not in _CUT_OFF:
-        raise CompletionError(f"the completion ended with {finish_reason!r}")
-    return reason in _CUT_OFF
+    reason = _plain_reason(finish_reason) if isinstance(finish_reason, str) else ""
+    if reason in _ENDED:
+        return False
+    if reason in _CUT_OFF or _FILTERED.search(reason):
+        return True
+    raise CompletionError(f"the completion ended with {one_line(repr(finish_reason), 200)}")
+
+
+def _plain_reason(reason: str) -> str:
+    """Return a reason in lower case, in words joined by "_", without the marks and prefixes of some endpoints."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
+    return re.sub(r"[\W_]+", "_", words).strip("_").removeprefix("finish_reason_")
+
+
+def one_line(text: object, most: int) -> str:
+    """Mask the secrets in a text, join its lines, and only then cut it: a part of a key would not be recognized."""
+    return " ".join(redact(str(text)).split())[:most]
 
 
 class CompletionError(Exception):

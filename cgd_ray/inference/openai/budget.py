@@ -12,6 +12,8 @@ from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.openai.replies import error_in, is_completion, token_counts
 
 _TEMPLATE_TOKENS = 16  # maximum that a chat template adds around a turn
+# A gateway or the client gave up (520: an answer was lost) while the model may have worked.
+_GIVEN_UP = (408, 460, 499, 504, 520, 524, 598)
 
 
 class Reservation:
@@ -20,7 +22,7 @@ class Reservation:
     def __init__(self, options: OpenAIOptions, request: Request) -> None:
         self._options = options
         # A token of a byte-level vocabulary is at least one byte.
-        prompt = sum(len(turn.content.encode()) + _TEMPLATE_TOKENS for turn in request.turns)
+        prompt = sum(len(turn.content.encode(errors="surrogatepass")) + _TEMPLATE_TOKENS for turn in request.turns)
         self.most = options.price(prompt, request.decoding.max_tokens)
         self.due = 0.0
 
@@ -29,14 +31,17 @@ class Reservation:
         self.due = self.most
         if not is_completion(answer):
             return
-        if counts := token_counts(answer):
+        counts, told = token_counts(answer), error_in(answer)
+        if told and told.status in _GIVEN_UP and not any(counts or ()):
+            return
+        if counts:
             self.due = self._options.price(*counts)
-        elif error_in(answer):
+        elif told:
             self.due = 0.0
 
     def failed(self, error: Exception) -> None:
         """Record a failure; it is charged the maximum cost if the endpoint may have done the work."""
-        was_refused = isinstance(error, openai.APIStatusError)
+        was_refused = isinstance(error, openai.APIStatusError) and error.status_code not in _GIVEN_UP
         self.due = 0.0 if was_refused or isinstance(error.__cause__, UNSENT) else self.most
 
 

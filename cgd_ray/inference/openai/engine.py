@@ -1,23 +1,30 @@
 """A teacher behind an OpenAI-compatible HTTP endpoint."""
 
 import asyncio
+import contextlib
 import itertools
+from collections.abc import Iterator
 from dataclasses import replace
 
 import openai
 from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCompletionUserMessageParam
 
+from cgd_ray.compat.openai import INVALID_URL
 from cgd_ray.errors import CgdError, ConfigError
-from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request
+from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request, one_line
 from cgd_ray.inference.openai.budget import Reservation, SpendBudget
 from cgd_ray.inference.openai.concurrency import AimdConcurrencyLimiter
 from cgd_ray.inference.openai.errors import RetryableError, backoff, retryable_error, retryable_reply
 from cgd_ray.inference.openai.options import OpenAIOptions
-from cgd_ray.inference.openai.replies import completion_of, error_in, is_completion
+from cgd_ray.inference.openai.replies import completion_of, error_in, is_completion, without_odd_usage
 from cgd_ray.prompts.conversation import Turn
 from cgd_ray.redaction import read_secret
 
+_LONGEST_QUOTE = 200  # characters shown of an answer that is no completion
+_MEND_URL = "Fix: correct the URL (does it end in /v1?), or ask the endpoint's operator"
+_UNREADABLE = (ValueError, RecursionError, AttributeError, TypeError)
+"""What the client raises for a body that is not JSON, not UTF-8, nested too deep, or of another shape."""
 _OWN_REFUSALS = 3  # maximum refusals of a row per allowed try, whatever rows were served meanwhile
 
 
@@ -49,8 +56,8 @@ class OpenAIEngine:
         age, tries, refusals = next(self._ages), 0, 0
         while True:
             answer = await self._try(request, age)
-            if isinstance(answer, ChatCompletion):
-                return completion_of(answer, request.decoding.max_tokens, self._options.reasoning_tags)
+            if isinstance(answer, Completion):
+                return answer
             tries += answer.counts
             refusals += answer.is_refusal
             if tries > self._options.max_retries or refusals > _OWN_REFUSALS * max(1, self._options.max_retries):
@@ -65,7 +72,7 @@ class OpenAIEngine:
         if self._client:
             await self._client.close()
 
-    async def _try(self, request: Request, age: int) -> ChatCompletion | RetryableError:
+    async def _try(self, request: Request, age: int) -> Completion | RetryableError:
         async with self._budget.open(request) as reservation:
             if self._limiter:
                 await self._limiter.acquire()
@@ -73,28 +80,41 @@ class OpenAIEngine:
             async with self._concurrency.passage(age) as sent:
                 self._budget.require_money()
                 served = self._served
-                answer = await self._ask(request, reservation, sent)
+                answer = await self._ask_safely(request, reservation, sent)
                 if isinstance(answer, RetryableError) and answer.is_refusal:
                     return replace(answer, counts=served == self._served)
                 return answer
 
-    async def _ask(self, request: Request, reservation: Reservation, sent: float) -> ChatCompletion | RetryableError:
+    async def _ask_safely(self, request: Request, reservation: Reservation, sent: float) -> Completion | RetryableError:
+        """Ask once; a reply that raises any other error fails its row alone, and is charged the maximum cost."""
+        try:
+            return await self._ask(request, reservation, sent)
+        except (CgdError, CompletionError, CeilingError):
+            raise
+        except Exception as error:
+            reservation.failed(error)
+            raise CompletionError(
+                f"the endpoint's answer cannot be read: {type(error).__name__}: {one_line(error, _LONGEST_QUOTE)}"
+            ) from error
+
+    async def _ask(self, request: Request, reservation: Reservation, sent: float) -> Completion | RetryableError:
         try:
             # The client's own timeout restarts with each byte, such as keep-alive bytes.
             async with asyncio.timeout(self._options.timeout_s):
                 answer = await self._send(request)
-        except (openai.OpenAIError, ValueError, TimeoutError) as error:  # ValueError: truncated JSON
+        except (openai.OpenAIError, ValueError, TimeoutError, RecursionError) as error:  # truncated or deep JSON
             reservation.failed(error)
             return self._judge(self._trouble(error), sent)
         reservation.answered(answer)
         if not is_completion(answer):
-            return RetryableError(f"no completion but {str(answer)[:200]!r}", is_refusal=False, wait=None)
+            text = f"no completion but {one_line(answer, _LONGEST_QUOTE)!r}"
+            return RetryableError(text, is_refusal=False, wait=None)
         if told := error_in(answer):
             return self._judge(retryable_reply(told), sent)
         self._refusals = 0
         self._served += 1
         self._concurrency.served(sent)
-        return answer
+        return completion_of(answer, request.decoding.max_tokens, self._options.reasoning_tags)
 
     def _trouble(self, error: Exception) -> RetryableError:
         if isinstance(error, TimeoutError):
@@ -128,7 +148,10 @@ class OpenAIEngine:
         }
         body |= {name: value for name, value in sent.items() if name not in options.omit}
         messages = [chat_message(turn) for turn in request.turns]
-        return await client.chat.completions.create(model=options.model, messages=messages, extra_body=body)
+        reply = await client.chat.completions.with_raw_response.create(
+            model=options.model, messages=messages, extra_body=body
+        )
+        return without_odd_usage(reply.parse(), reply.http_response.json)
 
 
 def chat_message(turn: Turn) -> ChatCompletionMessageParam:
@@ -146,14 +169,26 @@ def make_client(options: OpenAIOptions) -> openai.AsyncOpenAI:
     """Create the client with its key from the environment.
 
     Raises:
-        ConfigError: the key's variable is not set, or does not hold a key.
+        ConfigError: the key's variable is not set, or does not hold a key; or the URL cannot be read.
     """
-    return openai.AsyncOpenAI(
-        base_url=options.base_url,
-        api_key=api_key(options),
-        max_retries=0,  # the engine retries, and coordinates the tries of all rows
-        timeout=options.timeout_s,
-    )
+    with _readable_url(options):
+        return openai.AsyncOpenAI(
+            base_url=options.base_url,
+            api_key=api_key(options),
+            max_retries=0,  # the engine retries, and coordinates the tries of all rows
+            timeout=options.timeout_s,
+        )
+
+
+@contextlib.contextmanager
+def _readable_url(options: OpenAIOptions) -> Iterator[None]:
+    try:
+        yield
+    except INVALID_URL as error:
+        raise ConfigError(
+            f"teacher.engine.base_url {options.base_url!r}: not a URL ({error}). "
+            "Fix: write it as https://HOST/v1 or http://HOST:PORT/v1"
+        ) from error
 
 
 def api_key(options: OpenAIOptions) -> str:
@@ -176,35 +211,58 @@ def check_endpoint(options: OpenAIOptions) -> None:
     """List the endpoint's models; if the model is not listed, request one token from it.
 
     Raises:
-        ConfigError: the endpoint cannot be reached, refuses the key, or does not have the model.
+        ConfigError: the endpoint cannot be reached, refuses the key, does not have the model, or answers otherwise than
+            an OpenAI-compatible one; or the URL cannot be read.
     """
-    client = openai.OpenAI(base_url=options.base_url, api_key=api_key(options), max_retries=1, timeout=30)
     where = f"teacher.engine.base_url {options.base_url}"
-    try:
-        names = _listed_models(client)
-        if options.model not in names:
-            # Gateways accept unlisted names, and keys without permission to list: only a request decides.
-            hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
-            client.chat.completions.create(model=options.model, messages=[hello], max_tokens=1)
-    except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-        mend = f"the key in {options.api_key_env} is refused" if options.api_key_env else "it needs a key (api_key_env)"
-        raise ConfigError(f"{where}: {mend}") from error
-    except openai.NotFoundError as error:
-        known = f"it has {', '.join(names[:10])}" if names else "does teacher.engine.base_url end in /v1?"
-        raise ConfigError(f"teacher.engine.model {options.model}: not known at {options.base_url}; {known}") from error
-    except openai.APIConnectionError as error:
-        raise ConfigError(
-            f"{where}: cannot be reached ({error.__cause__ or error}). Fix: start the server, or correct the URL"
-        ) from error
-    except openai.APIStatusError:
-        return  # it answers, and does not report a missing model
-    finally:
-        client.close()
+    names: list[str] = []
+    with _readable_url(options), _client_for_checks(options) as client:
+        try:
+            names = _listed_models(client)
+            if options.model not in names:
+                # Gateways accept unlisted names, and keys without permission to list: only a request decides.
+                _require_answer(client, options.model, where)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            key = options.api_key_env
+            mend = f"the key in {key} is refused" if key else "it needs a key (api_key_env)"
+            raise ConfigError(f"{where}: {mend}") from error
+        except openai.NotFoundError as error:
+            known = f"it has {', '.join(names[:10])}" if names else "does teacher.engine.base_url end in /v1?"
+            raise ConfigError(
+                f"teacher.engine.model {options.model}: not known at {options.base_url}; {known}"
+            ) from error
+        except openai.APIConnectionError as error:
+            raise ConfigError(
+                f"{where}: cannot be reached ({error.__cause__ or error}). Fix: start the server, or correct the URL"
+            ) from error
+        except openai.APIStatusError:
+            return  # it answers, and does not report a missing model
+
+
+def _client_for_checks(options: OpenAIOptions) -> openai.OpenAI:
+    return openai.OpenAI(base_url=options.base_url, api_key=api_key(options), max_retries=1, timeout=30)
 
 
 def _listed_models(client: openai.OpenAI) -> list[str]:
     """Return the names of the endpoint's models; empty if it does not provide such a list."""
     try:
-        return [model.id for model in client.models.list()]
-    except (openai.APIStatusError, AttributeError):
+        return [str(model.id) for model in client.models.list()]
+    except (openai.APIStatusError, openai.APIResponseValidationError, *_UNREADABLE):
         return []
+
+
+def _require_answer(client: openai.OpenAI, model: str, where: str) -> None:
+    """Request one token.
+
+    Raises:
+        ConfigError: the answer is no JSON object.
+    """
+    hello: ChatCompletionUserMessageParam = {"role": "user", "content": "Hello"}
+    try:
+        answer: object = client.chat.completions.create(model=model, messages=[hello], max_tokens=1)
+    except _UNREADABLE as error:
+        found = f"{type(error).__name__}: {one_line(error, _LONGEST_QUOTE)}"
+        raise ConfigError(f"{where}: a request is not answered with JSON ({found}). {_MEND_URL}") from error
+    if not isinstance(answer, ChatCompletion):
+        found = repr(one_line(answer, _LONGEST_QUOTE))
+        raise ConfigError(f"{where}: a request is not answered with a completion ({found}). {_MEND_URL}")

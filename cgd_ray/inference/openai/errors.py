@@ -9,17 +9,20 @@ from dataclasses import dataclass
 
 import openai
 
-from cgd_ray.inference.base import CeilingError, CompletionError, PromptTooLongError
+from cgd_ray.inference.base import CeilingError, CompletionError, PromptTooLongError, one_line
 from cgd_ray.inference.openai.overlong import says_too_long
-from cgd_ray.inference.openai.replies import ReplyError
+from cgd_ray.inference.openai.reply_errors import ReplyError
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 60.0
-_PASSING = (408, 409)  # statuses below 500 after which a retry may succeed
+_PASSING = (408, 409, 499)  # statuses below 500 after which a retry may succeed
 _BAD_REQUEST, _UNPAID, _TOO_LARGE, _TOO_MANY, _SERVER_ERRORS, _UNAVAILABLE = 400, 402, 413, 429, 500, 503
-_LONGEST_WORDS = 800  # characters kept of an endpoint's message
+_LONGEST_WORDS, _LONGEST_CODE = 800, 100  # characters kept of an endpoint's message and code
 
-_LIMITED = re.compile(r"rate.?limit|too_many|throttl|resource_exhausted", re.IGNORECASE)
-_OVERLOADED = re.compile(r"overload|unavailable|server_error|internal|timeout|upstream|provider_error", re.IGNORECASE)
+_LIMITED = re.compile(r"rate.?limit|too.many(?!.{0,20}token)|throttl|resource.exhausted|\bqps\b", re.IGNORECASE)
+_OVERLOADED = re.compile(
+    r"overload|unavailable|server.error|internal|time.?out|timed.out|upstream|provider_error|\bbusy\b", re.IGNORECASE
+)
+_VAGUE = ("error", "fail", "failed", "failure", "false")  # codes that say nothing
 _QUOTA = re.compile(
     r"insufficient_quota|insufficient[ _](balance|credits?|funds)|billing_(not_active|hard_limit)", re.I
 )
@@ -49,13 +52,14 @@ def retryable_error(error: Exception) -> RetryableError:
         words = _words(error)
         wait = _retry_after(error.response.headers)
         codes = " ".join(str(code) for code in (error.code, error.type) if code)
-        text = f"{type(error).__name__}: {words[:_LONGEST_WORDS]}"
+        text = f"{type(error).__name__}: {one_line(words, _LONGEST_WORDS)}"
         try:
             return _judged(text, f"{codes} {words}", error.status_code, wait)
         except (CompletionError, CeilingError) as judgement:
             raise judgement from error
-    text = f"{type(error).__name__}: {' '.join(str(error).split())[:_LONGEST_WORDS]}"
-    if isinstance(error, openai.APIConnectionError | ValueError | TimeoutError):  # the first: client timeouts too
+    text = f"{type(error).__name__}: {one_line(error, _LONGEST_WORDS)}"
+    # The first: client timeouts too. The last: JSON that is nested too deep.
+    if isinstance(error, openai.APIConnectionError | ValueError | TimeoutError | RecursionError):
         return RetryableError(text, is_refusal=False, wait=None)
     raise CompletionError(text) from error
 
@@ -74,16 +78,25 @@ def retryable_reply(told: ReplyError) -> RetryableError:
         CompletionError: the same request would fail again.
         CeilingError: the endpoint's quota is used up; it serves no request until the account is paid.
     """
-    words = told.words[:_LONGEST_WORDS]
-    text = f"the endpoint's answer holds an error in place of a completion: {words} ({told.code or 'no code'})"
-    status = told.status
-    if status is None:
-        status = _TOO_MANY if _LIMITED.search(told.code) else _SERVER_ERRORS if _OVERLOADED.search(told.code) else None
-    return _judged(text, f"{told.code} {told.words}", status or _BAD_REQUEST, None)
+    words, code = one_line(told.words, _LONGEST_WORDS), one_line(told.code, _LONGEST_CODE) or "no code"
+    text = f"the endpoint's answer holds an error in place of a completion: {words} ({code})"
+    return _judged(text, f"{told.code} {told.words}", told.status or _likely_status(told), None)
+
+
+def _likely_status(told: ReplyError) -> int:
+    """Return the HTTP status of an error without one, by its code, or by its words if the code is only a number."""
+    codes = [code for code in told.code.split() if code.lower() not in _VAGUE]
+    hint = told.code if any(character.isalpha() for code in codes for character in code) else told.words
+    if _QUOTA.search(f"{told.code} {told.words}"):
+        return _UNPAID
+    if _LIMITED.search(hint):
+        return _TOO_MANY
+    is_own_number = any(code.isdigit() for code in codes)  # an endpoint's own: it may pass
+    return _SERVER_ERRORS if is_own_number or _OVERLOADED.search(hint) else _BAD_REQUEST
 
 
 def _judged(text: str, words: str, status: int, wait: float | None) -> RetryableError:
-    """Classify a status and the text beside it."""
+    """Classify a status and the text beside it; `words` are searched, and the text is shown."""
     if _QUOTA.search(words) and status in (_TOO_MANY, _UNPAID):
         raise CeilingError(f"the teacher's endpoint: its quota is used up ({text})")
     if status == _TOO_LARGE or says_too_long(words):

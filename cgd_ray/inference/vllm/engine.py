@@ -22,6 +22,7 @@ from cgd_ray.inference.base import (
     Request,
     answered_within,
     is_cut_off,
+    one_line,
 )
 from cgd_ray.inference.vllm.arguments import cpu_environment, vllm_arguments
 from cgd_ray.inference.vllm.options import VllmOptions
@@ -242,4 +243,4 @@ def _executor(devices: int) -> str | type:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500]
+    return one_line(error, 500)
