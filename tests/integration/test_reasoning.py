@@ -23,11 +23,14 @@ def engine(request: pytest.FixtureRequest, teacher_dir: Path) -> VllmEngine:
     made = VllmEngine(VllmOptions(), "m", None, StorageSection(), cpus=1, gpus=0)
     made._tokenizer = tokenizer
     made._parser = ReasoningParserManager.get_reasoning_parser(request.param)(tokenizer)
+    made._ends = made._turn_ends()
+    assert made._ends == {tokenizer.eos_token_id}
     return made
 
 
 def complete(engine: VllmEngine, text: str, finish_reason: str = "stop", opening: str = "") -> Completion:
-    ids = engine._tokenizer.encode(text)
+    """As vLLM returns it: its tokens include the one that ends the turn, its text does not."""
+    ids = engine._tokenizer.encode(text) + ([engine._tokenizer.eos_token_id] if finish_reason == "stop" else [])
     answer = SimpleNamespace(text=text, token_ids=ids, finish_reason=finish_reason)
     output: Any = SimpleNamespace(outputs=[answer], prompt_token_ids=[1, 2], num_cached_tokens=0)
     return engine._completion(output, engine._tokenizer.encode(opening))

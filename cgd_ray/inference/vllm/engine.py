@@ -64,6 +64,7 @@ class VllmEngine:
         self._engine: AsyncLLM | None = None
         self._tokenizer: Any = None
         self._parser: Any = None
+        self._ends: frozenset[int] = frozenset()  # tokens that end a turn
         self._children: list[processes.Record] = []
         self._count = 0
 
@@ -135,6 +136,7 @@ class VllmEngine:
 
             parser = ReasoningParserManager.get_reasoning_parser(options.reasoning_parser)
             self._parser = parser(self._tokenizer)
+            self._ends = self._turn_ends()
 
     async def complete(self, request: Request) -> Completion:
         """Return one completion; see `Engine`. A prompt without room for `max_tokens` never reaches the engine."""
@@ -193,6 +195,12 @@ class VllmEngine:
             raise CompletionError("vLLM ended the request without an output")
         return final
 
+    def _turn_ends(self) -> frozenset[int]:
+        """Return the tokens at which the model's generation ends: those of its tokenizer and generation config."""
+        config = self._engine.model_config.try_get_generation_config() if self._engine else {}
+        named = config.get("eos_token_id")
+        return frozenset({self._tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None})
+
     def _without_thinking(self, text: str, tokens: list[int], opening: list[int]) -> tuple[str, bool]:
         """Return the answer's text, and whether its thinking ended; `opening` is the generation prompt.
 
@@ -209,7 +217,10 @@ class VllmEngine:
 
     def _completion(self, output: "RequestOutput", opening: list[int]) -> Completion:
         answer = output.outputs[0]
-        text, has_ended = self._without_thinking(answer.text, list(answer.token_ids), opening)
+        tokens = list(answer.token_ids)
+        if tokens and tokens[-1] in self._ends:  # parsers search backwards, and some stop at the end of a turn
+            tokens.pop()
+        text, has_ended = self._without_thinking(answer.text, tokens, opening)
         return Completion(
             text=text,
             truncated=is_cut_off(answer.finish_reason) or not has_ended,
