@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from cgd_ray.grading.vocabulary import FACTORS, PARTS, SMALL, TENS
+from cgd_ray.grading.vocabulary import FACTORS, PARTS, SCALES, SMALL, TENS
 
 _LARGEST_EXPONENT = 5000  # larger powers of ten are not computed, and have no value
 
@@ -26,7 +26,7 @@ _SCIENTIFIC = re.compile(
 _ONES = {word: number for number, word in enumerate(SMALL)} | {
     word: 10 * number for number, word in enumerate(TENS, start=2)
 }
-_SCALES = {name: factor for name, factor in FACTORS.items() if name != "dozen"}
+_SCALES = {name: FACTORS[name] for name in SCALES}
 _WORD = "|".join(sorted([*_ONES, *_SCALES], key=len, reverse=True))
 WORDS = re.compile(
     rf"\b(?:{_WORD})(?:(?:[\s-]+(?:and[\s-]+)?)(?:{_WORD}))*(?:[\s-]+(?:{'|'.join(PARTS)}|halve)s?)?\b", re.IGNORECASE
