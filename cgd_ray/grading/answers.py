@@ -18,14 +18,16 @@ _STATED = re.compile(
     r"(?P<seek>\b(?:find|get|obtain|check|verify|calculate|compute|determine|give|submit|write|express)\s+"
     r"(?:the|an|our|your|this|my)\s+(?:final\s+|correct\s+)?)?"
     r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice)|(?<![^\n*])(?:option|choice)(?=\s*:))\b"
-    r"[^.\n:=]{0,40}?(?:\b(?:is|are)\b|[:=])[\s:*_]*+(?=\S)",
+    r"[^.\n:=]{0,40}?(?:\bis\b|(?<=answers )are\b|->|[:=→])[\s:*_]*+(?=\S)",
     re.IGNORECASE,
 )
 # Option (B) is correct.
 _CHOSEN = re.compile(
     r"\b(?i:option|choice|answer)\s*:?\s*\(?(?P<letter>[A-J])\)?\s+(?i:is|must\s+be)\s+(?i:the\s+)?(?i:correct|right|best)\b"
 )
-_NAMED_CHOICE = re.compile(r"(?:option|choice)\s*:?\s*(?P<choice>\(?[A-Ja-j]\)?(?:[.:)\s].*)?)", re.IGNORECASE)
+_NAMED_CHOICE = re.compile(
+    r"(?:option|choice)\s*:?\s*(?P<choice>\([A-J]\)(?:\s(?!is\b|was\b).*)?|[A-J](?:[.:)].*)?)", re.IGNORECASE
+)
 _YES_NO = re.compile(r"(?P<word>yes|no)\s*[,.!:;-](?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _JUDGEMENT = re.compile(
     r"(?:indeed\s+|also\s+|clearly\s+)?(?:correct|right|reasonable|plausible|valid|verified|confirmed|consistent|sensible"
@@ -52,6 +54,7 @@ _TWICE = re.compile(
     rf"(?:{WORDS.pattern})\s?\((?P<number>{NUMBER})\)|(?P<first>{NUMBER})\s?\((?:{WORDS.pattern})\)", re.IGNORECASE
 )
 _RATIO = re.compile(r"\d{1,9}\s?:\s?\d{1,9}")
+_TIMES_PI = re.compile(r"(?P<value>-?[\d./]{0,20}\s?(?:π|\\pi(?![A-Za-z]))(?:/\d{1,9})?)(?:\s+[a-z]{2,12}){0,2}")
 _CLOSING = re.compile(
     r"\b(?:hope|let me know|feel free|if you have any|happy to help|good luck|thank(?:s| you)|any questions"
     r"|need (?:any|more|further))\b"
@@ -120,7 +123,9 @@ def _bare(text: str) -> str | None:
     line = unwrap(text.strip())
     if "\n" in line or len(line) > _LONGEST_BARE:
         return None
-    if date_of(plain(line)):
+    if named := _NAMED_CHOICE.fullmatch(line):
+        return str(named["choice"])
+    if date_of(plain(line)) or value_of_words(plain(line)) is not None:
         return line
     formula = plain(_BRACED_UNIT.sub("", line))
     is_formula = is_mathematical(formula, longest_name=1) and not re.search(r"[A-Za-z]\s*:|^=|\bor\b", formula)
@@ -213,6 +218,8 @@ def _typed(whole: str) -> str | None:
     """Return the answer of a phrase that is a number, in digits or words, or a choice; else None."""
     if quantity(plain(whole)) is not None:
         return whole if value_of_words(plain(whole)) is not None else only_number(whole) or whole
+    if (said := _YES_NO.fullmatch(whole)) and not re.search(r"\d", whole):
+        return str(said["word"])
     twice = _WRITTEN_TWICE.fullmatch(whole)  # five (5)
     return str(twice["number"]) if twice else whole if choice_of(plain(whole)) else None
 
@@ -246,6 +253,8 @@ def _after_verb(clause: str) -> str | None:
         return formulas_of(tail)[0]
     if quantity(plain(tail)):
         return only_number(tail) or unwrap(tail)
+    if times_pi := _TIMES_PI.fullmatch(tail):
+        return str(times_pi["value"])
     return tail if _RATIO.fullmatch(tail) else list_of(tail) if verbs[-1].group().strip().casefold() == "are" else None
 
 

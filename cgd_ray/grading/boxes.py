@@ -4,6 +4,7 @@ import re
 
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox|framebox)\s{0,9}\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 _UNBRACED = re.compile(r"\\(?:boxed|fbox|framebox)[^\S\n]{0,9}(?P<content>[^\s\\{$.,;]{1,40})")
+_MOST = 10  # boxes of one sentence that are compared
 _BREAK = re.compile(r"[.!?]\s|\n\s*\n")
 
 
@@ -37,7 +38,7 @@ def last_boxes(text: str) -> list[str]:
     found = boxes_of(text)
     contents: list[str] = []
     end = 0
-    for start, content in reversed(found):
+    for start, content in found[: -_MOST - 1 : -1]:
         after = start + len(content)
         if contents and (after > end or _BREAK.search(text, after, end)):
             break

@@ -59,7 +59,7 @@ def same_code(gold: str, prediction: str) -> bool | None:
 
 
 def _is_numeral(digits: str) -> bool:
-    return digits[0].isdigit() or (len(digits) > 1 and digits.isupper())
+    return digits[0].isdigit() or re.fullmatch(r"[0-9A-F.]{2,}", digits) is not None
 
 
 def differs_in_marks(gold: str, prediction: str) -> bool:

@@ -131,7 +131,9 @@ def _same_choice(gold: str, prediction: str) -> bool | None:
     if all(len(letter) == 1 and letter.isalpha() for letter in letters):
         return letters[0] == letters[1]
     texts = text_of_choice(gold), text_of_choice(prediction)
-    return equivalent(texts[0] or gold, texts[1] or prediction) if any(texts) and not all(texts) else None
+    if bool(texts[0]) == bool(texts[1]) or any(map(choice_of, texts)):
+        return None
+    return equivalent(texts[0] or gold, texts[1] or prediction)
 
 
 def _letters(answer: str) -> str:

@@ -64,7 +64,14 @@ def value_of_words(text: str) -> Fraction | None:
     words = [word for word in re.split(r"[\s-]+", text.strip().casefold()) if word != "and"]
     if not words:
         return None
+    if words[0] in {"a", "an"} and words[1:] and words[1] in _SCALES:  # a hundred
+        words = words[1:]
+    if words == ["a", "dozen"]:
+        return Fraction(12)
     under = PARTS.get(words[-1].removesuffix("s").replace("halve", "half"))
+    if under is not None and len(words) > 2 and words[-2] in {"a", "an"}:  # two and a half
+        whole = _whole(words[:-2])
+        return None if whole is None else whole + Fraction(1, under)
     if under is not None:
         over = Fraction(1) if words[:-1] in ([], ["a"], ["an"]) else _whole(words[:-1])
         return None if over is None else over / under

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
 from cgd_ray.grading.numbers import NUMBER, WORDS, value_of, value_of_words
-from cgd_ray.grading.units import Measure, denominator, measure_of, same_measure
+from cgd_ray.grading.units import Measure, denominator, measure_of, ratio_of, same_measure
 from cgd_ray.grading.vocabulary import (
     COUNTED,
     CURRENCIES,
@@ -149,12 +149,25 @@ def same_quantity(gold: Quantity, prediction: Quantity) -> bool:
     Units differ only if both sides name some. With a percent sign on one side only, 25% is both 25 and 0.25, since
     questions ask for either, but 0.25% is not 0.25.
     """
+    gold = _converted(gold, prediction)
     if _units_differ(gold, prediction):
         return False
     if gold.percent == prediction.percent:
         return _equal(gold.value, prediction.value)
     signed, bare = (gold, prediction) if gold.percent else (prediction, gold)
     return _equal(signed.value / 100, bare.value) or (abs(bare.value) >= 1 and _equal(signed.value, bare.value))
+
+
+def _converted(gold: Quantity, prediction: Quantity) -> Quantity:
+    """Return the gold quantity in the prediction's unit, if both are of one kind, as dollars and cents are."""
+    if {gold.currency, prediction.currency} == {"$", "cent"} and not (gold.measure or prediction.measure):
+        factor = Fraction(100) if gold.currency == "$" else Fraction(1, 100)
+        return replace(gold, value=gold.value * factor, currency=prediction.currency)
+    ratio = ratio_of(gold.measure, prediction.measure)
+    is_plain = not (gold.currency or prediction.currency)
+    return (
+        gold if ratio is None or not is_plain else replace(gold, value=gold.value * ratio, measure=prediction.measure)
+    )
 
 
 def _units_differ(gold: Quantity, prediction: Quantity) -> bool:

@@ -3,7 +3,7 @@
 import re
 
 from cgd_ray.grading.normal import plain, unbraced, without_degrees
-from cgd_ray.grading.numbers import NUMBER, WORDS, value_of_words
+from cgd_ray.grading.numbers import NUMBER, WORDS
 from cgd_ray.grading.quantities import quantity, same_quantity
 from cgd_ray.grading.units import UNIT_AFTER
 from cgd_ray.grading.vocabulary import FACTORS, LETTERS
@@ -20,7 +20,11 @@ _FACTOR = "|".join(sorted(FACTORS, key=len, reverse=True))
 _ONE_NUMBER = re.compile(
     rf"(?:\b(?:minus|negative)\s+)?{NUMBER}(?:\s+(?:{_FACTOR})\b)?(?:{UNIT_AFTER})?", re.IGNORECASE
 )
+_ONE_IN_WORDS = re.compile(
+    rf"(?:\b(?:minus|negative)\s+)?{WORDS.pattern}(?:\s+(?:{_FACTOR})\b)?(?:{UNIT_AFTER})?", re.IGNORECASE
+)
 _CHANGED = re.compile(
+    r"\band\s+(?:an?|one|three)[\s-]+(?:half|halves|third|quarter)s?\b|"
     r"\d\s*(?:squared|cubed|factorial|halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths)\b",
     re.IGNORECASE,
 )
@@ -76,8 +80,8 @@ def only_number(sentence: str) -> str | None:
         return numbers[0] if _are_same(numbers) else None
     if len(times := TIME.findall(after_equals)) == 1:
         return str(times[0])
-    words = [found.group() for found in WORDS.finditer(after_equals)]
-    return words[0] if len({value_of_words(word) for word in words}) == 1 else None
+    words = [found.group() for found in _ONE_IN_WORDS.finditer(after_equals)]
+    return words[0] if words and _are_same(words) else None
 
 
 def _are_same(numbers: list[str]) -> bool:

@@ -1,6 +1,7 @@
 """Parse the unit of measure that the words after a number form: minutes, km/h, square feet, kg m^2."""
 
 import re
+from fractions import Fraction
 
 _NAMES = {
     "m": "meter metre", "km": "kilometer kilometre", "cm": "centimeter centimetre", "mm": "millimeter millimetre",
@@ -40,6 +41,13 @@ _PER = {"/", "per", "a", "an", "each", "every"}
 # "5 hours a week" answers "how many hours?", but "5 m/s" does not answer "how many metres?".
 _PERIODS = {"day", "week", "month", "yr"}
 _ALIKE = ({"C", "celsius"}, {"F", "fahrenheit"}, {"deg", "celsius"}, {"deg", "fahrenheit"}, {"K", "deg"})
+
+# Each unit's size in the smallest one of its line.
+_SIZES = (
+    {"mm": 1, "cm": 10, "m": 1000, "km": 10**6}, {"in": 1, "ft": 12, "yd": 36, "mi": 63360},
+    {"s": 1, "min": 60, "h": 3600, "day": 86400, "week": 604800}, {"mg": 1, "g": 1000, "kg": 10**6},
+    {"oz": 1, "lb": 16}, {"ml": 1, "l": 1000},
+)  # fmt: skip
 
 _WORD = "|".join(
     sorted((f"{name}s?".replace(".", r"\.") for name in _LONG if name not in {"am", "pm"}), key=len, reverse=True)
@@ -90,6 +98,14 @@ def _unit(word: str, *, is_last: bool) -> Measure:
     if name := _LONG.get(lower) or _LONG.get(lower.removesuffix("s")) or _LONG.get(lower.rstrip(".")):
         return _EXACT.get(word, {name: 1})
     return _EXACT.get(word) or _ANY_CASE.get(lower, {})
+
+
+def ratio_of(left: Measure, right: Measure) -> Fraction | None:
+    """Return how many of the right unit the left one is: 60 for hours and minutes; None if they are not alike."""
+    if list(left.values()) != [1] or list(right.values()) != [1]:
+        return None
+    (one,), (other,) = left, right
+    return next((Fraction(sizes[one], sizes[other]) for sizes in _SIZES if one in sizes and other in sizes), None)
 
 
 def same_measure(left: Measure, right: Measure) -> bool:
