@@ -53,7 +53,7 @@ _WRITTEN_TWICE = re.compile(rf"(?:{WORDS.pattern})\s*\((?P<number>{NUMBER})\)", 
 _TWICE = re.compile(
     rf"(?:{WORDS.pattern})\s?\((?P<number>{NUMBER})\)|(?P<first>{NUMBER})\s?\((?:{WORDS.pattern})\)", re.IGNORECASE
 )
-_RATIO = re.compile(r"\d{1,9}\s?:\s?\d{1,9}")
+_RATIO_OR_POINT = re.compile(r"\d{1,9}\s?:\s?\d{1,9}|[(\[]-?[\d./]{1,20}(?:\s?,\s?-?[\d./]{1,20}){1,9}[)\]]")
 _TIMES_PI = re.compile(r"(?P<value>-?[\d./]{0,20}\s?(?:π|\\pi(?![A-Za-z]))(?:/\d{1,9})?)(?:\s+[a-z]{2,12}){0,2}")
 _CLOSING = re.compile(
     r"\b(?:hope|let me know|feel free|if you have any|happy to help|good luck|thank(?:s| you)|any questions"
@@ -85,6 +85,8 @@ def gold_of(reference: str) -> str:
     if boxed is not None:
         return boxed
     bare = text.strip()
+    if named := _NAMED_CHOICE.fullmatch(bare):
+        return str(named["choice"])
     if not _STATED.search(bare):
         return "" if _is_prose(bare) else bare
     return _stated(bare) or ""
@@ -237,8 +239,18 @@ def _concluded(text: str) -> str | None:
         return _core(sentence[instead[-1].end() :]) if instead else None
     if chosen := _CHOSEN.search(sentence):
         return str(chosen["letter"])
-    clause = _TWICE.sub(lambda found: found["number"] or found["first"], _ASIDE.split(sentence, maxsplit=1)[0])
+    clause = without_remark(_TWICE.sub(lambda found: found["number"] or found["first"], _main_clause(sentence)))
     return equations_of(clause) or _after_verb(clause) or sole_formula(clause) or only_number(clause)
+
+
+def _main_clause(sentence: str) -> str:
+    """Return a sentence without the aside at its end; of "x + 3 = 11, so x = 8", the part after "so"."""
+    aside = _ASIDE.search(sentence)
+    if aside is None:
+        return sentence
+    rest = sentence[aside.end() :]
+    is_result = aside.group().strip(", ").casefold() == "so" and _VERB.search(rest) and re.search(r"\d", rest)
+    return rest if is_result else sentence[: aside.start()]
 
 
 def _after_verb(clause: str) -> str | None:
@@ -255,7 +267,13 @@ def _after_verb(clause: str) -> str | None:
         return only_number(tail) or unwrap(tail)
     if times_pi := _TIMES_PI.fullmatch(tail):
         return str(times_pi["value"])
-    return tail if _RATIO.fullmatch(tail) else list_of(tail) if verbs[-1].group().strip().casefold() == "are" else None
+    return (
+        tail
+        if _RATIO_OR_POINT.fullmatch(tail)
+        else list_of(tail)
+        if verbs[-1].group().strip().casefold() == "are"
+        else None
+    )
 
 
 def _is_formula(tail: str) -> bool:

@@ -7,7 +7,7 @@ from cgd_ray.grading.quantities import are_units
 
 _NAME = re.compile(
     r"\([A-Za-z](?:\s*,\s*[A-Za-z])+\)|[A-Za-w](?:\^\{?-1\}?)?\(\s*-?\d[\d.,/\s-]{0,20}\)|P\([^()=]{1,60}\)"
-    r"|\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\[a-z]{2,8}|[A-Za-z])"
+    r"|\\[dt]?frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\[a-z]{2,8}|[A-Za-z])"
     r"|\\?[A-Za-z]{1,12}'{0,2}(?:_(?:\{[^{}]*\}|\w))?(?:\([A-Za-z, ]*\))?'?|\|[A-Za-z]{1,3}\|"
     r"|\\(?:angle|triangle|overline)\s*[{ ]?\s*[A-Z]{1,4}\}?"
     r"|(?:\\text|\\mathrm)?\{?[A-Za-z ]{1,40}\}?|m\s*\\angle\s*[A-Z]{1,3}|\$[A-Za-z]\$"

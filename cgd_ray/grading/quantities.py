@@ -171,7 +171,7 @@ def _converted(gold: Quantity, prediction: Quantity) -> Quantity:
 
 
 def _units_differ(gold: Quantity, prediction: Quantity) -> bool:
-    if gold.units & COUNTED != prediction.units & COUNTED:
+    if (prediction.units - gold.units) & COUNTED:
         return True
     if gold.currency and prediction.currency:
         rates = denominator(gold.measure), denominator(prediction.measure)

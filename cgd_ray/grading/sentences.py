@@ -25,7 +25,8 @@ _ONE_IN_WORDS = re.compile(
 )
 _CHANGED = re.compile(
     r"\band\s+(?:an?|one|three)[\s-]+(?:half|halves|third|quarter)s?\b|"
-    r"\d\s*(?:squared|cubed|factorial|halves|thirds|quarters|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths)\b",
+    r"\d\s*(?:squared|cubed|factorial|halves|thirds|quarters"
+    r"|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand|million)ths)\b",
     re.IGNORECASE,
 )
 _MONTH = (
@@ -46,7 +47,7 @@ _ITEM = r"-?\d[\d./]{0,20}"
 _LIST = re.compile(rf"{_ITEM}(?:{_JOINER}{_ITEM}){{1,20}}")
 TIME = re.compile(r"(?<![\d:])\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?m\b)?", re.IGNORECASE)
 _RELATION = re.compile(r"[A-Za-z]\s*[-+*/^]|[-+*/^]\s*[A-Za-z](?![A-Za-z])|\d[A-Za-z](?![A-Za-z])")
-_VARIABLE = re.compile(r"(?<![^\W\d_])(?<![\\'])[A-Za-z](?![^\W\d_]|')|[\^_+*/()<>\d\\|≤≥]|(?<=\S)\s-\s(?=\S)")
+_VARIABLE = re.compile(r"(?<![^\W\d_])(?<![\\'])[A-Za-z](?![^\W\d_]|')|[\^_+*/()<>\d\\|≤≥±∓]|(?<=\S)\s-\s(?=\S)")
 _ARTICLES = re.compile(r"\b(?:a|A|I|[ap]\.m|s)\b")
 
 

@@ -56,7 +56,7 @@ _WORD = "|".join(
 _SYMBOL = "|".join(sorted((s for s in _EXACT if s.isalpha() and (len(s) > 1 or s in "mgshlL")), key=len, reverse=True))
 _UNIT = (
     rf"(?:(?:square|cubic|sq|cu)\.?\s+)?(?:degrees?\s+(?:celsius|fahrenheit)|{_WORD}|[ap]\.?m|dollars?|cents?|euros?|pounds?"
-    rf"|percent(?:age)?|pairs?|(?-i:{_SYMBOL}))(?![\w'])(?:\s*\^\s*\{{?\s*-?\d\s*\}}?)?"
+    rf"|percent(?:age)?|pairs?(?!\s+of\b)|(?-i:{_SYMBOL}))(?![\w'])(?:\s*\^\s*\{{?\s*-?\d\s*\}}?)?"
 )
 UNIT_AFTER = rf"(?:\s*-?(?:¢|{_UNIT}(?:\s*(?:/|\bper\b|\ban?\b)\s*{_UNIT})?))"
 """A unit directly after a number in a sentence, for a pattern that ignores case."""

@@ -32,7 +32,7 @@ LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "mn
 """Factors written directly after a number: 3k, 1.2M."""
 
 COUNTED = frozenset({"pair"})
-"""Words that both sides must name: 5 pairs are not 5."""
+"""Words that only an answer to a reference with the same word may name: 5 pairs are not 5."""
 
 _FILLERS = "of the a an in on at by for all left per each total altogether unit and"
 FILLERS = frozenset(_FILLERS.split())

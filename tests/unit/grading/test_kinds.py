@@ -37,6 +37,7 @@ SAME = [
     ("1 hour", r"\boxed{60 \text{ minutes}}"),
     ("1 km", r"\boxed{1000 \text{ m}}"),
     ("9 pairs", "She has 9 pairs of socks."),
+    ("13", "Together, they have 8 + 5 = 13 pairs of shoes."),
     # codes, dates
     ("42_5", r"\boxed{42}"),
     ("1011_2", r"\boxed{1011_{2}}"),
@@ -107,6 +108,11 @@ SAME = [
     (r"\varnothing", r"\boxed{\emptyset}"),
     (r"≥ 5", r"\boxed{\geq 5}"),
     ("5", "__5__"),
+    ("8", "Then x + 3 = 11, so x = 8."),
+    ("16", "Seth is twice as old as Brooke, so Seth is 8 x 2 = 16."),
+    ("(2,3)", "The solution is (2,3)."),
+    ("5", "5 (approximately)"),
+    ("2x", r"\boxed{\frac{dy}{dx} = 2x}"),
 ]  # fmt: skip
 
 OTHER = [
@@ -196,6 +202,8 @@ OTHER = [
     ("B. Paris", "The answer is Rome."),
     ("B. Paris", r"\boxed{C. Paris}"),
     ("12", "The area is 12π."),
+    ("11", "Then x + 3 = 11, so x = 8."),
+    ("4", "So x = ±4."),
 ]  # fmt: skip
 
 UNITS = [
