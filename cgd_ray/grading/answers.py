@@ -249,8 +249,9 @@ def _main_clause(sentence: str) -> str:
     if aside is None:
         return sentence
     rest = sentence[aside.end() :]
-    is_result = aside.group().strip(", ").casefold() == "so" and _VERB.search(rest) and re.search(r"\d", rest)
-    return rest if is_result else sentence[: aside.start()]
+    word = aside.group().strip(", ").casefold()
+    is_result = (word == "so" and _VERB.search(rest)) or (word in {"which", "after"} and "=" in rest)
+    return rest if is_result and re.search(r"\d", rest) else sentence[: aside.start()]
 
 
 def _after_verb(clause: str) -> str | None:

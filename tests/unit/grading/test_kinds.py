@@ -202,6 +202,7 @@ OTHER = [
     ("B. Paris", "The answer is Rome."),
     ("B. Paris", r"\boxed{C. Paris}"),
     ("12", "The area is 12π."),
+    ("18", "He adds 18 miles more, which is 18+21 = 39 miles."),
     ("11", "Then x + 3 = 11, so x = 8."),
     ("4", "So x = ±4."),
 ]  # fmt: skip
