@@ -1,24 +1,34 @@
 """Find the answer in a text: in a box, on a marked line, or in a sentence."""
 
 import re
-from fractions import Fraction
 
+from cgd_ray.grading.boxes import last_boxed
+from cgd_ray.grading.codes import date_of
 from cgd_ray.grading.expressions import is_mathematical
-from cgd_ray.grading.normal import DEGREES, normalise, plain, unbraced, unwrap
-from cgd_ray.grading.numbers import NUMBER, WORDS, value_of, value_of_words
+from cgd_ray.grading.normal import normalise, plain, unwrap
+from cgd_ray.grading.numbers import NUMBER, WORDS, value_of_words
 from cgd_ray.grading.quantities import choice_of, quantity, without_remark
+from cgd_ray.grading.sentences import COMPARED, MATH, equations_of, formulas_of, list_of, only_number, sole_formula
 
-_BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s{0,9}\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
-_UNBRACED = re.compile(r"\\(?:boxed|fbox)[^\S\n]{0,9}(?P<content>[^\s\\{$.,;]{1,40})")
-_MARKED = re.compile(r"#{4}(?!#)[^\S\n]*+([^\n]*)")
+_MARKED = re.compile(r"#{4}(?!#)[^\S\n]*+(?:\n[^\S\n]*+)?+([^\n]*)")
+_OPEN_TAG, _CLOSE_TAG = "<answer>", "</answer>"
 # "The answer is 5", "Answer: 5", "final answer for part b is: 5"; few characters may stand between, so that
 # "the answer depends on ... and x is" does not match.
 _STATED = re.compile(
     r"(?P<seek>\b(?:find|get|obtain|check|verify|calculate|compute|determine|give|submit|write|express)\s+"
     r"(?:the|an|our|your|this|my)\s+(?:final\s+|correct\s+)?)?"
-    r"\banswers?\b[^.\n:=]{0,40}?(?:\bis\b|[:=])[\s:*_]*+(?=\S)",
+    r"\b(?:answers?|(?:correct|right|best)\s+(?:option|choice)|(?<![^\n*])(?:option|choice)(?=\s*:))\b"
+    r"[^.\n:=]{0,40}?(?:\bis\b|(?<=answers )are\b|->|[:=→])[\s:*_]*+(?=\S)",
     re.IGNORECASE,
 )
+# Option (B) is correct.
+_CHOSEN = re.compile(
+    r"\b(?i:option|choice|answer)\s*:?\s*\(?(?P<letter>[A-J])\)?\s+(?i:is|must\s+be)\s+(?i:the\s+)?(?i:correct|right|best)\b"
+)
+_NAMED_CHOICE = re.compile(
+    r"(?:option|choice)\s*:?\s*(?P<choice>\([A-J]\)(?:\s(?!is\b|was\b).*)?|[A-J](?:[.:)].*)?)", re.IGNORECASE
+)
+_YES_NO = re.compile(r"(?P<word>yes|no)\s*[,.!:;-](?P<rest>.*)", re.IGNORECASE | re.DOTALL)
 _JUDGEMENT = re.compile(
     r"(?:indeed\s+|also\s+|clearly\s+)?(?:correct|right|reasonable|plausible|valid|verified|confirmed|consistent|sensible"
     r"|incorrect|clear|obvious|simple|complete|found|given|shown|unique|checked)\b(?!\s*:)",
@@ -34,29 +44,17 @@ _ASIDE = re.compile(
     r"|,\s+(?:not|so|as)\b",
     re.IGNORECASE,
 )
-_COMPARED = re.compile(
-    r"\b(?:less|greater|more|fewer|larger|smaller|bigger|higher|lower|older|younger)\s+than\b|\bat\s+(?:least|most)\b"
-    r"|\b(?:up\s+to|between|above|below|over|under|beyond)\s+[-$€£\d]|\bor\s+(?:more|less|fewer|greater|higher|lower|above|below)\b",
-    re.IGNORECASE,
-)
 _SENTENCE_END = re.compile(r"(?<!\\)[.!?](?=\s|$)")
-_MATH = re.compile(
-    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|(?<!\\)\$((?:\\\$|[^$])*?[^$\s\d.,](?:\\\$|[^$])*?)(?<!\\)\$|(?<![\w\\])\$(\d[\d.,/]*)\$"
-)
 _VERB = re.compile(
     r"\b(?:is|are|was|were|equals?|be|becomes?|gives?|get|gets|therefore|thus)\b\s*:?|(?<![<>!:=])=(?!=)|:\s", re.I
 )
-_ONE_NUMBER = re.compile(
-    rf"(?:\b(?:minus|negative)\s+)?{NUMBER}(?:\s+(?:hundred|thousand|million|billion|trillion|dozen)\b)?", re.IGNORECASE
-)
-_CHANGED = re.compile(
-    r"\d\s*(?:squared|cubed|factorial|halves|thirds|quarters|fourths|fifths|tenths|hundredths)\b", re.IGNORECASE
-)
-_TIME = re.compile(r"(?<![\d:])\d{1,2}:\d{2}(?![\d:])(?:\s*[ap]\.?m\b)?", re.IGNORECASE)
 _WRITTEN_TWICE = re.compile(rf"(?:{WORDS.pattern})\s*\((?P<number>{NUMBER})\)", re.IGNORECASE)
-_RELATION = re.compile(r"[A-Za-z]\s*[-+*/^]|[-+*/^]\s*[A-Za-z](?![A-Za-z])|\d[A-Za-z](?![A-Za-z])")
-_VARIABLE = re.compile(r"(?<![^\W\d_])(?<![\\'])[A-Za-z](?![^\W\d_]|')|[\^_+*/()<>\d\\|≤≥]|(?<=\S)\s-\s(?=\S)")
-_ARTICLES = re.compile(r"\b(?:a|A|I|[ap]\.m|s)\b")
+# "five (5)" and "5 (five)" are one number
+_TWICE = re.compile(
+    rf"(?:{WORDS.pattern})\s?\((?P<number>{NUMBER})\)|(?P<first>{NUMBER})\s?\((?:{WORDS.pattern})\)", re.IGNORECASE
+)
+_RATIO_OR_POINT = re.compile(r"\d{1,9}\s?:\s?\d{1,9}|[(\[]-?[\d./]{1,20}(?:\s?,\s?-?[\d./]{1,20}){1,9}[)\]]")
+_TIMES_PI = re.compile(r"(?P<value>-?[\d./]{0,20}\s?(?:π|\\pi(?![A-Za-z]))(?:/\d{1,9})?)(?:\s+[a-z]{2,12}){0,2}")
 _CLOSING = re.compile(
     r"\b(?:hope|let me know|feel free|if you have any|happy to help|good luck|thank(?:s| you)|any questions"
     r"|need (?:any|more|further))\b"
@@ -74,27 +72,6 @@ _LAST_LINES = 40
 _FEW_WORDS = 8  # a longer phrase without a number is a sentence, not an answer
 
 
-def last_boxed(text: str) -> str | None:
-    r"""Return the content of the last complete, non-empty `\boxed{...}` (or `\boxed5`), or None.
-
-    Takes one pass, linear in the text, even if a model repeats an open `\boxed{` endlessly.
-    """
-    found: tuple[int, str] | None = None
-    opened: list[tuple[int, bool]] = []
-    for brace in _BRACES.finditer(text):
-        if brace["box"] or brace["open"]:
-            opened.append((brace.end(), brace["box"] is not None))
-        elif brace["close"] and opened:
-            start, is_box = opened.pop()
-            content = text[start : brace.start()].strip()
-            if is_box and content and (found is None or start > found[0]):
-                found = (start, content)
-    for bare in _UNBRACED.finditer(text):
-        if found is None or bare.start() > found[0]:
-            found = (bare.start(), bare["content"])
-    return found[1] if found else None
-
-
 def gold_of(reference: str) -> str:
     r"""Return the gold answer of a reference: after the last `####`, in the last `\boxed{}`, or as stated.
 
@@ -108,6 +85,8 @@ def gold_of(reference: str) -> str:
     if boxed is not None:
         return boxed
     bare = text.strip()
+    if named := _NAMED_CHOICE.fullmatch(bare):
+        return str(named["choice"])
     if not _STATED.search(bare):
         return "" if _is_prose(bare) else bare
     return _stated(bare) or ""
@@ -122,7 +101,23 @@ def stated_answer(text: str) -> str | None:
     answer: taking the last number of any text would reward rambling.
     """
     text = normalise(text)
-    return _last_mark(text) or _stated(text) or _bare(text) or _concluded(text)
+    return _tagged(text) or _last_mark(text) or _stated(text) or _bare(text) or _concluded(text) or _yes_or_no(text)
+
+
+def _tagged(text: str) -> str | None:
+    """Return the answer between the last `<answer>` and `</answer>`."""
+    end = text.rfind(_CLOSE_TAG)
+    start = text.rfind(_OPEN_TAG, 0, end) if end > 0 else -1
+    content = text[start + len(_OPEN_TAG) : end].strip() if start >= 0 else ""
+    return (_stated(content) or _core(content)) if content else None
+
+
+def _yes_or_no(text: str) -> str | None:
+    """Return the first word of a text that begins with "Yes," or "No," and has no other answer."""
+    found = _YES_NO.match(unwrap(text[:_LONGEST]))
+    if found is None or re.search(r"\b(?:yes|no)\b", text[found.end("word") :], re.IGNORECASE):
+        return None
+    return found["word"] if len(text) <= _LONGEST else None
 
 
 def _bare(text: str) -> str | None:
@@ -130,6 +125,10 @@ def _bare(text: str) -> str | None:
     line = unwrap(text.strip())
     if "\n" in line or len(line) > _LONGEST_BARE:
         return None
+    if named := _NAMED_CHOICE.fullmatch(line):
+        return str(named["choice"])
+    if date_of(plain(line)) or value_of_words(plain(line)) is not None:
+        return line
     formula = plain(_BRACED_UNIT.sub("", line))
     is_formula = is_mathematical(formula, longest_name=1) and not re.search(r"[A-Za-z]\s*:|^=|\bor\b", formula)
     return line if line and (is_formula or re.fullmatch(r"[^\W\d_]+(?:[\s-][^\W\d_]+)?", plain(line))) else None
@@ -200,13 +199,15 @@ def _core(phrase: str) -> str | None:
     """Return the answer in a phrase: its formula, its only number, or its few words; None if it gives none."""
     phrase = phrase[:_LONGEST]
     whole = unwrap(without_remark(phrase))
-    formulas = _formulas(phrase)
-    if len(formulas) == 1 and not _COMPARED.search(phrase):
+    if named := _NAMED_CHOICE.fullmatch(whole):
+        return str(named["choice"])
+    formulas = formulas_of(phrase)
+    if len(formulas) == 1 and not COMPARED.search(phrase):
         return formulas[0]
     if typed := _typed(whole):
         return typed
     clause = _ASIDE.split(whole, maxsplit=1)[0].strip()
-    if number := _only_number(clause):
+    if number := equations_of(clause) or only_number(clause):
         return number
     if _is_sentence(phrase):
         return _concluded(clause)
@@ -218,7 +219,9 @@ def _core(phrase: str) -> str | None:
 def _typed(whole: str) -> str | None:
     """Return the answer of a phrase that is a number, in digits or words, or a choice; else None."""
     if quantity(plain(whole)) is not None:
-        return whole if value_of_words(plain(whole)) is not None else _only_number(whole) or whole
+        return whole if value_of_words(plain(whole)) is not None else only_number(whole) or whole
+    if (said := _YES_NO.fullmatch(whole)) and not re.search(r"\d", whole):
+        return str(said["word"])
     twice = _WRITTEN_TWICE.fullmatch(whole)  # five (5)
     return str(twice["number"]) if twice else whole if choice_of(plain(whole)) else None
 
@@ -228,33 +231,56 @@ def _speaks(clause: str) -> bool:
     return bool(re.match(r"(?:let'?s|let us|we|to|first|as follows|below|above|in)\b", clause, re.IGNORECASE))
 
 
-def _formulas(phrase: str) -> list[str]:
-    return [next(filter(None, groups)).strip() for groups in _MATH.findall(phrase)]
-
-
 def _concluded(text: str) -> str | None:
     """Return the conclusion of the last sentence, ignoring courtesies and notes; None if there is none."""
     sentence = _last_sentence(text)
     if _DENIED.search(sentence):
         instead = list(_INSTEAD.finditer(sentence))
         return _core(sentence[instead[-1].end() :]) if instead else None
-    clause = _ASIDE.split(sentence, maxsplit=1)[0]
+    if chosen := _CHOSEN.search(sentence):
+        return str(chosen["letter"])
+    clause = without_remark(_TWICE.sub(lambda found: found["number"] or found["first"], _main_clause(sentence)))
+    return equations_of(clause) or _after_verb(clause) or sole_formula(clause) or only_number(clause)
+
+
+def _main_clause(sentence: str) -> str:
+    """Return a sentence without the aside at its end; of "x + 3 = 11, so x = 8", the part after "so"."""
+    aside = _ASIDE.search(sentence)
+    if aside is None:
+        return sentence
+    rest = sentence[aside.end() :]
+    word = aside.group().strip(", ").casefold()
+    is_result = (word == "so" and _VERB.search(rest)) or (word in {"which", "after"} and "=" in rest)
+    return rest if is_result and re.search(r"\d", rest) else sentence[: aside.start()]
+
+
+def _after_verb(clause: str) -> str | None:
+    """Return the answer after the last verb or equals sign of a clause, if it gives one."""
     verbs = list(_VERB.finditer(clause))
     tail = clause[verbs[-1].end() :].strip() if verbs else ""
     if tail and choice_of(plain(tail)):
         return tail
-    if tail and not _COMPARED.search(tail) and (quantity(plain(tail)) or _is_formula(tail)):
-        return _formulas(tail)[0] if _is_formula(tail) else _only_number(tail) or unwrap(tail)
-    formulas = _formulas(clause)
-    if len(formulas) == 1 and not _ONE_NUMBER.search(_MATH.sub(" ", clause)) and not _COMPARED.search(clause):
-        return formulas[0]
-    return _only_number(clause)
+    if not tail or COMPARED.search(tail):
+        return None
+    if _is_formula(tail):
+        return formulas_of(tail)[0]
+    if quantity(plain(tail)):
+        return only_number(tail) or unwrap(tail)
+    if times_pi := _TIMES_PI.fullmatch(tail):
+        return str(times_pi["value"])
+    return (
+        tail
+        if _RATIO_OR_POINT.fullmatch(tail)
+        else list_of(tail)
+        if verbs[-1].group().strip().casefold() == "are"
+        else None
+    )
 
 
 def _is_formula(tail: str) -> bool:
     """Whether the text is a formula, followed by words at most."""
-    found = _MATH.match(tail)
-    return found is not None and not re.search(r"\d|\$", _MATH.sub(" ", tail))
+    found = MATH.match(tail)
+    return found is not None and not re.search(r"\d|\$", MATH.sub(" ", tail))
 
 
 def _last_sentence(text: str) -> str:
@@ -267,28 +293,3 @@ def _last_sentence(text: str) -> str:
             if not _CLOSING.search(sentence):
                 return sentence.strip()
     return ""
-
-
-def _only_number(sentence: str) -> str | None:
-    """Return the only number of a sentence, which may repeat it; None for several numbers or a formula."""
-    if _COMPARED.search(sentence) or _CHANGED.search(sentence):
-        return None
-    *before, after_equals = re.split(r"(?<![<>!])=", _undelimited(sentence))
-    if len(before) == 1 and _RELATION.search(before[0]):  # an equation of several unknowns: 5x - 7y = 0
-        return None
-    numbers = [match.group().strip() for match in _ONE_NUMBER.finditer(after_equals)]
-    beside = _ARTICLES.sub(" ", _ONE_NUMBER.sub(" ", _TIME.sub(" ", after_equals) if not numbers else after_equals))
-    # Variables and operators beside the number make it a part of a formula, which is not the number.
-    if _VARIABLE.search(beside):
-        return None
-    if not numbers:
-        if len(times := _TIME.findall(after_equals)) == 1:
-            return str(times[0])
-        words = [found.group() for found in WORDS.finditer(after_equals)]
-        return words[0] if len({value_of_words(word) for word in words}) == 1 else None
-    values: set[Fraction | None] = {value_of(re.sub(r"[^\d.,/+\-eE^{}]", "", number)) for number in numbers}
-    return numbers[0] if len(values) == 1 and None not in values else None
-
-
-def _undelimited(text: str) -> str:
-    return re.sub(r"\\[()\[\]]|\$(?=[^\d\s])|(?<=[\d}])\$|\*\*", " ", DEGREES.sub("", unbraced(text)))

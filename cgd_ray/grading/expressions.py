@@ -6,17 +6,22 @@ from cgd_ray.grading.normal import latex
 from cgd_ray.grading.quantities import are_units
 
 _NAME = re.compile(
-    r"\([A-Za-z](?:\s*,\s*[A-Za-z])+\)|\\?[A-Za-z]{1,12}(?:_(?:\{[^{}]*\}|\w))?(?:\([A-Za-z, ]*\))?'?|\|[A-Za-z]{1,3}\|"
+    r"\([A-Za-z](?:\s*,\s*[A-Za-z])+\)|[A-Za-w](?:\^\{?-1\}?)?\(\s*-?\d[\d.,/\s-]{0,20}\)|P\([^()=]{1,60}\)"
+    r"|\\[dt]?frac\{d[A-Za-z]?\}\{d[A-Za-z]\}|\\(?:sin|cos|tan|cot|sec|csc)\s*(?:\\[a-z]{2,8}|[A-Za-z])"
+    r"|\\?[A-Za-z]{1,12}'{0,2}(?:_(?:\{[^{}]*\}|\w))?(?:\([A-Za-z, ]*\))?'?|\|[A-Za-z]{1,3}\|"
     r"|\\(?:angle|triangle|overline)\s*[{ ]?\s*[A-Z]{1,4}\}?"
     r"|(?:\\text|\\mathrm)?\{?[A-Za-z ]{1,40}\}?|m\s*\\angle\s*[A-Z]{1,3}|\$[A-Za-z]\$"
 )
-_NUMERIC = re.compile(r"[\d\s.,+*/()^{}-]|\\(?:times|cdot|frac|div|sqrt|left|right|dfrac|tfrac)(?![A-Za-z])")
+_NUMERIC = re.compile(
+    r"[\d\s.,+*/()^{}!-]|\\log_(?=[\d{])"
+    r"|\\(?:times|cdot|frac|d?binom|ln|log|div|sqrt|left|right|dfrac|tfrac)(?![A-Za-z])"
+)
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "sqrt", "arcsin", "arccos", "arctan", "and", "or",
     "max", "min", "mod", "gcd", "lcm", "det", "lim", "inf", "pi", "deg",
 }  # fmt: skip
-_MEMBERS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[,;]", re.IGNORECASE)
+_MEMBERS = re.compile(r"\\(?:text|mathrm|mbox)\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|[,;\n]", re.IGNORECASE)
 _UNIT = re.compile(
     r"(?:\\(?:text|mathrm|mbox|textrm)\s*\{\s*(?P<braced>[^{}]*)\}|\s(?P<bare>[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*))"
     r"\s*(?:\^\s*\{?[23]\}?)?\s*$"

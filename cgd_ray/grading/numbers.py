@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from cgd_ray.grading.vocabulary import FACTORS, PARTS, SMALL, TENS
+from cgd_ray.grading.vocabulary import FACTORS, PARTS, SCALES, SMALL, TENS
 
 _LARGEST_EXPONENT = 5000  # larger powers of ten are not computed, and have no value
 
@@ -26,7 +26,7 @@ _SCIENTIFIC = re.compile(
 _ONES = {word: number for number, word in enumerate(SMALL)} | {
     word: 10 * number for number, word in enumerate(TENS, start=2)
 }
-_SCALES = {name: factor for name, factor in FACTORS.items() if name != "dozen"}
+_SCALES = {name: FACTORS[name] for name in SCALES}
 _WORD = "|".join(sorted([*_ONES, *_SCALES], key=len, reverse=True))
 WORDS = re.compile(
     rf"\b(?:{_WORD})(?:(?:[\s-]+(?:and[\s-]+)?)(?:{_WORD}))*(?:[\s-]+(?:{'|'.join(PARTS)}|halve)s?)?\b", re.IGNORECASE
@@ -64,7 +64,14 @@ def value_of_words(text: str) -> Fraction | None:
     words = [word for word in re.split(r"[\s-]+", text.strip().casefold()) if word != "and"]
     if not words:
         return None
+    if words[0] in {"a", "an"} and words[1:] and words[1] in _SCALES:  # a hundred
+        words = words[1:]
+    if words == ["a", "dozen"]:
+        return Fraction(12)
     under = PARTS.get(words[-1].removesuffix("s").replace("halve", "half"))
+    if under is not None and len(words) > 2 and words[-2] in {"a", "an"}:  # two and a half
+        whole = _whole(words[:-2])
+        return None if whole is None else whole + Fraction(1, under)
     if under is not None:
         over = Fraction(1) if words[:-1] in ([], ["a"], ["an"]) else _whole(words[:-1])
         return None if over is None else over / under

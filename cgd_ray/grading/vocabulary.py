@@ -20,7 +20,24 @@ MATHEMATICAL = frozenset(_MATHEMATICAL.split())
 _HEDGES = "approximately about around roughly exactly only just total nearly almost circa"
 HEDGES = frozenset(_HEDGES.split())
 
-FACTORS = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+FACTORS = {
+    "hundred": 100, "thousand": 10**3, "thousands": 10**3, "million": 10**6, "millions": 10**6, "mn": 10**6,
+    "mil": 10**6, "billion": 10**9, "billions": 10**9, "bn": 10**9, "trillion": 10**12, "lakh": 10**5, "lakhs": 10**5,
+    "crore": 10**7, "crores": 10**7, "dozen": 12, "score": 20, "gross": 144,
+}  # fmt: skip
+SCALES = ("hundred", "thousand", "million", "billion", "trillion", "lakh", "crore")
+"""Factors that are part of a number in words."""
+
+LETTERS = {"k": "thousand", "K": "thousand", "M": "million", "B": "billion", "mn": "million", "bn": "billion"}
+"""Factors written directly after a number: 3k, 1.2M."""
+
+COUNTED = frozenset({"pair"})
+"""Words that only an answer to a reference with the same word may name: 5 pairs are not 5."""
+
+_FILLERS = "of the a an in on at by for all left per each total altogether unit and"
+FILLERS = frozenset(_FILLERS.split())
+"""Words beside a number that name nothing."""
+
 SIGNS = {"minus": -1, "negative": -1}
 
 CURRENCIES = {
@@ -28,15 +45,6 @@ CURRENCIES = {
 }  # fmt: skip
 
 SINGULARS = {"feet": "foot", "inches": "inch", "people": "person", "men": "man", "women": "woman", "children": "child"}
-
-SHORT = {
-    "meter": "m", "metre": "m", "kilometer": "km", "kilometre": "km", "centimeter": "cm", "centimetre": "cm",
-    "hour": "h", "hr": "h", "minute": "min", "second": "s", "sec": "s", "gram": "g", "kilogram": "kg", "kilo": "kg",
-    "inch": "in", "foot": "ft", "mile": "mi", "yard": "yd", "liter": "l", "litre": "l",
-    "year": "yr", "ounce": "oz", "''": "in",
-    '"': "in", "'": "ft",
-}  # fmt: skip
-"""Short names of units by their other names."""
 
 SMALL = (
     "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",

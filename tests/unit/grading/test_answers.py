@@ -2,7 +2,8 @@ import time
 
 import pytest
 
-from cgd_ray.grading.answers import gold_of, last_boxed, stated_answer
+from cgd_ray.grading.answers import gold_of, stated_answer
+from cgd_ray.grading.boxes import last_boxed
 
 
 @pytest.mark.parametrize(
@@ -57,20 +58,20 @@ def test_gold_of_a_reference(reference: str, gold: str) -> None:
     [
         ("3 + 4 is 7.\nThe answer is 7.", "7"),
         ("The final answer is: $18.", "$18"),
-        ("**Answer:** 18 dollars per day", "18"),
+        ("**Answer:** 18 dollars per day", "18 dollars per day"),
         ("Answer:\n\n1,250", "1,250"),
         ("The answer is 5. No, the answer is 6.", "6"),
         (r"The answer is $\frac{3}{4}$ of the cake.", r"\frac{3}{4}"),
         (r"The answer is \(x^2 + 1\).", "x^2 + 1"),
         ("The answer is Tuesday.", "Tuesday"),
-        ("The answer is 3.5 hours.", "3.5"),
+        ("The answer is 3.5 hours.", "3.5 hours"),
         ("The answer is x = 5.", "5"),
         ("First 16 - 7 = 9.\nSo she makes 9 * 2 = $18 every day.", "$18"),
         ("It has 16 eggs. She sells 9 of them. Therefore, Janet makes $18 every day.", "$18"),
         ("#### 12", "12"),
         ("The answer is 72 million.", "72 million"),
-        ("So there are minus 3 degrees", "minus 3"),
-        ("He needs 4 + 2 = 6 hours", "6"),
+        ("So there are minus 3 degrees", "minus 3 degrees"),
+        ("He needs 4 + 2 = 6 hours", "6 hours"),
         ("The meeting is at 12:30", "12:30"),
     ],
 )
