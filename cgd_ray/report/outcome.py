@@ -89,13 +89,27 @@ class TrainingSummary:
 
 
 @dataclass(frozen=True)
-class EvaluationSummary:
-    """Base and trained student on the held-out prompts, and the quality of the generated rows."""
+class SetSummary:
+    """Base and trained student on one set of questions."""
 
+    role: str
     base: Scores
     trained: Scores | None
     difference: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """Base and trained student on all sets of questions, and the quality of the generated rows."""
+
+    sets: dict[str, SetSummary]
+    """By name, in the recipe's order."""
     generated: GeneratedQuality
+
+    @property
+    def first(self) -> SetSummary:
+        """The set that leads the report."""
+        return next(iter(self.sets.values()))
 
 
 @dataclass(frozen=True)

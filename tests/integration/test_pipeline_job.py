@@ -74,7 +74,7 @@ def test_every_phase_ran(manifest: dict[str, Any]) -> None:
     } == dict.fromkeys(["draft", "answer", "critique", "refine"], ROWS)
     assert stages["refine"]["ok"] > 0
     assert manifest["training"]["result"]["student"]["steps"] >= 1
-    assert manifest["evaluation"]["result"]["trained"]["questions"] == HELDOUT
+    assert manifest["evaluation"]["result"]["sets"]["heldout"]["trained"]["questions"] == HELDOUT
     assert manifest["generation"]["cost"]["spent"]["refine"]["cached_tokens"] > 0
 
 
