@@ -32,7 +32,7 @@ def test_a_run_that_something_happens_to_ends_as_one_that_nothing_happens_to(
 def test_real_engines_lose_and_repeat_nothing(
     tmp_path: Path, victim: str, seed: int, student_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    short = "{max_tokens: 48, chat_template_kwargs: {}}"
+    short = "{max_tokens: 96, chat_template_kwargs: {}}"
     engine = "type: vllm, max_model_len: 2048, max_in_flight: 8"
     engines = [
         "data.limit=12",
@@ -41,7 +41,8 @@ def test_real_engines_lose_and_repeat_nothing(
         f"teacher.engine={{{engine}, model: {student_dir}}}",
         *(f"generation.{stage}={short}" for stage in ("answer", "critique", "refine")),
         "generation.critique.reference=none",
-        "generation.draft.max_tokens=48",
+        "generation.draft.max_tokens=128",
+        "curation.drop_mentions=false",  # few rows are complete, and curation must keep one
         "generation.execution=staged",
     ]
     outcome = vllm_trial(tmp_path, victim, seed, engines)

@@ -60,7 +60,7 @@ def thinking(tmp_path_factory: pytest.TempPathFactory, student_dir: Path) -> Pat
     old, *new = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<think>", "</think>"])
     with torch.no_grad():  # few steps do not learn to write a token that begins as the mean of all
         weights = model.get_input_embeddings().weight
-        weights[new] = weights[old]
+        weights[new] = weights[old].clone()
     _train_to_close(model, tokenizer)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
