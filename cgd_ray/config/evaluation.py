@@ -9,6 +9,8 @@ from cgd_ray.config.benchmarks import BENCHMARKS
 from cgd_ray.config.data import DataCommon, HfData, JsonlData, ParquetData
 
 PositiveInt = Annotated[int, Field(ge=1)]
+BASE = "base"
+"""Name of the untrained student."""
 HELDOUT = "heldout"
 """Name of the set that the held-out prompts of `data` make."""
 
@@ -74,6 +76,25 @@ class EvaluationSet(Section):
         return self
 
 
+class Gate(Section):
+    """A condition on the trained student, without which it is not served."""
+
+    set: str
+    """Name of the set of questions."""
+    against: str = BASE
+    """`base`, or the name of another run of this root: its trained student."""
+    min_gain: Annotated[float, Field(ge=-1, le=1)] | None = None
+    """The lower end of the difference's interval must reach this: 0 for "better", 0.02 for "better by two points"."""
+    max_drift: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The lower end must be above minus this: 0.02 for "no more than two points are lost" (non-inferiority)."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> Self:
+        if self.min_gain is None and self.max_drift is None:
+            raise ValueError("neither min_gain nor max_drift. Fix: set one of them")
+        return self
+
+
 class EvaluationSection(Decoding):
     """Base and trained student on the same questions, with the bare prompt, through the same engine."""
 
@@ -83,6 +104,8 @@ class EvaluationSection(Decoding):
     limit: PositiveInt | None = 5000
     """At most this many questions of a set, smallest hash first; `null` asks all. 5,000 (the size
     of MATH's test set) give an accuracy to 1.4 points."""
+    gates: list[Gate] = []
+    """Conditions on the trained student; `cgd serve` refuses one that fails, unless `serving.force` is set."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     resamples: PositiveInt = 10_000
     """Bootstrap resamples of the paired difference."""
@@ -103,6 +126,14 @@ class EvaluationSection(Decoding):
                     f"set {one.name}: samples above 1 with temperature 0, which are all the same. Fix: set temperature "
                     "above 0"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_have_sets(self) -> Self:
+        names = [one.name for one in self.sets]
+        for gate in self.gates:
+            if gate.set not in names:
+                raise ValueError(f"gates: no set {gate.set}. Fix: name one of {', '.join(names)}")
         return self
 
     def decoding(self, one: EvaluationSet) -> Decoding:

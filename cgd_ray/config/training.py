@@ -192,6 +192,8 @@ class ServingSection(Access, Replicas):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_model_len: PositiveInt | None = None
+    force: bool = False
+    """Serve a student that failed one of `evaluation.gates`."""
     trial: bool = False
     """After a run, serve the student briefly and ask it one held-out question over HTTP (as the demo does)."""
 

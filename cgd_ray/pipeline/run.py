@@ -10,6 +10,7 @@ import structlog
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.gates import judge_gates
 from cgd_ray.evaluation.quality import generated_quality
 from cgd_ray.evaluation.questions import QuestionSet, question_sets
 from cgd_ray.evaluation.run import Student, run_evaluation
@@ -149,7 +150,8 @@ def _evaluate(
     }
     write_verdicts(run.folder, sets, graded)
     scored = {one.name: _scored(one, {name: marks[one.name] for name, marks in graded.items()}, recipe) for one in sets}
-    summary = EvaluationSummary(scored, generated_quality(generated.join))
+    gates = judge_gates(run.folder, recipe.evaluation, recipe.run.seed) if training else []
+    summary = EvaluationSummary(scored, generated_quality(generated.join), gates)
     spent = {name: answers.spent for name, answers in answered.items() if answers.spent}
     return Phase(summary, PhaseCost(_since(started), not spent, spent))
 

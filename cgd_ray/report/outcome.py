@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Generic, TypeVar
 
+from cgd_ray.evaluation.gates import GateResult
 from cgd_ray.evaluation.quality import GeneratedQuality
 from cgd_ray.evaluation.scores import Scores
 from cgd_ray.evaluation.statistics import PairedDifference
@@ -105,6 +106,7 @@ class EvaluationSummary:
     sets: dict[str, SetSummary]
     """By name, in the recipe's order."""
     generated: GeneratedQuality
+    gates: list[GateResult] = field(default_factory=list)
 
     @property
     def first(self) -> SetSummary:

@@ -134,8 +134,10 @@ def _quality(quality: GeneratedQuality) -> Cells:
 
 
 def _notes(outcome: Outcome) -> list[str]:
+    gates = outcome.evaluation.result.gates if outcome.evaluation else []
     return [
         *setting_notes(outcome),
+        *(f"{'passed' if gate.passed else 'FAILED'}: {gate.text}" for gate in gates),
         "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in outcome.seconds.items()),
     ]
 

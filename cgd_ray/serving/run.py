@@ -16,6 +16,7 @@ from rich.console import Console
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.serving import Access, Replicas
 from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.gates import require_passed
 from cgd_ray.evaluation.questions import QuestionSet, first_question
 from cgd_ray.evaluation.run import Student, run_evaluation
 from cgd_ray.inference.openai.engine import chat_message
@@ -28,6 +29,7 @@ from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.serving.keys import Keys, digest_of, new_key
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Run
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +96,9 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
     student = f"runs/{recipe.run.name}/student"
     if not store.exists(f"{student}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student. Fix: run jobs/pipeline.py first")
+    if not recipe.serving.force:
+        evaluation = Run(store, recipe.run.name).read_json("evaluation.json") or {}
+        require_passed(evaluation.get("result", {}).get("gates", []), recipe.run.name)
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
     Keys((), recipe.serving.keys_file)  # report a missing file before a model is loaded
