@@ -44,6 +44,10 @@ class CritiqueStage(Sampling):
     """Shown to the critic beside the draft: nothing (the paper's setting), its own direct answer (helps small
     teachers), or the data set's reference (which leaks into the training target)."""
 
+    verdict: Literal["written", "asked"] = "written"
+    """What happens if a critique ends without its verdict line: nothing, or one more request in the same conversation,
+    for one word of two (vLLM can write no other), which is added as that line."""
+
 
 class AnswerStage(Sampling):
     """y_T: the teacher's direct answer, needed by `critique.reference: teacher` and the method `distill`."""

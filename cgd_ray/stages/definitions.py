@@ -157,8 +157,14 @@ def generation_stages(
         generation.critique,
         ask,
         ("prompt", "draft", *shown),
-        {"template": templates.critique_source, "reference": column, "upstream": upstream},
+        {
+            "template": templates.critique_source,
+            "reference": column,
+            "upstream": upstream,
+            **({"verdict": "asked"} if generation.critique.verdict == "asked" else {}),
+        },
     )
+    critique = replace(critique, asks_verdict=generation.critique.verdict == "asked")
     refine = maker.make_stage(
         "refine",
         teacher,
