@@ -168,6 +168,18 @@ def inspect(
 
 
 @_command
+def analyze(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Measure how far critiques reduce the uncertainty of refinements, before and after training."""
+    loaded = load_recipe(recipe, overrides)
+    from cgd_ray.pipeline.analyze import analyze_run
+    from cgd_ray.pipeline.connect import connected_run
+    from cgd_ray.report.analysis import print_analysis
+
+    with connected_run(loaded) as found:
+        print_analysis(analyze_run(found), _console(120))
+
+
+@_command
 def models(
     names: Annotated[list[str] | None, typer.Argument(help="Demo models; none lists them.")] = None,
 ) -> None:

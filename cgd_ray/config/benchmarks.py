@@ -3,19 +3,17 @@
 A local copy (`data: {type: jsonl, path: FILE}`) has the hub's columns.
 """
 
-from typing import Any
-
 _BOXED = "{{ prompt }}\n\nPut the final answer in \\boxed{}."
 _STORY = "{{ Body }} {{ Question }}\n\nPut the final answer in \\boxed{}."
 _CHOSEN = "{{ prompt }}\n\n{{ choices }}\n\nPut the letter of the right choice in \\boxed{}."
 
 
-def _math(dataset: str, split: str, question: str, answer: str, subset: str | None = None) -> dict[str, Any]:
+def _math(dataset: str, split: str, question: str, answer: str, subset: str | None = None) -> dict[str, object]:
     columns = {"prompt_column": question, "reference_column": answer, "prompt_template": _BOXED}
     return {"type": "hf", "dataset": dataset, "subset": subset, "split": split, **columns}
 
 
-BENCHMARKS: dict[str, dict[str, Any]] = {
+BENCHMARKS: dict[str, dict[str, object]] = {
     "gsm8k": _math("openai/gsm8k", "test", "question", "answer", subset="main"),
     "math-500": _math("HuggingFaceH4/MATH-500", "test", "problem", "answer"),
     "amc23": _math("math-ai/amc23", "test", "question", "answer"),

@@ -1,6 +1,6 @@
 """Evaluation: the sets of questions that every student answers, and how answers are decoded."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,7 +52,7 @@ class EvaluationSet(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_a_benchmark(cls, given: Any) -> Any:
+    def _of_a_benchmark(cls, given: object) -> object:
         """Fill in what the name says of the data."""
         tree = {"name": given} if isinstance(given, str) else given
         if not isinstance(tree, dict) or tree.get("name") not in BENCHMARKS:
