@@ -50,6 +50,13 @@ def test_a_run_its_tables_and_a_comparison(tmp_path: Path) -> None:
     assert len(examples) == outcome.curation.result.kept
     critiques = datasets.Dataset(cgd_ray.read_table(made, "critique"))
     assert set(critiques["status"]) == {"ok"}
+    measures = cgd_ray.analyze(made)
+    assert set(measures) == {"base", "trained"}
+    assert measures["base"].rows == outcome.curation.result.kept
+    # It was trained on (x, y', c): the refinements surprise it less under that context.
+    assert measures["trained"].nll["critique"].value < measures["base"].nll["critique"].value
+    assert cgd_ray.analyze(made) == measures
+    assert "input-specific part" in (tmp_path / "runs/r/analysis.md").read_text()
     comparison = cgd_ray.compare(made, ["cgd", "refsft"], seeds=2)
     outcomes = comparison.students
     assert list(outcomes) == ["cgd", "refsft", "cgd-seed2", "refsft-seed2"]
