@@ -13,7 +13,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo "Variables: PYTHON=/path/to/python3.11  DEVICE=cpu|gpu  EXTRA=eval (with setup)  ARGS=... (more for pytest)"
 
-setup: ## Make .venv from the lock and fetch the demo models (once: about 3 minutes, 6 GB)
+setup: ## Make .venv from the lock and fetch the demo models (once: 3 to 8 minutes, 10 GB)
 	@requirements/install.sh $(DEVICE) $(EXTRA)
 	@$(PY) -m cgd_ray.models.demo $(MODELS)
 
