@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 from cgd_ray.config.recipe import Recipe, load_recipe
 from cgd_ray.data.prepare import prepare_prompts
 from cgd_ray.generation.planning import plan
-from cgd_ray.stages.resolved import open_run
+from cgd_ray.stages.resolved import resolve
 from cgd_ray.stages.rows import Join
 from cgd_ray.storage.filesystem import Store
 from tests.faulty_s3 import Fault, FaultyProxy, faulty_proxy
@@ -106,7 +106,7 @@ class Place:
         """What the stages hold, checked: one result for each row, and each made from what is stored beside it."""
         recipe = self.recipe()
         store = Store(recipe.run.root, recipe.storage)
-        stages, prompts = open_run(recipe, store).stages, prepare_prompts(recipe, store).table
+        stages, prompts = resolve(recipe, store).stages, prepare_prompts(recipe, store).table
         join = Join(prompts, recipe.generation.draft.samples, stages.all)
         assert plan(join).is_done
         for row in join:  # results that belong to other texts than those beside them are not joined
