@@ -8,21 +8,23 @@ EXTRA ?=
 MODELS ?= smollm2-135m qwen2.5-0.5b
 PY := .venv/bin/python
 TYPED := cgd_ray serving jobs
+# The demos train with two workers, for which a machine with one GPU has no room.
+ONE_GPU = $(if $(filter gpu,$(shell cat .venv/device 2>/dev/null)),training.workers=1)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Variables: PYTHON=/path/to/python3.11  DEVICE=cpu|gpu  EXTRA=eval (with setup)  ARGS=... (more for pytest)"
+	@echo "Variables: PYTHON=/path/to/python3.11  DEVICE=cpu|gpu  EXTRA=eval (with setup)  ARGS=... (more for pytest and demo)"
 
-setup: ## Make .venv from the lock and fetch the demo models (once: about 3 minutes, 6 GB)
+setup: ## Make .venv from the lock and fetch the demo models (once: 3 to 8 minutes, 10 GB)
 	@requirements/install.sh $(DEVICE) $(EXTRA)
 	@$(PY) -m cgd_ray.models.demo $(MODELS)
 
 demo: setup ## Run all phases with real small models on this machine's CPU (minutes)
 	@$(PY) -m cgd_ray.runtime.device
-	$(PY) jobs/pipeline.py jobs/recipes/demo.yaml
+	$(PY) jobs/pipeline.py jobs/recipes/demo.yaml $(ONE_GPU) $(ARGS)
 
 demo-full: setup ## The same at a size where the student gets measurably better (longer)
-	$(PY) jobs/pipeline.py jobs/recipes/demo-full.yaml
+	$(PY) jobs/pipeline.py jobs/recipes/demo-full.yaml $(ONE_GPU) $(ARGS)
 
 serve: setup ## Serve the demo's student behind an OpenAI-compatible endpoint
 	.venv/bin/cgd serve jobs/recipes/demo.yaml

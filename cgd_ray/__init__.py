@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cgd_ray.api import CgdError, Recipe, compare, load_recipe, parse_recipe, read_table, run
+    from cgd_ray.api import CgdError, Recipe, analyze, compare, load_recipe, parse_recipe, read_table, run
 
-__all__ = ["CgdError", "Recipe", "compare", "load_recipe", "parse_recipe", "read_table", "run"]
+__all__ = ["CgdError", "Recipe", "analyze", "compare", "load_recipe", "parse_recipe", "read_table", "run"]
 
 
 def __getattr__(name: str) -> object:

@@ -19,9 +19,11 @@ import pyarrow as pa
 import structlog
 from rich.console import Console
 
+from cgd_ray.analysis.measures import Measures
 from cgd_ray.config.recipe import Recipe, load_recipe, parse_recipe
 from cgd_ray.curation.run import curated_tables
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.pipeline.analyze import analyze_run
 from cgd_ray.pipeline.compare import compare_methods
 from cgd_ray.pipeline.connect import connected_run, existing_run
 from cgd_ray.pipeline.run import PHASES, PhaseName, run_pipeline
@@ -31,7 +33,7 @@ from cgd_ray.runtime.logs import configure_logging
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.schemas import RESULTS
 
-__all__ = ["CgdError", "Recipe", "compare", "load_recipe", "parse_recipe", "read_table", "run"]
+__all__ = ["CgdError", "Recipe", "analyze", "compare", "load_recipe", "parse_recipe", "read_table", "run"]
 
 TableName = Literal["prompts", "draft", "answer", "critique", "refine", "examples", "dropped"]
 
@@ -70,6 +72,19 @@ def compare(recipe: Recipe, methods: Sequence[str], seeds: int = 1) -> Compariso
     """
     _log_redacted()
     return compare_methods(recipe, methods, seeds, Console(file=io.StringIO()))
+
+
+def analyze(recipe: Recipe) -> dict[str, Measures]:
+    """Measure how far the run's critiques reduce the uncertainty of its refinements, with controls.
+
+    Returns the measures by student: `base`, and `trained` if the run has one.
+
+    Raises:
+        CgdError: nothing is curated yet, or no example has all contexts.
+    """
+    _log_redacted()
+    with connected_run(recipe) as found:
+        return analyze_run(found)
 
 
 def read_table(recipe: Recipe, name: TableName, columns: Sequence[str] | None = None) -> pa.Table:

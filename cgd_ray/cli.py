@@ -120,14 +120,14 @@ def plan(
     from cgd_ray.estimation.generation import probe
     from cgd_ray.estimation.report import print_estimate, print_evaluation, print_power, print_training
     from cgd_ray.estimation.training import forecast_training
-    from cgd_ray.evaluation.run import heldout_rows
+    from cgd_ray.evaluation.questions import question_sets
     from cgd_ray.pipeline.connect import connected_run
     from cgd_ray.pipeline.preflight import require_histories
 
     console = _console(160)
     with connected_run(loaded) as found:
         require_histories(found)
-        questions = heldout_rows(found.recipe, found.prompts.table) if loaded.evaluation.enabled else None
+        sets = question_sets(found) if loaded.evaluation.enabled else []
         estimate = probe(found, rows, gpu_hour_price)
     if estimate is None:
         console.print("nothing is left to generate")
@@ -135,9 +135,10 @@ def plan(
         print_estimate(estimate, console)
     if loaded.training.enabled:
         print_training(forecast_training(found), found.recipe.training, console)
-    if questions is not None:
-        print_evaluation(forecast_evaluation(found, questions, estimate), console)
-        print_power(len(questions), loaded.evaluation.confidence, console)
+    if sets:
+        print_evaluation(forecast_evaluation(found, sets, estimate), console)
+    for one in sets:
+        print_power(one.name, len(one.rows), loaded.evaluation.confidence, console)
 
 
 @_command
@@ -164,6 +165,18 @@ def inspect(
         return
     with existing_run(loaded) as found:
         print_rows(found, _console(120), rows, Wanted(dropped, failed, row))
+
+
+@_command
+def analyze(recipe: RecipePath, overrides: Overrides = None) -> None:
+    """Measure how far critiques reduce the uncertainty of refinements, before and after training."""
+    loaded = load_recipe(recipe, overrides)
+    from cgd_ray.pipeline.analyze import analyze_run
+    from cgd_ray.pipeline.connect import connected_run
+    from cgd_ray.report.analysis import print_analysis
+
+    with connected_run(loaded) as found:
+        print_analysis(analyze_run(found), _console(120))
 
 
 @_command

@@ -83,6 +83,14 @@ class ColumnData(DataCommon):
     """Column with the data set's own answer; needed for `sft`, grading and accuracy. Name the
     `messages_column` itself to take the assistant's turn behind the prompt."""
 
+    choices_column: str | None = None
+    """Column with the choices of each question: a list of texts, or an object with the lists `text` and `label`. Write
+    `{{ choices }}` in the template; the reference becomes the letter of the right one, whether the column names its
+    letter, its number from 0, or its text."""
+
+    choices_columns: list[str] = []
+    """Columns with one choice each, the right one first. They are shown in an order drawn from the question's hash."""
+
     @property
     def question_column(self) -> tuple[str, str]:
         """The recipe's key and the name of the column with the question."""

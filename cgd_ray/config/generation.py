@@ -44,6 +44,10 @@ class CritiqueStage(Sampling):
     """Shown to the critic beside the draft: nothing (the paper's setting), its own direct answer (helps small
     teachers), or the data set's reference (which leaks into the training target)."""
 
+    verdict: Literal["written", "asked"] = "written"
+    """What happens if a critique ends without its verdict line: nothing, or one more request in the same conversation,
+    for one word of two (vLLM can write no other), which is added as that line."""
+
 
 class AnswerStage(Sampling):
     """y_T: the teacher's direct answer, needed by `critique.reference: teacher` and the method `distill`."""
@@ -57,8 +61,10 @@ class GenerationSection(Section):
     execution: Literal["auto", "streaming", "staged"] = "auto"
     """`streaming` runs both engines at once, `staged` one after the other; `auto` streams where both fit."""
     prompts: str = "default"
-    """`default`, or a directory with `critique.jinja`, `refine.jinja` and `context.jinja`; `again.jinja` and
-    `cft.jinja` are the default's where it has none."""
+    """How the critic is asked. `explanatory` (the paper's setting): where and why the draft errs, without a solution.
+    `stepwise`: each step judged, up to the first wrong one. `default`, or `solve-first`: the critic solves the question
+    first, which helps small teachers and states the answer in the critique. Or a directory with `critique.jinja`,
+    `refine.jinja` and `context.jinja`; `again.jinja` and `cft.jinja` are the default's where it has none."""
     draft: DraftStage = DraftStage()
     answer: AnswerStage = AnswerStage()
     critique: CritiqueStage = CritiqueStage()

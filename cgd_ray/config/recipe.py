@@ -10,9 +10,10 @@ from pydantic import ValidationError, model_validator
 from cgd_ray.config.base import Section
 from cgd_ray.config.data import DataSection, DemoData
 from cgd_ray.config.engine import StudentEngine, StudentSection, TeacherEngine, TeacherSection
+from cgd_ray.config.evaluation import EvaluationSection
 from cgd_ray.config.generation import CurationSection, GenerationSection
 from cgd_ray.config.run import RunSection, StorageSection
-from cgd_ray.config.training import EvaluationSection, ServingSection, TrainingSection
+from cgd_ray.config.training import ServingSection, TrainingSection
 from cgd_ray.errors import ConfigError
 from cgd_ray.methods import targets_of
 from cgd_ray.redaction import name_secret_variable
@@ -65,7 +66,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _references_where_needed(self) -> Self:
-        for key in [*self.needs_references, *(["evaluation.enabled"] if self.evaluation.enabled else [])]:
+        asked = ["evaluation.sets heldout"] if self.evaluation.asks_heldout else []
+        for key in [*self.needs_references, *asked]:
             if not self.has_references:
                 raise ValueError(f"{key} needs references. Fix: set data.reference_column, or switch that off")
         if self.training.enabled and "answer" in targets_of(self.training.methods) and not self.generation.needs_answer:
@@ -85,7 +87,8 @@ class Recipe(Section):
         if generation.needs_answer:
             asked.append(("generation.answer", generation.answer.max_tokens, "teacher.engine", teacher))
         if self.evaluation.enabled:
-            asked.append(("evaluation", self.evaluation.max_tokens, "student.engine", student))
+            longest_answer = max(self.evaluation.decoding(one).max_tokens for one in self.evaluation.sets)
+            asked.append(("evaluation", longest_answer, "student.engine", student))
         for stage, tokens, name, engine in asked:
             longest = engine.max_model_len
             if longest is not None and tokens >= longest:

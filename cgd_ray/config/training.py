@@ -1,4 +1,4 @@
-"""Training, evaluation and serving of the student."""
+"""Training and serving of the student."""
 
 from typing import Annotated, Literal, Self
 
@@ -186,27 +186,14 @@ class TrainingSection(Section):
         return self
 
 
-class EvaluationSection(Section):
-    """Base and trained student on the held-out prompts, with the bare prompt, through the same engine."""
-
-    enabled: bool = True
-    limit: PositiveInt | None = 5000
-    """At most this many held-out prompts, smallest hash first; `null` asks all. 5,000 (the size
-    of MATH's test set) give an accuracy to 1.4 points."""
-    max_tokens: PositiveInt = 1024
-    temperature: Annotated[float, Field(ge=0)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    resamples: PositiveInt = 10_000
-    """Bootstrap resamples of the paired difference."""
-
-
 class ServingSection(Access, Replicas):
     """The trained student behind an OpenAI-compatible HTTP endpoint (Ray Serve LLM)."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
     max_model_len: PositiveInt | None = None
+    force: bool = False
+    """Serve a student that failed one of `evaluation.gates`."""
     trial: bool = False
     """After a run, serve the student briefly and ask it one held-out question over HTTP (as the demo does)."""
 

@@ -128,8 +128,9 @@ def _content(recipe: Recipe) -> JsonDict:
     data = recipe.data.model_dump(mode="json", exclude={"max_skipped_fraction"})
     if data.get("messages_column") is None:
         data = {name: value for name, value in data.items() if name not in ("messages_column", "system_column")}
-    if data["system_prompt"] is None:
-        del data["system_prompt"]
+    for name in ("system_prompt", "choices_column", "choices_columns"):
+        if not data.get(name):
+            data.pop(name, None)
     if isinstance(recipe.data, DemoData):
         return {"data": data | {"seed": _demo_seed(recipe, recipe.data)}, "source": {"demo": DEMO_VERSION}}
     return {"data": data, "source": source_identity(recipe.data, recipe.storage)}
@@ -209,7 +210,7 @@ def _require_prompts(recipe: Recipe, prepared: PreparedPrompts) -> None:
             raise ConfigError(
                 f"{key} needs references and none of {where} has one. Fix: name another data.reference_column"
             )
-    if recipe.evaluation.enabled and prepared.heldout == 0:
+    if recipe.evaluation.asks_heldout and prepared.heldout == 0:
         raise ConfigError(
             f"data.holdout: none of the {prepared.train} distinct prompts of {where} is held out and evaluation "
             "needs some. Fix: raise data.holdout.fraction, use data.holdout.count, or set evaluation.enabled=false"

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from cgd_ray.config.data import ColumnData
+from cgd_ray.data.choices import read_choices
 from cgd_ray.data.lines import Columns, ShownFloat
 from cgd_ray.data.messages import BESIDE, read_answer, read_messages
 from cgd_ray.data.prompt_id import is_blank
@@ -64,13 +65,17 @@ def checked_row(values: Columns, source: str, data: ColumnData) -> SourceRow:
 def _plain_row(values: Columns, source: str, data: ColumnData) -> SourceRow:
     key, name = data.question_column
     prompt = _text(_column(values, name, key, source), key, name, source)
-    reference, history = _given_reference(values, source, data), with_system((), data.system_prompt)
+    history = with_system((), data.system_prompt)
+    if data.choices_column or data.choices_columns:
+        shown, letter = read_choices(values, source, data, prompt)
+        return SourceRow(values | {"choices": shown}, prompt, letter, None, novel=False, source=source, history=history)
+    reference = _given_reference(values, source, data)
     return SourceRow(values, prompt, reference, kind=None, novel=False, source=source, history=history)
 
 
 def wanted_columns(data: ColumnData) -> set[str]:
     """Columns that are read in addition to those of the prompt template; not all need to exist."""
-    named = {data.question_column[1], data.reference_column}
+    named = {data.question_column[1], data.reference_column, data.choices_column, *data.choices_columns}
     if data.messages_column is not None:
         named |= {data.system_column, *BESIDE}
     return {name for name in named if name is not None}
@@ -127,6 +132,8 @@ def _reference(value: object, name: str, source: str) -> str | None:
         return value
     if (number := _number(value)) is not None:
         return number
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):  # several parts of an answer
+        return ", ".join(value)
     raise RowError(
         f"{source}: the reference is {_type_name(value)}, not text or a number. Fix: correct the row, or name another "
         f"data.reference_column than {name!r}",

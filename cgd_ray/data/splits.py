@@ -163,7 +163,7 @@ def split_source(
     count = data.holdout.count
     boundary = data.holdout.fraction if count is None else _boundary(data, storage, count)
     train = heldout = 0
-    for prompt in merger.distinct(_filled(iterate_rows(data, storage, merger.skipped), data.prompt_template)):
+    for prompt in all_prompts(data, storage, merger):
         if boundary is not None and prompt.position < boundary:
             heldout += 1
             yield prompt, "heldout"
@@ -172,6 +172,15 @@ def split_source(
             yield prompt, "train"
         if train == data.limit and (count is None or heldout == count):
             return
+
+
+def all_prompts(data: ColumnData, storage: StorageSection, merger: PromptDeduplicator) -> Iterator[Prompt]:
+    """Distinct prompts of a source with columns, in source order.
+
+    Raises:
+        ConfigError: the source or the template is wrong.
+    """
+    return merger.distinct(_filled(iterate_rows(data, storage, merger.skipped), data.prompt_template))
 
 
 def _filled(rows: Iterator[SourceRow], template: str) -> Iterator[SourceRow]:

@@ -1,12 +1,12 @@
 """Estimate the cost of the answers to the held-out prompts from the lengths of drafts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-import pyarrow as pa
-
 from cgd_ray.estimation.generation import Estimate
 from cgd_ray.estimation.interval import Interval
+from cgd_ray.evaluation.questions import QuestionSet
 from cgd_ray.evaluation.run import unanswered
 from cgd_ray.stages.resolved import ResolvedRun
 
@@ -28,12 +28,14 @@ class EvaluationEstimate:
     gpu_hours: Interval | None
 
 
-def forecast_evaluation(run: ResolvedRun, questions: pa.Table, estimate: Estimate | None) -> EvaluationEstimate | None:
+def forecast_evaluation(
+    run: ResolvedRun, sets: Sequence[QuestionSet], estimate: Estimate | None
+) -> EvaluationEstimate | None:
     """Estimate the cost of evaluation; None if there is no draft to estimate it from.
 
     Args:
         run: the run to estimate.
-        questions: the held-out prompts of the evaluation.
+        sets: the questions of the evaluation.
         estimate: the probe's estimate of generation; None if nothing was left to generate.
     """
     recipe = run.recipe
@@ -41,8 +43,8 @@ def forecast_evaluation(run: ResolvedRun, questions: pa.Table, estimate: Estimat
     made = list(islice((draft for draft in drafts if draft and draft["completion_tokens"] is not None), _MOST_ROWS))
     if not made:
         return None
-    trained = len(questions) if recipe.training.enabled else 0
-    answers = unanswered(run, questions, run.student_identity) + trained
+    asked = sum(len(one.rows) * one.samples for one in sets)
+    answers = unanswered(run, sets, run.student_identity) + (asked if recipe.training.enabled else 0)
     prompt = Interval.of([draft["prompt_tokens"] for draft in made], answers)
     most = recipe.evaluation.max_tokens
     completion = Interval.of([min(most, draft["completion_tokens"]) for draft in made], answers)
@@ -51,4 +53,5 @@ def forecast_evaluation(run: ResolvedRun, questions: pa.Table, estimate: Estimat
     if measured and measured.completion_tokens.value:
         share = completion.value / measured.completion_tokens.value
         hours, gpu_hours = measured.hours.times(share), measured.gpu_hours.times(share)
-    return EvaluationEstimate(len(questions), answers, prompt, completion, hours, gpu_hours)
+    questions = sum(len(one.rows) for one in sets)
+    return EvaluationEstimate(questions, answers, prompt, completion, hours, gpu_hours)

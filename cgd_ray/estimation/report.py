@@ -39,7 +39,7 @@ def print_estimate(estimate: Estimate, console: Console) -> None:
         )
 
 
-def print_power(questions: int, confidence: float, console: Console) -> None:
+def print_power(name: str, questions: int, confidence: float, console: Console) -> None:
     """Print the smallest difference between two students that the held-out questions can show."""
     shown = [
         f"{100 * difference:.1f} points if two students differ on {share:.0%}"
@@ -47,7 +47,9 @@ def print_power(questions: int, confidence: float, console: Console) -> None:
         if (difference := smallest_difference(questions, share, confidence, _POWER)) is not None
     ]
     found = ", ".join(shown) or "none, even if two students differ on a third of them"
-    console.print(f"smallest difference that {questions} questions show with a power of {_POWER:.0%}: {found}")
+    console.print(
+        f"smallest difference that {questions} questions of {name} show with a power of {_POWER:.0%}: {found}"
+    )
 
 
 def print_evaluation(estimate: EvaluationEstimate | None, console: Console) -> None:
@@ -58,7 +60,7 @@ def print_evaluation(estimate: EvaluationEstimate | None, console: Console) -> N
     time = f", {_time(estimate.hours)}" if estimate.hours else ""
     time += f", {_interval(estimate.gpu_hours)} GPU-hours" if estimate.gpu_hours else ""
     console.print(
-        f"evaluation: {_number(estimate.answers)} answers to {_number(estimate.questions)} held-out prompts "
+        f"evaluation: {_number(estimate.answers)} answers to {_number(estimate.questions)} questions "
         f"(evaluation.limit), as long as the drafts: {_interval(estimate.prompt_tokens)} prompt tok, "
         f"{_interval(estimate.completion_tokens)} completion tok{time}"
     )

@@ -9,7 +9,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.evaluation.statistics import Interval, PairedDifference, accuracy_interval, paired_difference
+from cgd_ray.evaluation.questions import QuestionSet
+from cgd_ray.evaluation.statistics import (
+    Interval,
+    PairedDifference,
+    Verdicts,
+    accuracy_interval,
+    paired_difference,
+    pass_at_k,
+)
 from cgd_ray.grading.grade import grade
 from cgd_ray.grading.mentions import mentions_inputs
 from cgd_ray.prompts.conversation import history_of, transcript
@@ -20,7 +28,7 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class Graded:
-    """One model's answers to the same questions, in one order. All arrays have shape (questions,)."""
+    """One student's answers to the same questions, in one order. All arrays have shape (samples, questions)."""
 
     correct: np.ndarray  # right and not truncated
     boxed: np.ndarray  # ... and given in a box
@@ -46,6 +54,8 @@ class Scores:
     questions: int
     accuracy: dict[str, Accuracy]
     """Accuracy on `all` questions, and on each group in the data."""
+    pass_at: dict[int, float]
+    """By k: probability that one of k answers is correct, for k of 2, 4, ... up to the number of samples."""
     accuracy_boxed: float
     """Share that is correct and given in a box."""
     truncated: float
@@ -55,8 +65,13 @@ class Scores:
     mean_tokens: float
 
 
-def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
-    """Grade results (RESULTS schema) against the rows' references. A truncated or missing answer is wrong."""
+def grade_results(results: pa.Table, asked: QuestionSet) -> Graded:
+    """Grade results (RESULTS schema) against the questions' references. A truncated or missing answer is wrong."""
+    samples = [_graded(results.filter(pc.equal(results["sample"], one)), asked.rows) for one in range(asked.samples)]
+    return Graded(**{name: np.stack([sample[name] for sample in samples]) for name in samples[0]})
+
+
+def _graded(results: pa.Table, rows: pa.Table) -> dict[str, np.ndarray]:
     columns: dict[str, list[int]] = defaultdict(list)
     for row in _answered(results, rows):
         ok = row["status"] == "ok"
@@ -67,7 +82,7 @@ def grade_results(results: pa.Table, rows: pa.Table) -> Graded:
         asked = transcript(row["prompt"], history_of(row["history"]))
         columns["mentions"].append(mentions_inputs(row["text"] or "", asked))
         columns["tokens"].append(row["completion_tokens"] or 0)
-    return Graded(**{name: np.array(values) for name, values in columns.items()})
+    return {name: np.array(values) for name, values in columns.items()}
 
 
 def _answered(results: pa.Table, rows: pa.Table) -> Iterator[Row]:
@@ -88,12 +103,19 @@ def score(graded: Graded, rows: pa.Table, confidence: float) -> Scores:
         groups |= {"seen kinds": ~novel, "novel kinds": novel}
     return Scores(
         questions=len(rows),
-        accuracy={name: _accuracy(graded.correct[mask], confidence) for name, mask in groups.items()},
+        accuracy={name: _accuracy(graded.correct[:, mask], confidence) for name, mask in groups.items()},
+        pass_at=_pass_at(graded.correct),
         accuracy_boxed=float(graded.boxed.mean()),
         truncated=float(graded.truncated.mean()),
         mentions_inputs=float(graded.mentions.mean()),
         mean_tokens=float(graded.tokens.mean()),
     )
+
+
+def _pass_at(correct: Verdicts) -> dict[int, float]:
+    samples, right = len(correct), correct.sum(axis=0)
+    sizes = [2**power for power in range(1, samples.bit_length()) if 2**power <= samples]
+    return {k: float(np.mean([pass_at_k(samples, int(count), k) for count in right])) for k in sizes}
 
 
 def compare(base: Graded, trained: Graded, recipe: Recipe) -> PairedDifference:
@@ -102,7 +124,8 @@ def compare(base: Graded, trained: Graded, recipe: Recipe) -> PairedDifference:
     return paired_difference(base.correct, trained.correct, section.confidence, section.resamples, seed=recipe.run.seed)
 
 
-def _accuracy(correct: np.ndarray, confidence: float) -> Accuracy:
-    if len(correct) == 0:
+def _accuracy(correct: Verdicts, confidence: float) -> Accuracy:
+    questions = correct.shape[1]
+    if questions == 0:
         return Accuracy(0, None, None)
-    return Accuracy(len(correct), float(correct.mean()), accuracy_interval(correct, confidence))
+    return Accuracy(questions, float(correct.mean()), accuracy_interval(correct, confidence))

@@ -1,7 +1,8 @@
 """Uncertainty of accuracies: intervals, paired differences between students, pass@k.
 
-Verdicts have the shape (seeds, questions): the students of one method that were trained with different seeds, on the
-same questions. Intervals and p-values are about questions, given these seeds; `seed_interval` is about seeds.
+Verdicts end in the axis of the questions. Axes before it are a question's answers: samples of one student, or students
+of one method that were trained with different seeds. Intervals and p-values are about questions, given these answers;
+`seed_interval` is about seeds.
 """
 
 import itertools
@@ -21,7 +22,7 @@ from cgd_ray.storage.fingerprint import derived_seed
 _FEW_DISCORDANT = 10
 
 Verdicts = npt.NDArray[np.bool_]
-"""Of shape (seeds, questions), or (questions,) for one student."""
+"""Of shape (questions,), (samples, questions) or (seeds, samples, questions)."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class PairOfStudents:
 
 
 def accuracy_interval(correct: Verdicts, confidence: float) -> Interval:
-    """Interval of an accuracy over questions: Wilson's score interval; for several seeds, Student's over questions.
+    """Interval of an accuracy over questions: Wilson's score interval; for several answers each, Student's.
 
     Unlike the normal approximation, Wilson's stays in [0, 1] and keeps a width when all or none are correct.
 
     Args:
-        correct: One verdict per question, shape (questions,) or (seeds, questions).
+        correct: Verdicts.
         confidence: Coverage, in (0, 1).
 
     Raises:
@@ -81,7 +82,7 @@ def accuracy_interval(correct: Verdicts, confidence: float) -> Interval:
     Source: E. B. Wilson, Probable inference, the law of succession, and statistical inference,
     JASA 22 (1927); E. Miller, Adding error bars to evals, arXiv 2411.00640 (clusters of answers to one question).
     """
-    rows = np.atleast_2d(correct)
+    rows = _answers(correct)
     questions = rows.shape[1]
     if questions == 0:
         raise ValueError("an accuracy needs at least one question")
@@ -97,8 +98,8 @@ def paired_difference(
     """Compare two students, or two methods' students, on the same questions.
 
     Args:
-        base: Verdicts of the second, shape (questions,) or (seeds, questions).
-        trained: Verdicts of the first on the same questions in the same order; the number of seeds may differ.
+        base: Verdicts of the second.
+        trained: Verdicts of the first on the same questions in the same order; the number of answers may differ.
         confidence: Coverage of the interval, in (0, 1).
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
@@ -109,7 +110,7 @@ def paired_difference(
     Source: B. Efron and R. Tibshirani, An Introduction to the Bootstrap (1993), chapters 13 and 15; Q. McNemar,
     Psychometrika 12 (1947).
     """
-    first, second = np.atleast_2d(trained), np.atleast_2d(base)
+    first, second = _answers(trained), _answers(base)
     if first.shape[1] != second.shape[1] or first.shape[1] == 0:
         raise ValueError(f"paired verdicts need the same questions, not {base.shape} and {trained.shape}")
     unit = math.lcm(len(first), len(second))
@@ -128,7 +129,7 @@ def all_pairs(correct: Mapping[str, Verdicts], confidence: float, resamples: int
     Intervals are for one pair at a time; p-values are also adjusted for the number of pairs.
 
     Args:
-        correct: Verdicts by name, each of shape (questions,) or (seeds, questions), in one order of the questions.
+        correct: Verdicts by name, in one order of the questions.
         confidence: Coverage of each interval, in (0, 1).
         resamples: Bootstrap resamples.
         seed: Seed of the resampling.
@@ -152,11 +153,11 @@ def seed_interval(base: Verdicts, trained: Verdicts, confidence: float) -> Inter
     has no seed, stands beside each.
 
     Args:
-        base: Verdicts of the second, shape (questions,) or (seeds, questions).
+        base: Verdicts of the second, shape (seeds, ..., questions).
         trained: Verdicts of the first, of as many seeds; one of both may have a single student.
         confidence: Coverage, in (0, 1).
     """
-    first, second = np.atleast_2d(trained).mean(axis=1), np.atleast_2d(base).mean(axis=1)
+    first, second = (one.reshape(len(one), -1).mean(axis=1) for one in map(np.atleast_2d, (trained, base)))
     return _clipped(_student(first - second, confidence), -1.0) if max(len(first), len(second)) > 1 else None
 
 
@@ -189,6 +190,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not (1 <= k <= n and 0 <= c <= n):
         raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, not n={n}, c={c}, k={k}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def _answers(verdicts: Verdicts) -> Verdicts:
+    """Return verdicts of shape (answers, questions)."""
+    return verdicts.reshape(math.prod(verdicts.shape[:-1]), verdicts.shape[-1])
 
 
 def _bootstrap(changes: npt.NDArray[np.float64], confidence: float, resamples: int, seed: int) -> Interval:

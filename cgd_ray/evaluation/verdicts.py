@@ -1,7 +1,7 @@
 """The verdict on each answer, kept with the run: what differences between students are computed from."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +9,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.questions import QuestionSet
 from cgd_ray.evaluation.scores import Graded
+from cgd_ray.evaluation.statistics import Verdicts
 from cgd_ray.storage.runs import Run
 
 VERDICTS = pa.schema(
     [
+        pa.field("set", pa.string(), nullable=False),
         pa.field("student", pa.string(), nullable=False),  # "base" or "trained"
+        pa.field("sample", pa.int32(), nullable=False),
         pa.field("prompt_id", pa.string(), nullable=False),
         pa.field("correct", pa.bool_(), nullable=False),
         pa.field("boxed", pa.bool_(), nullable=False),  # correct, and in a box
@@ -23,41 +27,55 @@ VERDICTS = pa.schema(
     ]
 )
 _FILE = "verdicts.parquet"
+_MARKS = ("correct", "boxed", "truncated", "tokens")
 
 
-def write_verdicts(run: Run, questions: pa.Table, graded: Mapping[str, Graded]) -> None:
-    """Write `verdicts.parquet` (VERDICTS schema) of the run: by student, in the order of the questions."""
-    tables = []
-    for student, marks in graded.items():
-        columns = {name: getattr(marks, name) for name in ("correct", "boxed", "truncated", "tokens")}
-        named = {"student": [student] * len(questions), "prompt_id": questions["prompt_id"]}
-        tables.append(pa.table({**named, **columns}).cast(VERDICTS))
+def write_verdicts(run: Run, sets: Sequence[QuestionSet], graded: Mapping[str, Mapping[str, Graded]]) -> None:
+    """Write `verdicts.parquet` (VERDICTS schema) of the run; `graded` is by student and set."""
     buffer = io.BytesIO()
-    pq.write_table(pa.concat_tables(tables), buffer, compression="zstd")
+    with pq.ParquetWriter(buffer, VERDICTS, compression="zstd") as writer:
+        for one in sets:
+            for student, marks in graded.items():
+                for sample in range(one.samples):
+                    columns = {name: getattr(marks[one.name], name)[sample] for name in _MARKS}
+                    named = {"set": one.name, "student": student, "sample": sample}
+                    repeated = {name: [value] * len(one.rows) for name, value in named.items()}
+                    table = pa.table({**repeated, "prompt_id": one.rows["prompt_id"], **columns})
+                    writer.write_table(table.cast(VERDICTS))
     run.store.write(run.path(_FILE), buffer.getvalue())
 
 
-def read_correct(runs: Mapping[str, Run]) -> dict[str, np.ndarray]:
+def read_correct(runs: Mapping[str, Run]) -> dict[str, dict[str, Verdicts]]:
     """Read which questions were answered correctly: by the base student, and by the trained one of each run.
 
     Args:
         runs: by the name of their trained student; they share the base student and the questions.
 
     Returns:
-        Verdicts of shape (questions,) by name, `base` first; all in one order.
+        By set and name, `base` first: verdicts of shape (samples, questions), all in one order of the questions.
 
     Raises:
         CgdError: the runs were evaluated on different questions.
     """
-    verdicts = {name: pq.read_table(io.BytesIO(run.store.read(run.path(_FILE)))) for name, run in runs.items()}
-    first = next(iter(verdicts))
-    found = {"base": _of(verdicts[first], "base"), **{name: _of(table, "trained") for name, table in verdicts.items()}}
-    questions = found["base"]["prompt_id"]
-    for name, table in found.items():
-        if not table["prompt_id"].equals(questions):
-            raise CgdError(f"{name} was evaluated on other questions than {first}. Fix: evaluate both with one recipe")
-    return {name: np.array(table["correct"].to_pylist(), bool) for name, table in found.items()}
+    tables = {name: pq.read_table(io.BytesIO(run.store.read(run.path(_FILE)))) for name, run in runs.items()}
+    first = next(iter(tables.values()))
+    return {one: _of_set(tables, one) for one in dict.fromkeys(first["set"].to_pylist())}
 
 
-def _of(verdicts: pa.Table, student: str) -> pa.Table:
-    return verdicts.filter(pc.equal(verdicts["student"], student)).sort_by("prompt_id")
+def _of_set(tables: Mapping[str, pa.Table], one: str) -> dict[str, Verdicts]:
+    first = next(iter(tables))
+    chosen = {"base": _select(tables[first], one, "base")}
+    chosen |= {name: _select(table, one, "trained") for name, table in tables.items()}
+    asked = chosen["base"].select(["sample", "prompt_id"])
+    for name, table in chosen.items():
+        if not table.select(["sample", "prompt_id"]).equals(asked):
+            raise CgdError(
+                f"{name} was evaluated on other questions of {one} than {first}. Fix: evaluate both with one recipe"
+            )
+    samples = pc.max(asked["sample"]).as_py() + 1
+    return {name: np.array(table["correct"].to_pylist(), bool).reshape(samples, -1) for name, table in chosen.items()}
+
+
+def _select(verdicts: pa.Table, one: str, student: str) -> pa.Table:
+    wanted = pc.and_(pc.equal(verdicts["set"], one), pc.equal(verdicts["student"], student))
+    return verdicts.filter(wanted).sort_by([("sample", "ascending"), ("prompt_id", "ascending")]).combine_chunks()

@@ -6,13 +6,14 @@ import datetime as dt
 import socket
 import time
 from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
 
 from cgd_ray.errors import ConfigError
 from cgd_ray.execution.metrics import Metrics, StageMetrics
-from cgd_ray.execution.results import metrics_of, result_row
+from cgd_ray.execution.results import metrics_of, parse_verdict, result_row
 from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Engine, Request
 from cgd_ray.prompts.thinking import thinking_in
-from cgd_ray.stages.stage import TEXTS, Row, Stage, row_name
+from cgd_ray.stages.stage import TEXTS, VERDICTS, Row, Stage, row_name
 from cgd_ray.storage.commit import Committer
 
 _IDLE_FLUSH_S = 0.05  # longer than the gap between consecutive blocks, short compared with any completion
@@ -163,6 +164,8 @@ class ChainRunner:
         try:
             request = _request(stage, row)
             made = _usable(stage, request, await self._engine.complete(request))
+            if stage.asks_verdict and not made.truncated and parse_verdict(made.text) is None:
+                made = await self._with_verdict(stage, request, made)
         except CompletionError as failure:
             made = failure
         seconds = time.monotonic() - clock
@@ -184,6 +187,25 @@ class ChainRunner:
             metrics_of(result, cached, started.timestamp(), seconds)
         )
         return self._results[stage.name].add(result)
+
+    async def _with_verdict(self, stage: Stage, request: Request, made: Completion) -> Completion:
+        """Return the critique with the verdict line that it lacks, as the critic answers when asked for it.
+
+        The critique stays as it is if the critic gives no such answer. Tokens of both requests are counted.
+        """
+        try:
+            answer = await self._engine.complete(stage.verdict_request(request, made.text))
+        except CompletionError:
+            return made
+        found = [word for word in VERDICTS if word in answer.text.lower()]
+        line = f"\n\nVerdict: {found[0]}" if len(found) == 1 else ""
+        return replace(
+            made,
+            text=made.text.rstrip() + line if line else made.text,
+            prompt_tokens=made.prompt_tokens + answer.prompt_tokens,
+            completion_tokens=made.completion_tokens + answer.completion_tokens,
+            cached_tokens=None if made.cached_tokens is None else made.cached_tokens + (answer.cached_tokens or 0),
+        )
 
 
 def _request(stage: Stage, row: Row) -> Request:

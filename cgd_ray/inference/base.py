@@ -20,6 +20,8 @@ class Decoding:
     top_p: float
     seed: int
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
+    """Texts of which the completion must be one, where the engine can force it; else it is only asked for."""
 
 
 @dataclass(frozen=True)

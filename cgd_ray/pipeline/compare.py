@@ -60,10 +60,11 @@ def compare_methods(recipe: Recipe, methods: Sequence[str], seeds: int, console:
         for student, run in resolved.items():
             log.info("comparing", student=student, of=", ".join(resolved))
             outcomes[student] = run_pipeline(run)
-    correct = read_correct({student: run.folder for student, run in resolved.items()})
-    by_method = {"base": correct["base"]} | {method: _stacked(correct, method, seeds) for method in methods}
-    section = recipe.evaluation
-    comparison = Comparison(outcomes, all_pairs(by_method, section.confidence, section.resamples, recipe.run.seed))
+    section, pairs = recipe.evaluation, {}
+    for name, correct in read_correct({student: run.folder for student, run in resolved.items()}).items():
+        stacked = {"base": correct["base"][None]} | {method: _stacked(correct, method, seeds) for method in methods}
+        pairs[name] = all_pairs(stacked, section.confidence, section.resamples, recipe.run.seed)
+    comparison = Comparison(outcomes, pairs)
     folder = Run(store, recipe.run.name)
     folder.write_json("comparison.json", asdict(comparison))
     write_comparison(folder, comparison)
@@ -86,5 +87,5 @@ def _recipe_of(recipe: Recipe, methods: Sequence[str], method: str, seed: int) -
 
 
 def _stacked(correct: Mapping[str, Verdicts], method: str, seeds: int) -> Verdicts:
-    """Return a method's verdicts, shape (seeds, questions)."""
+    """Return a method's verdicts, shape (seeds, samples, questions)."""
     return np.stack([correct[_student(method, seed)] for seed in range(seeds)])

@@ -10,6 +10,7 @@ from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.training import TrackingSection, TrainingSection
 from cgd_ray.data.sources import check_source
 from cgd_ray.errors import ConfigError
+from cgd_ray.evaluation.questions import naming_set
 from cgd_ray.methods import METHODS, Contexts, Example
 from cgd_ray.models.demo import DEMO_PREFIX
 from cgd_ray.models.resolve import local_model
@@ -73,6 +74,10 @@ def preflight(recipe: Recipe) -> Store:
     require_writable(store)
     if not isinstance(recipe.data, DemoData):
         check_source(recipe.data, recipe.storage)
+    for one in recipe.evaluation.sets if recipe.evaluation.enabled else []:
+        if one.data:
+            with naming_set(one.name):
+                check_source(one.data, recipe.storage)
     student, teacher = recipe.student, recipe.teacher
     student.engine.model_identity(student.ref, recipe.storage, "student.model")
     teacher.engine.model_identity(teacher.ref, recipe.storage, "teacher.engine.model")

@@ -5,14 +5,16 @@ from collections.abc import Callable, Set
 from dataclasses import asdict, replace
 from typing import Any, Literal, TypeVar, get_args
 
-import pyarrow as pa
 import structlog
 
+from cgd_ray.config.recipe import Recipe
 from cgd_ray.curation.run import CurationResult, run_curation
 from cgd_ray.errors import CgdError
+from cgd_ray.evaluation.gates import judge_gates
 from cgd_ray.evaluation.quality import generated_quality
-from cgd_ray.evaluation.run import Student, heldout_rows, run_evaluation
-from cgd_ray.evaluation.scores import compare, grade_results, score
+from cgd_ray.evaluation.questions import QuestionSet, question_sets
+from cgd_ray.evaluation.run import Student, run_evaluation
+from cgd_ray.evaluation.scores import Graded, compare, grade_results, score
 from cgd_ray.evaluation.verdicts import write_verdicts
 from cgd_ray.generation.planning import plan
 from cgd_ray.generation.run import GenerationResult, run_generation
@@ -28,6 +30,7 @@ from cgd_ray.report.outcome import (
     PhaseCost,
     PromptCounts,
     ResultT,
+    SetSummary,
     TrainingSummary,
 )
 from cgd_ray.report.summary import write_report
@@ -71,7 +74,7 @@ def _run_phases(run: ResolvedRun, phases: Set[PhaseName]) -> Outcome:
     if "generate" not in phases:
         _require_generated(run)
     # Fails, before anything is paid for, if there is nothing to grade against.
-    questions = heldout_rows(recipe, run.prompts.table) if recipe.evaluation.enabled else None
+    questions = question_sets(run) if recipe.evaluation.enabled else None
     _require_room(run, phases)
     generated, generation = _generate(run, may_generate="generate" in phases)
     keep("generation", generation)
@@ -133,21 +136,30 @@ def _train(run: ResolvedRun, curated: CurationResult, *, may_train: bool) -> Pha
 
 
 def _evaluate(
-    run: ResolvedRun, rows: pa.Table, generated: GenerationResult, training: Phase[TrainingSummary] | None
+    run: ResolvedRun, sets: list[QuestionSet], generated: GenerationResult, training: Phase[TrainingSummary] | None
 ) -> Phase[EvaluationSummary]:
-    """Compare base and trained student on the held-out prompts (PROMPTS schema)."""
+    """Compare base and trained student on the questions of all sets."""
     recipe, started = run.recipe, time.monotonic()
     students = {"base": Student(recipe.student.ref, run.student_identity)}
     if training:
         students["trained"] = trained_student(run, training.result.student.student_name)
-    answered = {name: run_evaluation(run, rows, name, student) for name, student in students.items()}
-    graded = {name: grade_results(results, rows) for name, (results, _) in answered.items()}
-    write_verdicts(run.folder, rows, graded)
-    scores = {name: score(marks, rows, recipe.evaluation.confidence) for name, marks in graded.items()}
-    difference = compare(graded["base"], graded["trained"], recipe) if training else None
-    summary = EvaluationSummary(scores["base"], scores.get("trained"), difference, generated_quality(generated.join))
-    spent = {name: figures for name, (_, figures) in answered.items() if figures}
+    answered = {name: run_evaluation(run, sets, name, student) for name, student in students.items()}
+    graded = {
+        name: {one.name: grade_results(answers.results[one.name], one) for one in sets}
+        for name, answers in answered.items()
+    }
+    write_verdicts(run.folder, sets, graded)
+    scored = {one.name: _scored(one, {name: marks[one.name] for name, marks in graded.items()}, recipe) for one in sets}
+    gates = judge_gates(run.folder, recipe.evaluation, recipe.run.seed) if training else []
+    summary = EvaluationSummary(scored, generated_quality(generated.join), gates)
+    spent = {name: answers.spent for name, answers in answered.items() if answers.spent}
     return Phase(summary, PhaseCost(_since(started), not spent, spent))
+
+
+def _scored(one: QuestionSet, graded: dict[str, Graded], recipe: Recipe) -> SetSummary:
+    scores = {name: score(marks, one.rows, recipe.evaluation.confidence) for name, marks in graded.items()}
+    difference = compare(graded["base"], graded["trained"], recipe) if "trained" in graded else None
+    return SetSummary(one.role, scores["base"], scores.get("trained"), difference)
 
 
 def trained_student(run: ResolvedRun, name: str) -> Student:

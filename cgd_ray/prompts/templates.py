@@ -15,6 +15,9 @@ REQUIRED = ("critique", "refine", "context")
 OPTIONAL = ("again", "cft")
 """Contexts of some training methods; a directory without one uses the default's."""
 
+SETS = {"default": "default", "solve-first": "default", "explanatory": "explanatory", "stepwise": "stepwise"}
+"""Sets of this package: name, and folder. Files that a folder lacks are the default's."""
+
 _MISTAKES = (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 
 
@@ -105,20 +108,24 @@ class PromptSet:
 
 
 def load_prompts(where: str) -> PromptSet:
-    """The default set, or the one in a directory.
+    """A set of this package by its name, or the one in a directory.
 
     Raises:
         ConfigError: the directory or one of its files is missing, or a template cannot be rendered.
     """
-    default = resources.files("cgd_ray.prompts") / "default"
-    folder = default if where == "default" else Path(where)
+    package = resources.files("cgd_ray.prompts")
+    default = package / "default"
+    folder = package / SETS[where] if where in SETS else Path(where)
     texts = []
     for name in (*REQUIRED, *OPTIONAL):
         file = folder / f"{name}.jinja"
-        if name in OPTIONAL and not file.is_file():
+        if (name in OPTIONAL or where in SETS) and not file.is_file():
             file = default / file.name
         if not file.is_file():
-            raise ConfigError(f"generation.prompts {where}: {name}.jinja is missing. Fix: add {', '.join(REQUIRED)}")
+            raise ConfigError(
+                f"generation.prompts {where}: {name}.jinja is missing. Fix: add {', '.join(REQUIRED)}, or name a set "
+                f"({', '.join(SETS)})"
+            )
         try:
             texts.append(file.read_text(encoding="utf-8"))
         except UnicodeDecodeError as error:

@@ -25,8 +25,8 @@ class Comparison:
 
     students: Outcomes
     """Outcomes by student: METHOD, and METHOD-seedK for further training seeds."""
-    pairs: list[PairOfStudents]
-    """Every pair among base and methods, each method as the mean over its seeds."""
+    pairs: dict[str, list[PairOfStudents]]
+    """By set of questions: every pair among base and methods, each method as the mean over its seeds."""
 
 
 def write_comparison(run: Run, comparison: Comparison) -> None:
@@ -45,7 +45,22 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
 
 
 def _tables(comparison: Comparison) -> list[tuple[str, Cells]]:
-    return [_comparison(comparison.students), ("Paired differences on the same questions", _pairs(comparison.pairs))]
+    tables = [("Students trained on the same rows", _trainings(comparison.students))]
+    for name, pairs in comparison.pairs.items():
+        tables.append(_accuracies(comparison.students, name))
+        tables.append((f"Paired differences on {name}", _pairs(pairs)))
+    return tables
+
+
+def _trainings(outcomes: Outcomes) -> Cells:
+    rows = [["student", "rows", "steps", "supervised tok", "total tok"]]
+    for name, outcome in outcomes.items():
+        if outcome.training is None:
+            raise ValueError("a method was not trained")
+        student = outcome.training.result.student
+        counts = (student.rows, student.steps, student.supervised_tokens, student.total_tokens)
+        rows.append([name, *map(str, counts)])
+    return rows
 
 
 def _pairs(pairs: list[PairOfStudents]) -> Cells:
@@ -59,25 +74,23 @@ def _pairs(pairs: list[PairOfStudents]) -> Cells:
     return rows
 
 
-def _comparison(outcomes: Outcomes) -> tuple[str, Cells]:
-    head = ["student", "rows", "steps", "supervised tok", "total tok", "accuracy", "interval"]
-    head += ["against base", "interval", "truncated"]
-    base = _evaluation(next(iter(outcomes.values()))).base
-    rows = [head, ["base", "", "", "", "", *_accuracy_cells(base), "", "", percent(base.truncated)]]
-    rows += [[student, *_cells(outcome)] for student, outcome in outcomes.items()]
-    return f"Methods on the same rows, {base.questions} held-out questions (bare prompt)", rows
+def _accuracies(outcomes: Outcomes, name: str) -> tuple[str, Cells]:
+    """Return the title and table of all students on one set of questions."""
+    found = {student: _evaluation(outcome).sets[name] for student, outcome in outcomes.items()}
+    base = next(iter(found.values())).base
+    rows = [["student", "accuracy", "interval", "against base", "interval", "truncated", "tokens"]]
+    rows.append(["base", *_accuracy_cells(base), "", "", *_length_cells(base)])
+    for student, scores in found.items():
+        trained, paired = scores.trained, scores.difference
+        if trained is None or paired is None:
+            raise ValueError("a trained student was not evaluated")
+        difference = [percent(paired.difference, signed=True), interval(paired.interval, signed=True)]
+        rows.append([student, *_accuracy_cells(trained), *difference, *_length_cells(trained)])
+    return f"{base.questions} questions of {name} (bare prompt)", rows
 
 
-def _cells(outcome: Outcome) -> list[str]:
-    if outcome.training is None:
-        raise ValueError("a method was not trained")
-    student, evaluation = outcome.training.result.student, _evaluation(outcome)
-    trained, paired = evaluation.trained, evaluation.difference
-    if trained is None or paired is None:
-        raise ValueError("a trained student was not evaluated")
-    counts = [str(count) for count in (student.rows, student.steps, student.supervised_tokens, student.total_tokens)]
-    difference = [percent(paired.difference, signed=True), interval(paired.interval, signed=True)]
-    return [*counts, *_accuracy_cells(trained), *difference, percent(trained.truncated)]
+def _length_cells(scores: Scores) -> list[str]:
+    return [percent(scores.truncated), f"{scores.mean_tokens:.0f}"]
 
 
 def _accuracy_cells(scores: Scores) -> list[str]:
@@ -96,4 +109,5 @@ def _comparison_notes(comparison: Comparison) -> list[str]:
     rates = _evaluation(outcome).generated.copy_rate
     copied = ", ".join(f"{name} {percent(rate)}" for name, rate in rates.items())
     notes = [*setting_notes(outcome), *([f"copied word for word: {copied}"] if copied else [])]
-    return notes if any(pair.seeds for pair in comparison.pairs) else [*notes, _ONE_SEED]
+    has_seeds = any(pair.seeds for pairs in comparison.pairs.values() for pair in pairs)
+    return notes if has_seeds else [*notes, _ONE_SEED]

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Generic, TypeVar
 
+from cgd_ray.evaluation.gates import GateResult
 from cgd_ray.evaluation.quality import GeneratedQuality
 from cgd_ray.evaluation.scores import Scores
 from cgd_ray.evaluation.statistics import PairedDifference
@@ -89,13 +90,28 @@ class TrainingSummary:
 
 
 @dataclass(frozen=True)
-class EvaluationSummary:
-    """Base and trained student on the held-out prompts, and the quality of the generated rows."""
+class SetSummary:
+    """Base and trained student on one set of questions."""
 
+    role: str
     base: Scores
     trained: Scores | None
     difference: PairedDifference | None
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """Base and trained student on all sets of questions, and the quality of the generated rows."""
+
+    sets: dict[str, SetSummary]
+    """By name, in the recipe's order."""
     generated: GeneratedQuality
+    gates: list[GateResult] = field(default_factory=list)
+
+    @property
+    def first(self) -> SetSummary:
+        """The set that leads the report."""
+        return next(iter(self.sets.values()))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from cgd_ray.redaction import redact
 from cgd_ray.report.cells import Cells, interval, markdown, percent, rich_table
 from cgd_ray.report.outcome import (
     CurationSummary,
-    EvaluationSummary,
     Figures,
     GenerationSummary,
     Outcome,
     Phase,
+    SetSummary,
     TrainingSummary,
 )
 from cgd_ray.storage.runs import Run
@@ -50,7 +50,9 @@ def _tables(outcome: Outcome) -> list[tuple[str, Cells]]:
         tables.append(("Training", _training(outcome.training)))
     if outcome.evaluation:
         evaluation = outcome.evaluation.result
-        tables.append(("Evaluation on held-out prompts (bare prompt)", _evaluation(evaluation)))
+        for name, scores in evaluation.sets.items():
+            role = "" if scores.role == "report" else f", {scores.role}"
+            tables.append((f"Evaluation on {name} (bare prompt{role})", _evaluation(scores)))
         tables.append(("Quality of the generated rows", _quality(evaluation.generated)))
     return tables
 
@@ -95,7 +97,7 @@ def _training(phase: Phase[TrainingSummary]) -> Cells:
     return [*rows, ["seconds", f"{student.seconds:.0f}"], ["tokens/s", f"{speed:.0f}"]]
 
 
-def _evaluation(evaluation: EvaluationSummary) -> Cells:
+def _evaluation(evaluation: SetSummary) -> Cells:
     rows = [["student", "questions", "accuracy", "interval", "in a box", "truncated", "mentions draft"]]
     for name, scores in (("base", evaluation.base), ("trained", evaluation.trained)):
         if scores:
@@ -132,8 +134,10 @@ def _quality(quality: GeneratedQuality) -> Cells:
 
 
 def _notes(outcome: Outcome) -> list[str]:
+    gates = outcome.evaluation.result.gates if outcome.evaluation else []
     return [
         *setting_notes(outcome),
+        *(f"{'passed' if gate.passed else 'FAILED'}: {gate.text}" for gate in gates),
         "seconds: " + ", ".join(f"{name} {value:.0f}" for name, value in outcome.seconds.items()),
     ]
 
@@ -141,9 +145,8 @@ def _notes(outcome: Outcome) -> list[str]:
 def setting_notes(outcome: Outcome) -> list[str]:
     """Return notes on settings that affect how to read the figures."""
     notes = [_NOT_PAPER] if outcome.generation.result.critique_reference == "teacher" else []
-    questions = outcome.evaluation.result.base.questions if outcome.evaluation else _MANY_QUESTIONS
-    if questions < _MANY_QUESTIONS:
-        notes.append(
-            f"With {questions} held-out questions only large differences show: read the intervals, not the figures."
-        )
+    sets = outcome.evaluation.result.sets if outcome.evaluation else {}
+    small = [f"{one.base.questions} of {name}" for name, one in sets.items() if one.base.questions < _MANY_QUESTIONS]
+    if small:
+        notes.append(f"Few questions ({', '.join(small)}) show large differences alone: read the intervals.")
     return notes

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
-import pyarrow as pa
 import structlog
 from ray import serve
 from rich.console import Console
@@ -17,7 +16,9 @@ from rich.console import Console
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.config.serving import Access, Replicas
 from cgd_ray.errors import CgdError
-from cgd_ray.evaluation.run import Student, heldout_rows, run_evaluation
+from cgd_ray.evaluation.gates import require_passed
+from cgd_ray.evaluation.questions import QuestionSet, first_question
+from cgd_ray.evaluation.run import Student, run_evaluation
 from cgd_ray.inference.openai.engine import chat_message
 from cgd_ray.inference.vllm.options import VllmEngineOptions, VllmOptions
 from cgd_ray.models.resolve import model_identity
@@ -28,6 +29,7 @@ from cgd_ray.runtime.logs import quiet_libraries, quiet_vllm
 from cgd_ray.serving.keys import Keys, digest_of, new_key
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.filesystem import Store
+from cgd_ray.storage.runs import Run
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +41,8 @@ def ask_served_student(run: ResolvedRun, student: str, console: Console) -> None
     already runs on the cluster. `student` is the exported model's name in the store.
     """
     recipe, store, folder = run.recipe, run.store, run.folder
-    rows = heldout_rows(recipe, run.prompts.table).slice(0, 1)
+    first = first_question(run)
+    rows = first.rows
     asked = {
         "base": run.student_identity,
         "student": model_identity(store.url(student), None, store.storage, "student"),
@@ -54,11 +57,11 @@ def ask_served_student(run: ResolvedRun, student: str, console: Console) -> None
         log.warning("Serve runs on this cluster already: no question is asked over HTTP")
         return
     else:
-        base, _ = run_evaluation(run, rows, "base", Student(recipe.student.ref, run.student_identity))
+        answers = run_evaluation(run, [first], "base", Student(recipe.student.ref, run.student_identity))
         port, key = _free_port(), new_key()
         with _served(_with_key(recipe, key), store.url(student), "127.0.0.1", port):
-            answer = _ask(f"http://127.0.0.1:{port}/v1", key, recipe, rows)
-        served = {"asked": asked, "base": base["text"][0].as_py() or "", "trained": answer}
+            answer = _ask(f"http://127.0.0.1:{port}/v1", key, recipe, first)
+        served = {"asked": asked, "base": answers.results[first.name]["text"][0].as_py() or "", "trained": answer}
         folder.write_json("served.json", served)
     console.rule("One held-out question, asked over HTTP")
     for title, text in (
@@ -93,6 +96,9 @@ def serve_until_interrupted(recipe: Recipe, store: Store, console: Console) -> N
     student = f"runs/{recipe.run.name}/student"
     if not store.exists(f"{student}/manifest.json"):  # written last
         raise CgdError(f"run {recipe.run.name} has no trained student. Fix: run jobs/pipeline.py first")
+    if not recipe.serving.force:
+        evaluation = Run(store, recipe.run.name).read_json("evaluation.json") or {}
+        require_passed(evaluation.get("result", {}).get("gates", []), recipe.run.name)
     host, port = recipe.serving.host, recipe.serving.port
     _require_free(host, port)
     Keys((), recipe.serving.keys_file)  # report a missing file before a model is loaded
@@ -156,18 +162,15 @@ def serve_args(recipe: Recipe, model: str) -> dict[str, Any]:
     return arguments
 
 
-def _ask(url: str, key: str, recipe: Recipe, rows: pa.Table) -> str:
+def _ask(url: str, key: str, recipe: Recipe, asked: QuestionSet) -> str:
     # The student gets the bare prompt, decoded as in the evaluation.
-    [row] = rows.select(["prompt", "history"]).to_pylist()
-    section = recipe.evaluation
+    [row] = asked.rows.select(["prompt", "history"]).to_pylist()
     with openai.OpenAI(base_url=url, api_key=key, timeout=600) as client:
         started = time.monotonic()
         answer = client.chat.completions.create(
             model=recipe.serving.model_id,
             messages=[chat_message(turn) for turn in with_history(row["prompt"], history_of(row["history"]))],
-            max_tokens=section.max_tokens,
-            temperature=section.temperature,
-            top_p=section.top_p,
+            **asked.decoding.model_dump(),
         )
     log.info("answered over HTTP", seconds=round(time.monotonic() - started, 1))
     return answer.choices[0].message.content or ""

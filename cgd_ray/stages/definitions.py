@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from cgd_ray.config.evaluation import Decoding
 from cgd_ray.config.generation import GenerationSection, Sampling
 from cgd_ray.config.recipe import Recipe
 from cgd_ray.prompts.conversation import Turn, history_of, transcript
@@ -156,8 +157,14 @@ def generation_stages(
         generation.critique,
         ask,
         ("prompt", "draft", *shown),
-        {"template": templates.critique_source, "reference": column, "upstream": upstream},
+        {
+            "template": templates.critique_source,
+            "reference": column,
+            "upstream": upstream,
+            **({"verdict": "asked"} if generation.critique.verdict == "asked" else {}),
+        },
     )
+    critique = replace(critique, asks_verdict=generation.critique.verdict == "asked")
     refine = maker.make_stage(
         "refine",
         teacher,
@@ -169,16 +176,10 @@ def generation_stages(
     return Stages(draft, answer, critique, refine)
 
 
-def evaluation_stage(recipe: Recipe, store: Store, model: str) -> Stage:
-    """Create the stage in which a student of this identity answers the held-out prompts; an empty answer is wrong."""
-    section = recipe.evaluation
-    sampling = Sampling(
-        max_tokens=section.max_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        # The same as for drafting and training.
-        chat_template_kwargs=recipe.generation.draft.chat_template_kwargs,
-    )
+def evaluation_stage(recipe: Recipe, store: Store, model: str, decoding: Decoding) -> Stage:
+    """Create the stage in which a student of this identity answers questions; an empty answer is wrong."""
+    # Arguments of the template are the same as for drafting and training.
+    sampling = Sampling(**decoding.model_dump(), chat_template_kwargs=recipe.generation.draft.chat_template_kwargs)
     origin = Origin(model, recipe.student.engine.identity())
     maker = StageMaker(store, recipe.run.seed)
     stage = maker.make_stage("evaluation", origin, sampling, BarePrompt(), ("prompt",))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -34,6 +34,10 @@ WORK = pa.schema(
 
 Row = dict[str, Any]
 
+VERDICTS = ("right", "wrong")
+_VERDICT_QUESTION = "So is the result of the student right or wrong? Answer with one word: right or wrong."
+_VERDICT_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -49,6 +53,7 @@ class Stage:
     conversation: Callable[[Row], tuple[Turn, ...]]
     attempt: int = 0
     has_verdict: bool = False
+    asks_verdict: bool = False  # asked for in one more request if the completion ends without one
     must_say_something: bool = True  # an empty text is a failure; in evaluation it is a wrong answer
     again: frozenset[str] = frozenset({"failed"})  # statuses of results that the next run retries
     description: dict[str, Any] = field(default_factory=dict)  # content of the tables' fingerprint
@@ -62,6 +67,12 @@ class Stage:
         """Return the same digest, given the texts."""
         texts = (name for name in self.inputs if name != "prompt")
         return self.parent({"prompt": prompt_digest(row), **{name: text_digest(row[name] or "") for name in texts}})
+
+    def verdict_request(self, request: Request, text: str) -> Request:
+        """Return the request for the verdict that a critique lacks, as the next turn of its conversation."""
+        turns = (*request.turns, Turn("assistant", text), Turn("user", _VERDICT_QUESTION))
+        decoding = replace(request.decoding, max_tokens=_VERDICT_TOKENS, temperature=0.0, choices=VERDICTS)
+        return replace(request, key=f"{request.key}-verdict", turns=turns, decoding=decoding)
 
     def request(self, row: Row) -> Request:
         """Return the engine request for this row; each row has its own seed."""

@@ -83,3 +83,13 @@ ENCODED = pa.schema(
     ]
 )
 """Tokenised training rows. The target is a suffix, so one number is the whole mask."""
+
+SCORES = pa.schema(
+    [
+        *KEY,
+        pa.field("context", pa.string(), nullable=False),  # see cgd_ray.analysis.contexts
+        pa.field("nll", pa.list_(pa.float32()), nullable=False),  # nats, one per token of the refinement and its end
+        pa.field("entropy", pa.list_(pa.float32()), nullable=False),
+    ]
+)
+"""How uncertain one model is about one row's refinement under one context."""

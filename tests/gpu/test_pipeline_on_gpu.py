@@ -46,7 +46,7 @@ def require_whole(made: dict[str, Any]) -> None:
     assert made["config"]["student"]["engine"]["dtype"] == "bfloat16"
     assert made["config"]["training"]["precision"] == "bf16"
     assert made["training"]["result"]["student"]["steps"] >= 1
-    assert made["evaluation"]["result"]["trained"]["questions"] == 8
+    assert made["evaluation"]["result"]["sets"]["heldout"]["trained"]["questions"] == 8
 
 
 def test_engines_take_turns_on_the_gpu(root: Path) -> None:

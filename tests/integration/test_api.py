@@ -44,12 +44,19 @@ def test_a_run_its_tables_and_a_comparison(tmp_path: Path) -> None:
     assert outcome.generation.cost.reused
     assert outcome.training
     assert outcome.evaluation
-    assert outcome.evaluation.result.difference
+    assert outcome.evaluation.result.first.difference
     examples = cgd_ray.read_table(made, "examples", ["prompt", "draft"]).to_pandas()
     assert list(examples) == ["prompt", "draft"]
     assert len(examples) == outcome.curation.result.kept
     critiques = datasets.Dataset(cgd_ray.read_table(made, "critique"))
     assert set(critiques["status"]) == {"ok"}
+    measures = cgd_ray.analyze(made)
+    assert set(measures) == {"base", "trained"}
+    assert measures["base"].rows == outcome.curation.result.kept
+    # It was trained on (x, y', c): the refinements surprise it less under that context.
+    assert measures["trained"].nll["critique"].value < measures["base"].nll["critique"].value
+    assert cgd_ray.analyze(made) == measures
+    assert "input-specific part" in (tmp_path / "runs/r/analysis.md").read_text()
     comparison = cgd_ray.compare(made, ["cgd", "refsft"], seeds=2)
     outcomes = comparison.students
     assert list(outcomes) == ["cgd", "refsft", "cgd-seed2", "refsft-seed2"]
@@ -57,12 +64,12 @@ def test_a_run_its_tables_and_a_comparison(tmp_path: Path) -> None:
     weights = {(tmp_path / f"runs/r-{name}/student/model.safetensors").read_bytes() for name in outcomes}
     assert len(weights) == 4
     assert "| refsft | cgd |" in (tmp_path / "runs/r/comparison.md").read_text()
-    assert [(pair.first, pair.second) for pair in comparison.pairs] == [
+    assert [(pair.first, pair.second) for pair in comparison.pairs["heldout"]] == [
         ("cgd", "base"), ("refsft", "base"), ("refsft", "cgd"),
     ]  # fmt: skip
-    own = [outcomes[name].evaluation.result.difference.difference for name in ("cgd", "cgd-seed2")]
-    assert comparison.pairs[0].difference.difference == pytest.approx(sum(own) / 2)
-    assert comparison.pairs[0].seeds
+    own = [outcomes[name].evaluation.result.first.difference.difference for name in ("cgd", "cgd-seed2")]
+    assert comparison.pairs["heldout"][0].difference.difference == pytest.approx(sum(own) / 2)
+    assert comparison.pairs["heldout"][0].seeds
 
 
 def test_rows_of_other_runs_of_the_root_are_left_out(tmp_path: Path) -> None:

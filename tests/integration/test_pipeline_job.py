@@ -35,7 +35,6 @@ SMALL = [
     "teacher.engine.cpus=1",
     "generation.draft.max_tokens=160",
     "curation.require_correct=false",
-    "curation.require_verdict=false",
     "training.epochs=1",
     "training.batch_size=4",
     "training.workers=2",
@@ -74,7 +73,7 @@ def test_every_phase_ran(manifest: dict[str, Any]) -> None:
     } == dict.fromkeys(["draft", "answer", "critique", "refine"], ROWS)
     assert stages["refine"]["ok"] > 0
     assert manifest["training"]["result"]["student"]["steps"] >= 1
-    assert manifest["evaluation"]["result"]["trained"]["questions"] == HELDOUT
+    assert manifest["evaluation"]["result"]["sets"]["heldout"]["trained"]["questions"] == HELDOUT
     assert manifest["generation"]["cost"]["spent"]["refine"]["cached_tokens"] > 0
 
 
@@ -103,6 +102,12 @@ def test_texts_belong_together(manifest: dict[str, Any], bucket: s3fs.S3FileSyst
         texts = (drafts[key]["text"], critiques[key]["text"], answers[key]["text"])
         assert refinement["parent"] == parent_digest(prompt_digest(prompts[key]), *map(text_digest, texts))
         assert refinement["model"].startswith("demo:qwen2.5-0.5b@")
+
+
+def test_every_whole_critique_has_a_verdict(manifest: dict[str, Any], bucket: s3fs.S3FileSystem) -> None:
+    whole = [row for row in rows(bucket, "critique") if row["status"] == "ok"]
+    assert whole
+    assert {row["verdict"] for row in whole} <= {"right", "wrong"}
 
 
 def test_drafts_and_evaluation_send_the_bare_prompt_as_training_encodes_it(

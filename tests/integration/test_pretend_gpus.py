@@ -40,7 +40,7 @@ def test_every_phase_runs_while_it_holds_gpus(tmp_path: Path) -> None:
     assert manifest["generation"]["cost"]["execution"] == "streaming"
     assert manifest["generation"]["result"]["stages"]["refine"]["ok"] == 8
     assert manifest["training"]["result"]["student"]["steps"] == 2
-    assert manifest["evaluation"]["result"]["trained"]["questions"] == 4
+    assert manifest["evaluation"]["result"]["sets"]["heldout"]["trained"]["questions"] == 4
 
 
 def test_cpu_packages_take_none_of_the_gpus_that_ray_counts(tmp_path: Path) -> None:

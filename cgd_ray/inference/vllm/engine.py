@@ -171,7 +171,7 @@ class VllmEngine:
     async def _generate(self, engine: "AsyncLLM", tokens: list[int], request: Request) -> "RequestOutput":
         from vllm import SamplingParams
         from vllm.exceptions import VLLMError
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         decoding = request.decoding
         params = SamplingParams(
@@ -180,6 +180,7 @@ class VllmEngine:
             top_p=decoding.top_p,
             seed=decoding.seed if decoding.temperature > 0 else None,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            structured_outputs=StructuredOutputsParams(choice=list(decoding.choices)) if decoding.choices else None,
         )
         self._count += 1
         final = None

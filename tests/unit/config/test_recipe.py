@@ -96,7 +96,7 @@ def test_overrides_are_yaml_values_at_dotted_keys(tmp_path: Path) -> None:
         ),
         (
             {"data": {"type": "jsonl", "path": "x"}},
-            "evaluation.enabled needs references. Fix: set data.reference_column",
+            "evaluation.sets heldout needs references. Fix: set data.reference_column",
         ),
         ({"teacher": {"engine": {"type": "openai", "model": "m", "spend_ceiling": 1.0}}}, "spend_ceiling without"),
         ({"student": {"model": "s", "api_key": "sk-123"}}, "student.api_key: unknown key"),

@@ -1,20 +1,23 @@
 """Which held-out prompts are asked, however many there are, and what an evaluation of them takes."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from cgd_ray.config.evaluation import Decoding, EvaluationSection
 from cgd_ray.config.recipe import Recipe
-from cgd_ray.config.training import EvaluationSection
 from cgd_ray.data.prepare import PreparedPrompts
 from cgd_ray.data.prompt_id import holdout_position
 from cgd_ray.errors import CgdError
 from cgd_ray.estimation.evaluation import forecast_evaluation
+from cgd_ray.evaluation import questions as questions_module
 from cgd_ray.evaluation import run as evaluation
-from cgd_ray.evaluation.run import Student, heldout_rows, run_evaluation
+from cgd_ray.evaluation.questions import QuestionSet, heldout_rows
+from cgd_ray.evaluation.run import Student, run_evaluation
 from cgd_ray.evaluation.scores import grade_results
 from cgd_ray.inference.options import ModelRef
 from cgd_ray.stages.resolved import ResolvedRun, open_run
@@ -42,8 +45,12 @@ def heldout_table(root: Path, reference: str | None = "the answer is 7") -> Tabl
 
 
 def asked(recipe: Recipe, table: Table) -> list[str]:
-    ids: list[str] = heldout_rows(recipe, table)["prompt_id"].to_pylist()
+    ids: list[str] = heldout(recipe, table).rows["prompt_id"].to_pylist()
     return ids
+
+
+def heldout(recipe: Recipe, table: Table, samples: int = 1) -> QuestionSet:
+    return QuestionSet("heldout", "report", heldout_rows(table, recipe.evaluation.limit), Decoding(), samples)
 
 
 def test_the_smallest_hashes_are_asked_whatever_their_part(tmp_path: Path) -> None:
@@ -57,20 +64,20 @@ def test_the_smallest_hashes_are_asked_whatever_their_part(tmp_path: Path) -> No
 def test_only_a_few_of_a_million_are_asked_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert EvaluationSection().limit == 5000
     held = list[int]()
-    first = evaluation._first
+    first = questions_module._first
 
     def counted(rows: pa.Table, limit: int | None) -> pa.Table:
         held.append(len(rows))
         return first(rows, limit)
 
-    monkeypatch.setattr(evaluation, "_first", counted)
-    heldout_rows(limited(tmp_path, 7), heldout_table(tmp_path))
+    monkeypatch.setattr(questions_module, "_first", counted)
+    heldout(limited(tmp_path, 7), heldout_table(tmp_path))
     assert max(held) <= 3 * 7  # beside the twenty of one part
 
 
 def test_prompts_without_an_answer_to_grade_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(CgdError, match=r"evaluation: none of 300 held-out prompts has a reference that states"):
-        heldout_rows(recipe(tmp_path), heldout_table(tmp_path, reference=None))
+    with pytest.raises(CgdError, match=r"evaluation: none of 300 heldout prompts has a reference that states"):
+        heldout(recipe(tmp_path), heldout_table(tmp_path, reference=None))
 
 
 def answer(row: dict[str, Any], parent: str, status: str, text: str | None) -> dict[str, Any]:
@@ -82,8 +89,8 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, store = limited(tmp_path, 6), Store(str(tmp_path))
-    rows = heldout_rows(made, heldout_table(tmp_path))
-    ids = rows["prompt_id"].to_pylist()
+    asked_set = heldout(made, heldout_table(tmp_path))
+    ids = asked_set.rows["prompt_id"].to_pylist()
     texts = ["the answer is 7", "the answer is 8", None]
     asked_for = list[list[str]]()
 
@@ -100,26 +107,28 @@ def test_only_what_has_no_answer_is_asked_and_each_answer_meets_its_prompt(
         return {"rows": len(todo)}
 
     monkeypatch.setattr(evaluation, "_generate", generate)
-    run_evaluation(open_run(made, store), rows.slice(0, 3), "base", Student(ModelRef("m"), "identity"))
-    results, spent = run_evaluation(open_run(made, store), rows, "base", Student(ModelRef("m"), "identity"))
-    assert spent == {"rows": 3}
+    three, student = replace(asked_set, rows=asked_set.rows.slice(0, 3)), Student(ModelRef("m"), "identity")
+    run_evaluation(open_run(made, store), [three], "base", student)
+    answers = run_evaluation(open_run(made, store), [asked_set], "base", student)
+    assert answers.spent == {"rows": 3}
     assert asked_for == [ids[:3], ids[3:]]
-    graded = grade_results(results, rows)
-    assert graded.correct.tolist() == [True, False, False] * 2
-    assert graded.truncated.tolist() == [False, False, True] * 2
-    assert grade_results(results.slice(0, 0), rows).correct.tolist() == [False] * 6
+    results = answers.results["heldout"]
+    graded = grade_results(results, asked_set)
+    assert graded.correct.tolist() == [[True, False, False] * 2]
+    assert graded.truncated.tolist() == [[False, False, True] * 2]
+    assert grade_results(results.slice(0, 0), asked_set).correct.tolist() == [[False] * 6]
 
 
 @pytest.mark.parametrize(
     ("written", "error"),
-    [(["failed", "ok", "ok", "ok", "ok", "ok"], None), (["failed", "ok"], "4 held-out prompts were skipped")],
+    [(["failed", "ok", "ok", "ok", "ok", "ok"], None), (["failed", "ok"], "4 questions were skipped")],
 )
 def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: list[str], error: str | None
 ) -> None:
     made = recipe(tmp_path, evaluation={"limit": 6}, generation={"max_failed_fraction": 0.2})
     store = Store(str(tmp_path))
-    rows = heldout_rows(made, heldout_table(tmp_path))
+    asked_set = heldout(made, heldout_table(tmp_path))
     stages = list[Any]()
     for name in ("read_cluster", "sized", "block_rows"):
         monkeypatch.setattr(evaluation, name, lambda *_, **__: None)
@@ -128,15 +137,15 @@ def test_a_prompt_that_fails_was_asked_and_one_that_is_passed_by_was_not(
     def run_chains(*_: object) -> int:
         results = [
             answer(row, stages[0].parent_of(row), status, None)
-            for row, status in zip(rows.to_pylist(), written, strict=False)
+            for row, status in zip(asked_set.rows.to_pylist(), written, strict=False)
         ]
         stages[0].results.write_part("part-0001-a-000000", results)
         return 0
 
     monkeypatch.setattr(evaluation, "run_chains", run_chains)
     with pytest.raises(CgdError, match=error) if error else contextlib.nullcontext():
-        results, _ = run_evaluation(open_run(made, store), rows, "base", Student(ModelRef("m"), "identity"))
-        assert results["status"].to_pylist().count("failed") == 1
+        answers = run_evaluation(open_run(made, store), [asked_set], "base", Student(ModelRef("m"), "identity"))
+        assert answers.results["heldout"]["status"].to_pylist().count("failed") == 1
 
 
 def test_a_plan_counts_the_answers_of_both_students(tmp_path: Path) -> None:
@@ -144,10 +153,10 @@ def test_a_plan_counts_the_answers_of_both_students(tmp_path: Path) -> None:
     run = open_run(made, store)
     join = joined(run.stages, prompts(5))
     vars(run)["prompts"] = PreparedPrompts(join.prompts, train=5, heldout=0, duplicates=0, reused=True)
-    questions = heldout_rows(made, heldout_table(tmp_path))
-    assert forecast_evaluation(run, questions, None) is None
+    sets = [heldout(made, heldout_table(tmp_path))]
+    assert forecast_evaluation(run, sets, None) is None
     walk(run.stages, lacking(join), engine(), only=["draft"])
-    told = forecast_evaluation(run, questions, None)
+    told = forecast_evaluation(run, sets, None)
     assert told
     assert (told.questions, told.answers) == (9, 18)
     drafts = run.stages.draft.results.read()

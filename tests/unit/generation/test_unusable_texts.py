@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cgd_ray.config.evaluation import Decoding
 from cgd_ray.execution.chain_runner import ChainRunner
 from cgd_ray.inference.base import Completion, Request
 from cgd_ray.inference.scripted import ScriptedEngine, ScriptedOptions
@@ -72,5 +73,5 @@ def test_thinking_in_a_text_fails_it_with_the_mend(tmp_path: Path) -> None:
 
 def test_an_empty_answer_in_evaluation_is_wrong_and_no_failure(tmp_path: Path) -> None:
     recipe = scripted_recipe(tmp_path, 2, {}, {})
-    stage = evaluation_stage(recipe, Store(str(tmp_path)), "scripted:s")
+    stage = evaluation_stage(recipe, Store(str(tmp_path)), "scripted:s", Decoding())
     assert results(tmp_path, Says(evaluation=""), [stage])["evaluation"]["status"] == "ok"

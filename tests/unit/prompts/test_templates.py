@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cgd_ray.errors import ConfigError
-from cgd_ray.prompts.templates import load_prompts, render, template_columns
+from cgd_ray.prompts.templates import SETS, load_prompts, render, template_columns
 
 LATEX = r"\frac{a}{b} {{ x }} {% if %} <|im_end|>"
 
@@ -74,3 +74,21 @@ def test_a_template_reaches_nothing_but_its_values(source: str) -> None:
 def test_the_columns_of_a_template_are_known() -> None:
     source = "{{ question }}{% if hint is defined and hint %}{{ hint | upper }}{% endif %}{% set own = 1 %}{{ own }}"
     assert template_columns(source, "x") == {"question", "hint"}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_set_is_complete_and_ends_in_a_verdict(name: str) -> None:
+    prompts = load_prompts(name)
+    asked = prompts.critique("What is 2 + 2?", "It is 5.", None)
+    assert "What is 2 + 2?" in asked
+    assert "It is 5." in asked
+    assert "Verdict: right" in asked.splitlines()[-1]
+    assert "Correct answer" not in asked
+    assert "### Correct answer\n4" in prompts.critique("What is 2 + 2?", "It is 5.", "4")
+    assert prompts.refine_source == load_prompts("default").refine_source
+    assert (prompts.critique_source == load_prompts("default").critique_source) == (name in ("default", "solve-first"))
+
+
+def test_only_solve_first_asks_for_a_solution() -> None:
+    wants = {name: "solve the question yourself" in load_prompts(name).critique("x", "y", None) for name in SETS}
+    assert wants == {"default": True, "solve-first": True, "explanatory": False, "stepwise": False}

@@ -43,7 +43,9 @@ def fingerprints(name: str, overrides: list[str], root: Path) -> dict[str, Any]:
     run = open_run(recipe, store)
     found = {stage.name: stage.results.fingerprint for stage in run.stages.all}
     found["prompts"] = prompts_table(recipe, store)[0].fingerprint
-    found["evaluation"] = evaluation_stage(recipe, store, "X").results.fingerprint
+    found["evaluation"] = evaluation_stage(
+        recipe, store, "X", recipe.evaluation.decoding(recipe.evaluation.sets[0])
+    ).results.fingerprint
     if recipe.training.enabled:
         encoding = Encoding(recipe.training, recipe.training_seed, run.templates, run.encoder)
         table = encoding.table(Table(store, "examples", "0123", EXAMPLES))
