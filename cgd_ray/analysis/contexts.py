@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
-from cgd_ray.grading.answers import last_boxed, stated_answer
+from cgd_ray.grading.answers import stated_answer
+from cgd_ray.grading.boxes import last_boxed
 from cgd_ray.methods import Contexts, Example
 from cgd_ray.prompts.conversation import Turn, with_history
 
