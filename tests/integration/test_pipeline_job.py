@@ -80,7 +80,7 @@ def test_every_phase_ran(manifest: dict[str, Any]) -> None:
 def test_progress_and_results_are_in_the_jobs_log(
     job: subprocess.CompletedProcess[str], manifest: dict[str, Any]
 ) -> None:
-    assert "Evaluation on held-out prompts" in job.stdout
+    assert "Evaluation on heldout (bare prompt)" in job.stdout
     assert manifest["run"] in job.stdout
     assert "trained student (served)" in job.stdout
     assert re.search(r"training .*step=\d+/\d+", job.stdout)
