@@ -41,6 +41,8 @@ SETTINGS = [
     f"generation.draft.samples={SAMPLES}",
     "generation.draft.temperature=0.7",
     "curation.require_correct=false",
+    "curation.require_verdict=false",
+    "generation.critique.verdict=written",
     "storage.flush_seconds=0.4",
     "run.name=chaos",
 ]

@@ -29,6 +29,7 @@ TEACHER = ("answer", "critique", "refine")
 
 def start(root: str, name: str, environment: dict[str, str], *more: str) -> subprocess.Popen[str]:
     small = [f"data.limit={ROWS}", "data.holdout.count=2", "curation.require_correct=false", f"run.root={root}"]
+    small += ["generation.critique.verdict=written", "curation.require_verdict=false"]  # one request for each text
     return subprocess.Popen(
         [sys.executable, "jobs/generate.py", "jobs/recipes/demo.yaml", *small, f"run.name={name}", *ENGINES, *more],
         cwd=REPOSITORY,
