@@ -125,6 +125,11 @@ def redact(text: str) -> str:
     return _IN_REST_OF_LINE.sub(lambda found: f"{found['open'] or ''}{found['name']}{MASK}", text)
 
 
+def one_line(text: object, most: int) -> str:
+    """Mask the secrets in a text, join its lines, and only then cut it: a part of a key would not be recognized."""
+    return " ".join(redact(str(text)).split())[:most]
+
+
 def mask_url_credentials(text: str) -> str:
     """Return the text with names, passwords and keys in its URLs replaced by `***`."""
     text = _IN_URL.sub(f"{MASK}@", text)

@@ -1,16 +1,20 @@
 """Figures from token scores: uncertainty per context, and what parts of the critique explain of it."""
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from cgd_ray.analysis.contexts import CONTEXTS
+from cgd_ray.errors import CgdError
 from cgd_ray.evaluation.statistics import Interval
 from cgd_ray.storage.fingerprint import derived_seed
 from cgd_ray.storage.tables import Table
 
+_KINDS = ("nll", "entropy")
 Values = npt.NDArray[np.float64]
 
 DIFFERENCES: Mapping[str, tuple[str, str]] = {
@@ -61,57 +65,63 @@ def measure(scores: Table, confidence: float, resamples: int, seed: int) -> Meas
         seed: seed of the resampling.
 
     Raises:
-        ValueError: there are no rows.
+        CgdError: there are no rows.
     """
-    rows = _means(scores)
-    if not rows:
-        raise ValueError("no rows are scored")
-    prompts = [identity for identity, _ in rows]
-    columns = {
-        (kind, context): np.array([row[kind, context] for row in rows.values()])
-        for kind, context in next(iter(rows.values()))
-    }
-    bootstrap = _Bootstrap(prompts, confidence, resamples, seed)
-    contexts = list(dict.fromkeys(context for _, context in columns))
-    differences = {
-        name: bootstrap.estimate(columns["nll", first] - columns["nll", second])
+    prompts, columns = _columns(scores)
+    figures = columns | {
+        ("difference", name): columns["nll", first] - columns["nll", second]
         for name, (first, second) in DIFFERENCES.items()
     }
-    return Measures(
-        rows=len(rows),
-        prompts=len(set(prompts)),
-        nll={context: bootstrap.estimate(columns["nll", context]) for context in contexts},
-        entropy={context: bootstrap.estimate(columns["entropy", context]) for context in contexts},
-        differences=differences,
-    )
+    found = dict(zip(figures, _bootstrap(prompts, list(figures.values()), confidence, resamples, seed), strict=True))
+    by_kind = {
+        wanted: {name: estimate for (kind, name), estimate in found.items() if kind == wanted}
+        for wanted in ("nll", "entropy", "difference")
+    }
+    return Measures(len(prompts), len(set(prompts)), by_kind["nll"], by_kind["entropy"], by_kind["difference"])
 
 
-def _means(scores: Table) -> dict[tuple[str, int], dict[tuple[str, str], float]]:
-    """Return means over each row's tokens, by row, and by kind and context."""
-    rows: dict[tuple[str, int], dict[tuple[str, str], float]] = defaultdict(dict)
+def _columns(scores: Table) -> tuple[list[str], dict[tuple[str, str], Values]]:
+    """Return the rows' prompts, and means over each row's tokens by kind and context, in the same order of rows."""
+    parts = []
     for part in scores.batches():
-        for row in part.to_pylist():
-            for kind in ("nll", "entropy"):
-                rows[row["prompt_id"], row["sample"]][kind, row["context"]] = float(np.mean(row[kind]))
-    return rows
+        means = {kind: pa.array(_means(part[kind])) for kind in _KINDS}
+        parts.append(pa.table({name: part[name] for name in ("prompt_id", "sample", "context")} | means))
+    if not sum(map(len, parts)):
+        raise CgdError(
+            "analysis: no example has all contexts (another prompt's critique with its verdict, a refinement that "
+            "states its result, no more than training.max_length tokens). Fix: generate more rows"
+        )
+    rows = pa.concat_tables(parts).sort_by([("prompt_id", "ascending"), ("sample", "ascending")])
+    by_context = {context: rows.filter(pc.equal(rows["context"], context)) for context in CONTEXTS}
+    first = next(iter(by_context.values()))
+    columns = {(kind, context): table[kind].to_numpy() for kind in _KINDS for context, table in by_context.items()}
+    return first["prompt_id"].to_pylist(), columns
 
 
-class _Bootstrap:
-    """Resamples prompts; the same resamples serve every figure."""
+def _means(lists: pa.ChunkedArray) -> Values:
+    """Return the mean of each list; none is empty."""
+    joined = lists.combine_chunks()
+    starts = joined.offsets.to_numpy()
+    flat = joined.values.to_numpy().astype(np.float64)
+    return np.add.reduceat(flat, starts[:-1]) / np.diff(starts) if len(joined) else np.empty(0)
 
-    def __init__(self, prompts: list[str], confidence: float, resamples: int, seed: int) -> None:
-        _, self._cluster = np.unique(np.array(prompts), return_inverse=True)
-        self._clusters = int(self._cluster.max()) + 1
-        self._tail = (1 - confidence) / 2
-        self._resamples, self._seed = resamples, derived_seed("bootstrap of prompts", seed)
 
-    def estimate(self, values: Values) -> Estimate:
-        sums = np.bincount(self._cluster, values, self._clusters)
-        counts = np.bincount(self._cluster, minlength=self._clusters)
-        generator = np.random.default_rng(self._seed)
-        means = np.empty(self._resamples)
-        for place in range(self._resamples):  # one at a time: millions of prompts are drawn
-            drawn = generator.integers(0, self._clusters, self._clusters)
-            means[place] = sums[drawn].sum() / counts[drawn].sum()
-        low, high = np.quantile(means, [self._tail, 1 - self._tail])
-        return Estimate(float(values.mean()), Interval(float(low), float(high)))
+def _bootstrap(
+    prompts: list[str], columns: list[Values], confidence: float, resamples: int, seed: int
+) -> list[Estimate]:
+    """Estimate the mean of each column; every resample of the prompts serves all columns."""
+    _, cluster = np.unique(np.array(prompts), return_inverse=True)
+    count = int(cluster.max()) + 1
+    sums = np.array([np.bincount(cluster, values, count) for values in columns])
+    rows = np.bincount(cluster, minlength=count)
+    generator = np.random.default_rng(derived_seed("bootstrap of prompts", seed))
+    means = np.empty((resamples, len(columns)))
+    for place in range(resamples):  # one at a time: millions of prompts are drawn
+        times = np.bincount(generator.integers(0, count, count), minlength=count)
+        means[place] = sums @ times / (rows @ times)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
+    return [
+        Estimate(float(values.mean()), Interval(float(low[place]), float(high[place])))
+        for place, values in enumerate(columns)
+    ]

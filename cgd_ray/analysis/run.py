@@ -1,20 +1,23 @@
 """Score the examples of a run under all contexts, with the base and the trained student; finished parts are reused."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 
 import ray
+import ray.exceptions
 import structlog
 from ray.util import ActorPool
 
 from cgd_ray.analysis.contexts import CONTEXTS
 from cgd_ray.config.recipe import Recipe
+from cgd_ray.errors import RERUN, CgdError
+from cgd_ray.evaluation.run import Student
 from cgd_ray.inference.options import ModelRef
 from cgd_ray.methods import Contexts, Example
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat_encoder import ChatEncoder, Encoded
 from cgd_ray.prompts.conversation import Conversation
+from cgd_ray.redaction import one_line
 from cgd_ray.runtime.interrupts import interruptibly
 from cgd_ray.stages.resolved import ResolvedRun
 from cgd_ray.storage.fingerprint import fingerprint
@@ -23,9 +26,10 @@ from cgd_ray.storage.schemas import SCORES
 from cgd_ray.storage.tables import Table
 from cgd_ray.training.dataset.encode import tokenizer_digest
 from cgd_ray.training.dataset.shuffled_critiques import with_others
-from cgd_ray.training.launch.resources import WorkerResources, worker_resources
+from cgd_ray.training.launch.resources import WorkerResources, check_room, worker_resources
 
 log = structlog.get_logger(__name__)
+_FORMAT = 1  # increases when the scores of an unchanged input change, such as with a context's wording
 _TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
@@ -46,12 +50,15 @@ class Scoring:
 
     def describe(self, model: str) -> dict[str, object]:
         """Return the content of the table's fingerprint."""
+        prompts = self.contexts.prompts
         return {
             "stage": "scores",
+            "format": _FORMAT,
             "examples": self.examples.fingerprint,
             "model": model,
             "contexts": sorted(CONTEXTS),
-            "templates": asdict(self.contexts),
+            "context": prompts.context_source,
+            "again": prompts.again_source if self.contexts.multi_turn else None,
             "tokenizer": tokenizer_digest(self.encoder.tokenizer),
             "template_arguments": self.encoder.template_arguments,
             "seed": self.seed,
@@ -62,8 +69,8 @@ class Scoring:
     def encoded(self, part: str) -> Iterator[tuple[dict[str, object], Encoded]]:
         """Yield key and ids of each row of a part under each context.
 
-        A row that has one of the contexts not, or longer than `max_length`, is left out under all: contexts are
-        compared on the same rows.
+        A row that lacks one of the contexts, or is longer than `max_length` in one, is left out under all: contexts
+        are compared on the same rows.
         """
         examples = [Example.from_row(row) for row in self.examples.read([part]).to_pylist()]
         for example in with_others(examples, self.seed):
@@ -90,43 +97,62 @@ def scoring_of(run: ResolvedRun, examples: Table) -> Scoring:
     return Scoring(examples, contexts, run.encoder, recipe.training_seed, training.max_length, dtype)
 
 
-def run_scoring(run: ResolvedRun, scoring: Scoring, name: str, model: ModelRef, identity: str) -> Table:
-    """Return the table of one student's scores; missing parts are made by one worker per `training.workers`.
+def run_scoring(run: ResolvedRun, scoring: Scoring, name: str, student: Student) -> Table:
+    """Return the table of one student's scores; missing parts are made by up to `training.workers` workers.
 
     Raises:
+        ConfigError: the workers do not fit on the cluster.
         CgdError: a worker cannot load the model, or is lost too often.
     """
-    table = scoring.table(identity)
-    parts = list(enumerate(scoring.examples.parts()))
+    table = scoring.table(student.identity)
     with hold_lease(run.store, table.folder, wait=True):
         done = {part.split("-")[1] for part in table.parts()}
+        parts = enumerate(scoring.examples.parts())
         lacking = [(number, part) for number, part in parts if f"{number:06d}" not in done]
         if not lacking:
             log.info(f"scores of the {name} student: nothing to do")
             return table
-        table.describe(scoring.describe(identity))
-        resources = worker_resources(run.recipe.training)
-        workers = min(run.recipe.training.workers, len(lacking))
-        log.info(f"scoring with the {name} student", parts=len(lacking), workers=workers, device=resources.device)
-        make = partial(_make_worker, run.recipe, scoring, table, model, resources)
-        actors = [make() for _ in range(workers)]
+        table.describe(scoring.describe(student.identity))
+        training = run.recipe.training
+        training = training.model_copy(update={"workers": min(training.workers, len(lacking)), "min_workers": None})
+        resources = worker_resources(training)
+        check_room(training, resources, is_next=True)
+        log.info(f"scoring with the {name} student", parts=len(lacking), workers=training.workers)
+        actors = [_worker(run.recipe, scoring, table, student.model, resources) for _ in range(training.workers)]
         try:
-            pool = ActorPool(actors)
-            results = pool.map_unordered(lambda actor, item: actor.score_part.remote(*item), lacking)
-            for made in iter(lambda: interruptibly(lambda: next(results, None)), None):
-                log.info("scored", student=name, rows=made)
+            for rows in _score_all(actors, lacking):
+                log.info("scored", student=name, rows=rows)
         finally:
             for actor in actors:
                 ray.kill(actor)
     return table
 
 
-def _make_worker(
+def _score_all(actors: list[ray.actor.ActorHandle], parts: list[tuple[int, str]]) -> Iterator[int]:
+    """Yield the number of rows of each part, as it is done."""
+    pool = ActorPool(actors)
+    for part in parts:
+        pool.submit(lambda actor, item: actor.score_part.remote(*item), part)
+    while pool.has_next():
+        try:
+            yield interruptibly(pool.get_next_unordered)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error  # the one-line error, without the worker's traceback
+        except ray.exceptions.RayError as error:
+            cause = getattr(error, "cause", None) or error
+            raise CgdError(f"analysis: a worker failed: {one_line(cause, 500)}. Fix: {RERUN}") from error
+
+
+def _worker(
     recipe: Recipe, scoring: Scoring, table: Table, model: ModelRef, resources: WorkerResources
 ) -> ray.actor.ActorHandle:
-    accelerator = recipe.training.resources.accelerator_type
-    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_restarts": 3, "max_task_retries": 3}
-    actor = ray.remote(**options, **({"accelerator_type": accelerator} if accelerator else {}))(ScoringWorker)
+    actor = ray.remote(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        accelerator_type=recipe.training.resources.accelerator_type,
+        max_restarts=3,
+        max_task_retries=3,
+    )(ScoringWorker)
     return actor.remote(recipe, scoring, table, model, resources)
 
 
@@ -159,6 +185,5 @@ class ScoringWorker:
             {**key, "nll": one.nll.tolist(), "entropy": one.entropy.tolist()}
             for key, one in zip(keys, scores, strict=True)
         ]
-        if scored:
-            self._table.write_part(f"part-{number:06d}", scored)
+        self._table.write_part(f"part-{number:06d}", scored)  # also without rows: the part is done
         return len(scored) // len(CONTEXTS)

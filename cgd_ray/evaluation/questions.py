@@ -44,10 +44,11 @@ def question_sets(run: ResolvedRun) -> list[QuestionSet]:
         ConfigError: a source cannot be used.
         CgdError: a set has no question that can be graded.
     """
-    section = run.recipe.evaluation
-    return [
-        QuestionSet(one.name, one.role, _rows(run, one), section.decoding(one), one.samples) for one in section.sets
-    ]
+    return [_question_set(run, one) for one in run.recipe.evaluation.sets]
+
+
+def _question_set(run: ResolvedRun, one: EvaluationSet) -> QuestionSet:
+    return QuestionSet(one.name, one.role, _rows(run, one), run.recipe.evaluation.decoding(one), one.samples)
 
 
 def _rows(run: ResolvedRun, one: EvaluationSet) -> pa.Table:
@@ -175,5 +176,5 @@ def _first(rows: pa.Table, limit: int | None) -> pa.Table:
 
 def first_question(run: ResolvedRun) -> QuestionSet:
     """Return the first set with its first question alone."""
-    first = question_sets(run)[0]
+    first = _question_set(run, run.recipe.evaluation.sets[0])
     return replace(first, rows=first.rows.slice(0, 1), samples=1)

@@ -4,7 +4,8 @@ import re
 from dataclasses import replace
 
 from cgd_ray.execution.metrics import StageMetrics
-from cgd_ray.inference.base import Completion, CompletionError, PoisonError, PromptTooLongError, one_line
+from cgd_ray.inference.base import Completion, CompletionError, PoisonError, PromptTooLongError
+from cgd_ray.redaction import one_line
 from cgd_ray.stages.stage import Row, Stage
 from cgd_ray.storage.fingerprint import text_digest
 

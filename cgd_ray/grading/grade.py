@@ -95,7 +95,10 @@ def _same_formula(gold: str, prediction: str) -> bool:
     if differs_in_marks(latex(gold), latex(prediction)) and ("=" in plain(gold)) == ("=" in plain(prediction)):
         return False
     if ("=" in plain(gold)) != ("=" in plain(prediction)):  # two equations may be equal as a whole
-        return None not in sides and equivalent(sides[0] or "", sides[1] or "")
+        left, right = sides
+        if left is None or right is None or ("=" in plain(left)) != ("=" in plain(right)):  # an equals sign of its own
+            return False
+        return equivalent(left, right)
     formulas = for_algebra(gold), for_algebra(prediction)
     # Algebra may read the ab of 2ab as a unit.
     is_other = any(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from cgd_ray.prompts.conversation import Turn
-from cgd_ray.redaction import redact
+from cgd_ray.redaction import one_line, redact
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,6 @@ def _plain_reason(reason: str) -> str:
     """Return a reason in lower case, in words joined by "_", without the marks and prefixes of some endpoints."""
     words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", reason).lower()
     return re.sub(r"[\W_]+", "_", words).strip("_").removeprefix("finish_reason_")
-
-
-def one_line(text: object, most: int) -> str:
-    """Mask the secrets in a text, join its lines, and only then cut it: a part of a key would not be recognized."""
-    return " ".join(redact(str(text)).split())[:most]
 
 
 class CompletionError(Exception):

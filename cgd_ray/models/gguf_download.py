@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from cgd_ray.errors import CgdError
+from cgd_ray.redaction import one_line
 
 _PROBE_SECONDS = 3.0
 
@@ -69,7 +70,7 @@ def from_hub(file: HubFile, target: Path) -> None:
         try:
             path = hf_hub_download(file.repository, file.name, local_dir=scratch, endpoint=_endpoint())
         except (HTTPError, OSError) as error:
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CgdError(f"{file.repository}/{file.name}: the hub did not deliver it: {reason}") from error
         Path(path).rename(target)
 

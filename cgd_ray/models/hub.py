@@ -7,6 +7,7 @@ from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_fro
 from huggingface_hub.utils import tqdm
 
 from cgd_ray.errors import CgdError, ConfigError
+from cgd_ray.redaction import one_line
 from cgd_ray.storage import transfers
 
 _WRITTEN = "huggingface_hub.snapshot_download"  # the bar of bytes on disk; another one counts network bytes
@@ -70,5 +71,5 @@ class _Counted(tqdm):
 
 
 def _no_such_model(model: str, key: str, error: Exception) -> ConfigError:
-    why = " ".join(str(error).split())[:300]
+    why = one_line(error, 300)
     return ConfigError(f"{key}: {model} is no directory, and the hub does not give it: {why}")

@@ -9,6 +9,7 @@ import structlog
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.errors import ConfigError
+from cgd_ray.redaction import one_line
 from cgd_ray.runtime.device import Device, installed_device, pretends_gpus
 from cgd_ray.storage.filesystem import Store, store_errors
 
@@ -97,5 +98,5 @@ def _look(store: Store, name: str, *, has_gpu: bool) -> _View:
         if store.read(name) != b"probe":
             trouble = "it holds something else"
     except errors as error:
-        trouble = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        trouble = f"{type(error).__name__}: {one_line(error, 200)}"
     return _View(trouble, is_broken=False, device=installed_device() if has_gpu else None)

@@ -10,6 +10,7 @@ import jinja2
 
 from cgd_ray.errors import ConfigError
 from cgd_ray.prompts.conversation import Turn
+from cgd_ray.redaction import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,7 +66,7 @@ def require_turns(
             for _ in range(_RENDERINGS)
         ]
     except TEMPLATE_ERRORS as error:
-        detail = " ".join(str(error).split())[:300]
+        detail = one_line(error, 300)
         raise ConfigError(
             f"{key}: the model's chat template fails on {len(turns)} turns: {type(error).__name__}: {detail}. {mend}"
         ) from error
@@ -154,7 +155,7 @@ def load_tokenizer(folder: Path, template: str | None, key: str) -> "PreTrainedT
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}: the model has no tokenizer: {' '.join(str(error).split())[:300]}") from error
+        raise ConfigError(f"{key}: the model has no tokenizer: {one_line(error, 300)}") from error
     set_template(tokenizer, template, key)
     return tokenizer
 

@@ -13,6 +13,7 @@ from ray.remote_function import RemoteFunction
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cgd_ray.errors import RERUN, CgdError
+from cgd_ray.redaction import one_line
 from cgd_ray.runtime.interrupts import interruptibly
 
 Item = TypeVar("Item")
@@ -52,7 +53,7 @@ def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> I
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error  # the one-line error, without the worker's traceback
         except ray.exceptions.RayError as error:
-            text = " ".join(str(error).split())[:500]
+            text = one_line(error, 500)
             raise CgdError(f"a task on the cluster was lost: {text}. Fix: {RERUN}") from error
         free.append(place)
 

@@ -12,14 +12,14 @@ from openai.types.chat import ChatCompletion, ChatCompletionMessageParam, ChatCo
 
 from cgd_ray.compat.openai import INVALID_URL
 from cgd_ray.errors import CgdError, ConfigError
-from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request, one_line
+from cgd_ray.inference.base import CeilingError, Completion, CompletionError, Request
 from cgd_ray.inference.openai.budget import Reservation, SpendBudget
 from cgd_ray.inference.openai.concurrency import AimdConcurrencyLimiter
 from cgd_ray.inference.openai.errors import RetryableError, backoff, retryable_error, retryable_reply
 from cgd_ray.inference.openai.options import OpenAIOptions
 from cgd_ray.inference.openai.replies import completion_of, error_in, is_completion, without_odd_usage
 from cgd_ray.prompts.conversation import Turn
-from cgd_ray.redaction import read_secret
+from cgd_ray.redaction import one_line, read_secret
 
 _LONGEST_QUOTE = 200  # characters shown of an answer that is no completion
 _MEND_URL = "Fix: correct the URL (does it end in /v1?), or ask the endpoint's operator"

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import openai
 
-from cgd_ray.inference.base import CeilingError, CompletionError, PromptTooLongError, one_line
+from cgd_ray.inference.base import CeilingError, CompletionError, PromptTooLongError
 from cgd_ray.inference.openai.overlong import says_too_long
 from cgd_ray.inference.openai.reply_errors import ReplyError
+from cgd_ray.redaction import one_line
 
 _FIRST_BACKOFF, _LONGEST_BACKOFF = 0.5, 60.0
 _PASSING = (408, 409, 499)  # statuses below 500 after which a retry may succeed

@@ -6,9 +6,10 @@ from typing import TypeGuard
 from openai.types.chat import ChatCompletion, ChatCompletionMessage
 from openai.types.chat.chat_completion import Choice
 
-from cgd_ray.inference.base import Completion, CompletionError, is_cut_off, one_line
+from cgd_ray.inference.base import Completion, CompletionError, is_cut_off
 from cgd_ray.inference.openai.reply_errors import ReplyError, error_among, reply_error
 from cgd_ray.prompts.thinking import without_thinking
+from cgd_ray.redaction import one_line
 
 _TEXT_PARTS = {"text", "output_text", None}
 _THOUGHT_PARTS = {"thinking", "reasoning", "redacted_thinking", "reasoning_content"}

@@ -22,12 +22,12 @@ from cgd_ray.inference.base import (
     Request,
     answered_within,
     is_cut_off,
-    one_line,
 )
 from cgd_ray.inference.vllm.arguments import cpu_environment, vllm_arguments
 from cgd_ray.inference.vllm.options import VllmOptions
 from cgd_ray.models.resolve import local_model
 from cgd_ray.prompts.chat import TEMPLATE_ERRORS, encode_chat, set_template
+from cgd_ray.redaction import one_line
 from cgd_ray.runtime import processes
 from cgd_ray.runtime.cores import CoreLease, lease_cores, loading_alone
 from cgd_ray.runtime.device import installed_device, pretends_gpus

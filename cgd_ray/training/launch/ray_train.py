@@ -41,14 +41,7 @@ def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -
         CgdError: the student is missing and none may be trained, an earlier one cannot be replaced, no rows are left,
             training diverged, a GPU is full, or workers died too often (`training.max_failures`).
     """
-    recipe = run.recipe
-    encoding = Encoding(recipe.training, recipe.training_seed, run.templates, run.encoder)
-    encoded = encode_examples(examples, encoding)
-    if not encoded.counts.rows:
-        raise CgdError(
-            f"training: no rows to train on (skipped: {encoded.counts.dropped or 'the examples table is empty'})"
-        )
-    plan = TrainingRun(run, encoded)
+    recipe, plan = run.recipe, encoded_training(run, examples)
     finished = plan.finished()
     if finished is not None:
         log.info("student is there already, nothing to train", student=plan.student)
@@ -65,6 +58,22 @@ def run_training(run: ResolvedRun, examples: Table, *, may_train: bool = True) -
     result = _finish(plan, _fit(plan))
     wait_for_release(before)  # evaluation's engines need the resources
     return result
+
+
+def encoded_training(run: ResolvedRun, examples: Table) -> TrainingRun:
+    """Return the training of a run on its curated rows, which are encoded if they were not yet.
+
+    Raises:
+        CgdError: no rows are left.
+    """
+    recipe = run.recipe
+    encoding = Encoding(recipe.training, recipe.training_seed, run.templates, run.encoder)
+    encoded = encode_examples(examples, encoding)
+    if not encoded.counts.rows:
+        raise CgdError(
+            f"training: no rows to train on (skipped: {encoded.counts.dropped or 'the examples table is empty'})"
+        )
+    return TrainingRun(run, encoded)
 
 
 def _require_replaceable(plan: TrainingRun) -> None:

@@ -22,6 +22,7 @@ from transformers.utils import is_flash_attn_2_available
 
 from cgd_ray.compat.transformers import attention_of
 from cgd_ray.config.training import TrainingSection
+from cgd_ray.redaction import one_line
 from cgd_ray.training.dataset.packing import join
 from cgd_ray.training.job import RefusedError
 from cgd_ray.training.loop.loss import UNSUPPORTED_ERRORS, packed_logits
@@ -212,7 +213,7 @@ def require_rows_fit(config: PreTrainedConfig, longest: int) -> None:
 
 
 def _refused(attention: str, error: Exception) -> RefusedError:
-    text = " ".join(str(error).split())[:300]
+    text = one_line(error, 300)
     return RefusedError(
         f"training.attention: {attention} does not work with this student ({text}). Fix: take another one, as eager"
     )

@@ -8,6 +8,7 @@ import pytest
 
 from cgd_ray.analysis.contexts import CONTEXTS, neutral_text
 from cgd_ray.analysis.measures import DIFFERENCES, measure
+from cgd_ray.errors import CgdError
 from cgd_ray.methods import Contexts, Example
 from cgd_ray.prompts.templates import load_prompts
 from cgd_ray.storage.filesystem import Store
@@ -57,7 +58,7 @@ def test_samples_of_one_prompt_are_no_further_evidence(tmp_path: Path) -> None:
 
 
 def test_no_rows_are_no_figure(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no rows are scored"):
+    with pytest.raises(CgdError, match="no example has all contexts"):
         measure(Table(Store(str(tmp_path)), "scores", "0" * 16, SCORES), 0.95, 10, seed=0)
 
 

@@ -1,10 +1,7 @@
 r"""Answers whose kind decides: matrices, several solutions, units, codes, factors, percentages (docs/grading.md)."""
 
-import time
-
 import pytest
 
-from cgd_ray.grading.answers import gold_of
 from cgd_ray.grading.grade import grade
 
 COLUMN = r"\begin{pmatrix} 2 \\ 3 \end{pmatrix}"
@@ -207,12 +204,6 @@ OTHER = [
     ("4", "So x = ±4."),
 ]  # fmt: skip
 
-UNITS = [
-    "½", "1½", "<answer>", "<answer>a</answer>", "0.\\overline{3}", "5 km/h ", "five minutes ", "x = 2, ", "x = 2 or ",
-    "option A is ", "yes, ", "5 and ", "are 5, ", "$3k", "five (5)", "(5) five ", "square ", "per ", "March 3 ",
-    "\\\\[4pt]", "\\\\ ", "A. ", "1-2-", "1.2.", "C4H", "5_", "\\{", "minus ", "°C", "Room 5 ", "\\boxed{5} ",
-]  # fmt: skip
-
 
 @pytest.mark.parametrize(("reference", "completion"), SAME)
 def test_the_same_answer_is_right(reference: str, completion: str) -> None:
@@ -224,15 +215,12 @@ def test_another_answer_is_wrong(reference: str, completion: str) -> None:
     assert not grade(completion, reference).correct
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_no_text_takes_long(unit: str) -> None:
-    text = (unit * 64_000)[:64_000]
-    started = time.process_time()
-    for completion in (text, f"The answer is {text}", f"The answers are {text}", f"\\boxed{{{text[:1990]}}}"):
-        grade(completion, "Alice")
-    grade(text, text)
-    gold_of(text)
-    assert time.process_time() - started < 5
+@pytest.mark.parametrize("sign", ["=", "≈", "\uff1d", "\u2248 x \uff1d", "\\approx", "⩵", "⩶", "﹦", "≡", "≔", "⩴"])
+@pytest.mark.parametrize("text", ["{}", "a {} b", "{} b", "a {}", "x{}y{}z"])
+def test_an_equals_sign_of_any_kind_ends(text: str, sign: str) -> None:
+    for completion in (text.replace("{}", sign), f"\\boxed{{{text.replace('{}', sign)}}}"):
+        assert not grade(completion, "#### 18").correct
+        assert not grade("18", completion).correct
 
 
 def test_a_choice_within_choices_ends() -> None:

@@ -159,6 +159,9 @@ UNITS = [
     "\\boxed ", "1 ", "1,000,", "9^", "--", "= ", "x=1 or ", "\\frac{", "\\text{", "**", "five ", "one hundred and ",
     "- ", "1. ", "! ", "is: ", "5 apples ", "1e5", "10^{", "²", "π", "12:30 ", "<think>", "```\n", "(apples) ",
     "Note: ",
+    "½", "1½", "<answer>", "<answer>a</answer>", "0.\\overline{3}", "5 km/h ", "five minutes ", "x = 2, ", "x = 2 or ",
+    "option A is ", "yes, ", "5 and ", "are 5, ", "$3k", "five (5)", "(5) five ", "square ", "per ", "March 3 ",
+    "\\\\[4pt]", "\\\\ ", "A. ", "1-2-", "1.2.", "C4H", "5_", "\\{", "minus ", "°C", "Room 5 ", "\\boxed{5} ",
 ]  # fmt: skip
 
 
@@ -177,8 +180,10 @@ def test_no_text_takes_long(unit: str) -> None:
     """Of 64,000 characters; the limit is far above what any takes (0.1 s) and far below what two took (20 s)."""
     text = (unit * LONG)[:LONG]
     started = time.process_time()
-    for completion in (text, f"The answer is {text}", f"{text}\nThe answer is 5", f"#### {text}", f"\\boxed{{{text}}}"):
+    stated = (f"The answer is {text}", f"The answers are {text}", f"{text}\nThe answer is 5", f"#### {text}")
+    for completion in (text, *stated, f"\\boxed{{{text}}}", f"\\boxed{{{text[:1990]}}}"):
         grade(completion, "Alice")
+    grade(text, text)
     gold_of(text)
     assert time.process_time() - started < 5
 
