@@ -96,7 +96,8 @@ def _same_formula(gold: str, prediction: str) -> bool:
         return False
     if ("=" in plain(gold)) != ("=" in plain(prediction)):  # two equations may be equal as a whole
         left, right = sides
-        if left is None or right is None or ("=" in plain(left)) != ("=" in plain(right)):  # a relation such as <= keeps its sign
+        # A relation such as <= keeps its sign, and would come here again.
+        if left is None or right is None or ("=" in plain(left)) != ("=" in plain(right)):
             return False
         return equivalent(left, right)
     formulas = for_algebra(gold), for_algebra(prediction)
